@@ -1,0 +1,51 @@
+"""The shapes of the adapters that the daemon, replay and demo wire to the core.
+
+The core itself calls none of them: it returns data. They stand here so that the real kernel and the in-memory one, and
+every test, agree on one contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from limiterd.core.model import Action, ActionResult, KernelAbilities, RootQdisc, Snapshot, TcActual
+
+
+class SamplerPort(Protocol):
+    """Reads all transmit counters of this network namespace."""
+
+    @property
+    def name(self) -> str:
+        """The source as shown in status: "netlink" or "psutil"."""
+
+    def sample(self) -> Snapshot | None:
+        """One snapshot; None where it was dropped because the two clock readings were too far apart.
+
+        Raises EnvironmentFault(operation="sample"); the next call starts clean.
+        """
+
+    def close(self) -> None:
+        """Release the descriptors."""
+
+
+class TcPort(Protocol):
+    """Reads and changes the queueing disciplines of links, by ifindex."""
+
+    def roots(self) -> Mapping[int, RootQdisc]:
+        """Every visible root qdisc of the namespace, in one dump. Raises EnvironmentFault(operation="dump")."""
+
+    def read(self, ifindexes: Iterable[int]) -> Mapping[int, TcActual]:
+        """The full tc state of these links; a link that vanished is left out. Raises EnvironmentFault(operation="dump")."""
+
+    def apply(self, actions: Sequence[Action]) -> list[ActionResult]:
+        """Carry out actions in order; per link it stops at the first error (the rest: errno -1).
+
+        Never raises for what the kernel answers; raises EnvironmentFault only where there was no answer at all.
+        """
+
+    def abilities(self) -> KernelAbilities:
+        """What this kernel can do, found without touching any existing link."""
+
+    def close(self) -> None:
+        """Release the descriptors."""
