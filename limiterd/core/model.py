@@ -318,6 +318,8 @@ class Reason(StrEnum):
     SUSTAINED = "sustained"
     GUARD = "guard"
     OPERATOR = "operator"
+    ADOPTED = "adopted"
+    """Found standing in the kernel, with nothing in the journal that says why."""
 
 
 class EpochReason(StrEnum):
@@ -591,7 +593,8 @@ class Decision:
     """That a link is limited: journalled, and put back after a restart, a reboot or a short absence of the link.
 
     rate_bps is the rate decided (None: the policy's own, which a reload may change). A manual decision stands until a
-    manual release or an override.
+    manual release or an override. override names the threshold override under which it was made ("" for none): another
+    one lifts it, the same one does not.
     """
 
     interface: str
@@ -605,6 +608,7 @@ class Decision:
     forced: bool = False
     note: str = ""
     by: str = ""
+    override: str = ""
 
 
 @dataclass(frozen=True, slots=True)
