@@ -1,0 +1,115 @@
+# limiterd: everything is one `make` word away. `make help` lists them.
+#
+# The first target that needs Python makes .venv from constraints.txt; on Debian and Ubuntu a missing python3-venv or
+# iproute2 is installed when make runs as root, else the one command that does it is named. Recipes use relative paths
+# only (a checkout's path may hold spaces) and a umask of 022 for .venv (root may make it for everybody).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+CONFIG ?= config/limiterd.yaml
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+RUN ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+# $(call need,COMMAND THAT TELLS IT IS THERE,DEBIAN PACKAGE,WHAT FOR)
+define need
+if ! { $(1); } >/dev/null 2>&1; then
+  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing $(2) ($(3))"
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(2) >/dev/null || {
+      apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(2) >/dev/null; }
+  else
+    echo "$(3) needs $(2); install it with: sudo apt-get install $(2)" >&2; exit 1
+  fi
+fi
+endef
+
+help: ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r word does; do
+	  printf '  make %-13s %s\n' "$$word" "$$does"
+	done
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@umask 022
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+	  { echo "limiterd needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(call need,$(PYTHON) -c 'import ensurepip',python3-venv,the virtual environment)
+	echo "setting up $(VENV)"
+	[ -x $(PY) ] && $(PY) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,build]'
+	chmod -R a+rX $(VENV)
+	touch $@
+
+venv: $(VENV)/.ready ## the virtual environment alone
+
+run: $(VENV)/.ready ## the daemon in the foreground with config/limiterd.yaml (root; CONFIG=FILE for another)
+	@[ "$$(id -u)" = 0 ] || { echo 'shaping needs root here: sudo make run' >&2; exit 77; }
+	install -d -m 755 /run/limiterd
+	install -d -m 750 /var/lib/limiterd
+	exec $(PY) -m limiterd.daemon --config '$(CONFIG)'
+
+demo: $(VENV)/.ready ## the policy at work on real traffic in private namespaces, about 30 s (DEMO_ARGS=--fast)
+	@exec $(PY) -m limiterd.cli demo $(DEMO_ARGS)
+
+test: $(VENV)/.ready ## the test suite; as root with namespaces and real traffic (PYTEST_ARGS=…)
+	@$(call need,PATH="$$PATH:/usr/sbin:/sbin" tc -V,iproute2,comparing with tc)
+	$(call need,command -v ping,iputils-ping,the tests that measure latency)
+	PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest $(PYTEST_ARGS)
+
+coverage: $(VENV)/.ready ## the core's tests alone, every branch of limiterd/core taken
+	@$(PY) -m coverage run -m pytest -q -m 'not root and not slow' $(PYTEST_ARGS)
+	$(PY) -m coverage report
+
+lint: $(VENV)/.ready ## ruff: rules and format
+	@$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(VENV)/.ready ## ruff puts right what it can
+	@$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types: $(VENV)/.ready ## mypy, strict
+	@$(PY) -m mypy
+
+bench: $(VENV)/.ready ## the benchmarks (BENCH=NAME for one), see bench/RESULTS.md
+	@for script in bench/bench_$(or $(BENCH),*).py; do echo "== $$script"; $(PY) "$$script"; done
+
+wheel: $(VENV)/.ready ## wheel and sdist in dist/
+	@$(PY) -m build --outdir dist
+
+deb: ## the Debian package in dist/, from the distribution's own libraries
+	@debian/build
+
+deb-test: ## installs dist/*.deb in a clean root made by debootstrap and uses it there (root)
+	@tests/deb/run
+
+vm-test: ## checks inside a machine with systemd: make vm-test RUN="ssh root@host"
+	@RUN='$(RUN)' tests/vm/run
+
+docs: $(VENV)/.ready ## rewrites the generated parts of docs/ (metrics, commands, configuration)
+	@$(PY) docs/generate.py
+
+constraints: ## renews constraints.txt with the newest versions
+	@umask 022
+	fresh=$$(mktemp -d)
+	trap 'rm -rf "$$fresh"' EXIT
+	$(PYTHON) -m venv "$$fresh"
+	"$$fresh/bin/python" -m pip install --quiet --upgrade setuptools wheel '.[test,lint,build]'
+	{ sed -n '/^#/p' constraints.txt
+	  "$$fresh/bin/python" -m pip freeze --all --exclude pip --exclude limiterd; } >constraints.new
+	mv constraints.new constraints.txt
+
+clean: ## removes what make made (not dist/)
+	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage ./*.egg-info debian/.build
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+.PHONY: help venv run demo test coverage lint format types bench wheel deb deb-test vm-test docs constraints clean

@@ -1,0 +1,258 @@
+"""The house rules that a reader can rely on without looking, held by reading every module's syntax tree.
+
+Layers: core ← adapters (kernel/ and the modules at the top) ← wiring. The core is pure; adapters know the core and
+nobody else; only the wiring knows everybody. Each dependency lives behind one fence.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "limiterd"
+ROOT = PACKAGE.parent
+
+WIRING = {"daemon", "replay", "demo", "cli", "ctl", "service"}
+"""The only modules that may know several adapters."""
+
+GROUND = {"limiterd", "limiterd.yamlsafe", "limiterd.kernel", "limiterd.kernel.netlink"}
+"""What adapters share besides the core: the safe YAML reader, the netlink socket, the package's own name and version."""
+
+NEIGHBOURS = {
+    # importer: what it may know besides core and ground
+    "limiterd.kernel.events": {"limiterd.kernel.links"},  # link messages are applied to the one link table
+}
+
+FENCES = {
+    "pyroute2": {"limiterd.kernel."},
+    "psutil": {"limiterd.kernel.links", "limiterd.kernel.sockets", "limiterd.evidence", "limiterd.metrics"},
+    "yaml": {"limiterd.yamlsafe", "limiterd.config", "limiterd.overrides"},
+    "prometheus_client": {"limiterd.metrics"},
+    "rich": {"limiterd.cli", "limiterd.demo", "limiterd.replay"},
+}
+"""Which modules may import a dependency; a trailing dot means a whole package."""
+
+# fmt: off
+PURE_STDLIB = frozenset({
+    "__future__", "abc", "array", "bisect", "collections", "contextlib", "dataclasses", "datetime", "decimal", "enum",
+    "errno", "fnmatch", "fractions", "functools", "hashlib", "heapq", "ipaddress", "itertools", "json", "math",
+    "operator", "re", "string", "struct", "textwrap", "types", "typing",
+})
+# fmt: on
+"""What the core may import besides itself: nothing that reads a clock, a file, the environment or chance."""
+
+CLOCK_READS = frozenset({"now", "today", "utcnow"})
+"""datetime is pure but for these."""
+
+MAX_LINES = 600
+LONGER = {"core/model.py": 900}
+"""The vocabulary: types and their words, no logic."""
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module's file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+NAMES = {name_of(path): path for path in MODULES}
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """Every module that a file imports anywhere in it, in full; `from package import module` counts as the module."""
+    found: set[str] = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            base = node.module or ""
+            found.update(full if (full := f"{base}.{alias.name}") in NAMES else base for alias in node.names)
+    return frozenset(found)
+
+
+def is_core(name: str) -> bool:
+    """Whether a module belongs to the pure core."""
+    return name == "limiterd.core" or name.startswith("limiterd.core.")
+
+
+def is_wiring(name: str) -> bool:
+    """Whether a module may know several adapters: a wiring module, or a part of one that grew into a package."""
+    parts = name.split(".")
+    return len(parts) > 1 and parts[1] in WIRING
+
+
+def own(imports: frozenset[str]) -> set[str]:
+    """Those imports that are modules of this package."""
+    return {name for name in imports if name.split(".")[0] == "limiterd"}
+
+
+def reachable(start: str) -> set[str]:
+    """Every module of this package that importing `start` pulls in."""
+    seen: set[str] = set()
+    todo = [start]
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in NAMES:
+            continue
+        seen.add(name)
+        todo.extend(own(imports_of(NAMES[name])))
+        todo.append(name.rpartition(".")[0])
+    return seen
+
+
+every_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
+
+
+@every_module
+def test_core_imports_core_and_pure_stdlib_only(path: Path) -> None:
+    """A core module imports core modules and the listed pure standard library, nothing else."""
+    if not is_core(name_of(path)):
+        return
+    alien = {name for name in imports_of(path) if not is_core(name) and name.split(".")[0] not in PURE_STDLIB}
+    assert not alien
+
+
+@every_module
+def test_core_reads_no_clock(path: Path) -> None:
+    """A core module never asks what time it is: every time is an argument."""
+    if not is_core(name_of(path)):
+        return
+    asked = [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in CLOCK_READS
+        and ast.unparse(node.func.value) in {"datetime", "date", "datetime.datetime", "datetime.date", "dt.datetime", "dt.date"}
+    ]
+    assert not asked
+
+
+@every_module
+def test_core_does_no_io(path: Path) -> None:
+    """A core module neither opens files nor prints nor asks."""
+    if not is_core(name_of(path)):
+        return
+    calls = {node.func.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not calls & {"open", "print", "input", "exec", "eval", "__import__"}
+
+
+@every_module
+def test_adapters_know_core_but_not_each_other(path: Path) -> None:
+    """An adapter imports core, the common ground, and its named neighbours; never another adapter nor the wiring."""
+    name = name_of(path)
+    if is_core(name) or is_wiring(name) or path.name == "__init__.py":
+        return
+    allowed = GROUND | NEIGHBOURS.get(name, set())
+    assert not {target for target in own(imports_of(path)) if not is_core(target) and target not in allowed}
+
+
+def test_the_named_exceptions_are_used() -> None:
+    """An exception in NEIGHBOURS that no import needs any more is gone from the table."""
+    stale = {
+        (importer, target)
+        for importer, targets in NEIGHBOURS.items()
+        for target in targets
+        if importer in NAMES and target not in imports_of(NAMES[importer])
+    }
+    assert not stale
+
+
+@every_module
+def test_each_dependency_has_one_fence(path: Path) -> None:
+    """A third-party library is imported only behind its fence, and only the declared ones are imported at all."""
+    name = name_of(path)
+    for imported in imports_of(path):
+        library = imported.split(".")[0]
+        if library == "limiterd" or library in sys.stdlib_module_names:
+            continue
+        assert library in FENCES, f"{library} is no declared dependency"
+        fence = FENCES[library]
+        inside = any(name == place or (place.endswith(".") and name.startswith(place)) for place in fence)
+        inside = inside or (library == "rich" and is_wiring(name) and name != "limiterd.daemon")
+        assert inside, f"{library} belongs in {sorted(fence)}"
+
+
+def test_the_daemon_starts_no_processes() -> None:
+    """Nothing that the daemon imports, however indirectly, imports a way to start a process."""
+    if "limiterd.daemon" not in NAMES:
+        pytest.skip("there is no daemon yet")
+    starters = {"subprocess", "multiprocessing", "pty", "concurrent.futures.process"}
+    guilty = {name: found for name in reachable("limiterd.daemon") if (found := imports_of(NAMES[name]) & starters)}
+    assert not guilty
+
+
+def test_the_daemon_does_not_carry_the_terminal() -> None:
+    """The daemon pulls in none of the command line: no rich, no demo, no replay."""
+    if "limiterd.daemon" not in NAMES:
+        pytest.skip("there is no daemon yet")
+    modules = reachable("limiterd.daemon")
+    assert not modules & {"limiterd.cli", "limiterd.demo", "limiterd.replay", "limiterd.service"}
+    assert not {name for name in modules if any(imported.split(".")[0] == "rich" for imported in imports_of(NAMES[name]))}
+
+
+def test_imports_form_no_circle() -> None:
+    """No module imports itself through others."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in done or name not in NAMES:
+            return
+        assert name not in path, " → ".join([*path[path.index(name) :], name])
+        path.append(name)
+        for target in sorted(own(imports_of(NAMES[name]))):
+            visit(target)
+        path.pop()
+        done.add(name)
+
+    for name in NAMES:
+        visit(name)
+
+
+@every_module
+def test_module_opens_with_its_rule(path: Path) -> None:
+    """Every module has a docstring."""
+    assert ast.get_docstring(tree_of(path))
+
+
+@every_module
+def test_module_is_small(path: Path) -> None:
+    """A module is short enough to read in one sitting."""
+    limit = LONGER.get(str(path.relative_to(PACKAGE)), MAX_LINES)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+
+
+@every_module
+def test_no_broad_except(path: Path) -> None:
+    """Only the daemon's outermost edge catches everything, and only once."""
+    broad = [
+        node.lineno
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ExceptHandler)
+        and (
+            node.type is None
+            or {part.id for part in ast.walk(node.type) if isinstance(part, ast.Name)} & {"Exception", "BaseException"}
+        )
+    ]
+    assert len(broad) <= (name_of(path) == "limiterd.daemon"), f"lines {broad}"
+
+
+@every_module
+def test_no_mutable_globals_by_assignment(path: Path) -> None:
+    """State lives in objects that somebody owns: no `global` statement anywhere."""
+    assert not [node.lineno for node in ast.walk(tree_of(path)) if isinstance(node, ast.Global)]
