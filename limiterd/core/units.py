@@ -10,6 +10,7 @@ rather than guessed (man tc, PARAMETERS, "RATES").
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
@@ -144,3 +145,19 @@ def format_duration(duration_ns: int) -> str:
 def format_share(share_ppm: int) -> str:
     """Show parts per million as percent: 800000 → "80%"."""
     return f"{share_ppm / 10_000:.4f}".rstrip("0").rstrip(".") + "%"
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_WALL_RANGE_NS: Final = (-62_135_596_800 * NS_PER_SECOND, 253_402_300_800 * NS_PER_SECOND - 1)
+"""The years 1 to 9999."""
+
+
+def format_wall(wall_ns: int) -> str:
+    """Show a wall-clock time as RFC 3339 in UTC with milliseconds: "2026-11-23T12:00:00.250Z".
+
+    Always 24 characters, so that texts compare like the times. A time outside the years 1 to 9999 shows as the nearest
+    one inside.
+    """
+    low, high = _WALL_RANGE_NS
+    moment = _EPOCH + timedelta(microseconds=max(low, min(wall_ns, high)) // 1000)
+    return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
