@@ -27,7 +27,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from limiterd.core.errors import EnvironmentFault, PermissionFault
 
@@ -57,6 +57,7 @@ NLA_F_NESTED: Final = 0x8000
 
 _NLA: Final = struct.Struct("=HH")
 _NLA_TYPE_MASK: Final = 0x3FFF
+_NLA_MAX_BYTES: Final = 0xFFFF
 _ERRNO: Final = struct.Struct("=i")
 _NLMSGERR_ATTR_MSG: Final = 1
 
@@ -128,7 +129,7 @@ class Frame(NamedTuple):
 def attr(kind: int, payload: bytes) -> bytes:
     """One attribute, padded to 4 bytes. Raises ValueError for a payload over 65531 bytes."""
     length = _NLA.size + len(payload)
-    if length > 0xFFFF:
+    if length > _NLA_MAX_BYTES:
         raise ValueError(f"netlink attribute {kind} of {len(payload)} bytes: an attribute holds at most 65531")
     return _NLA.pack(length, kind) + payload + bytes(-length & 3)
 
@@ -255,7 +256,7 @@ class NetlinkSocket:
         self._socket = self._open(0)
         self._namespace = _namespace_of(self._socket)
 
-    def __enter__(self) -> NetlinkSocket:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
