@@ -161,3 +161,58 @@ def format_wall(wall_ns: int) -> str:
     low, high = _WALL_RANGE_NS
     moment = _EPOCH + timedelta(microseconds=max(low, min(wall_ns, high)) // 1000)
     return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+_RFC3339 = re.compile(
+    r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[Tt ](?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.(?P<fraction>[0-9]{1,9}))?(?P<zone>[Zz]|[+-][0-9]{2}:[0-9]{2})?)?",
+    re.ASCII,
+)
+
+
+def parse_wall(text: str) -> int:
+    """Read a wall-clock time as nanoseconds since the Unix epoch: RFC 3339 with a zone, or a bare date (00:00 UTC).
+
+    Raises UnitError for anything else: a date-time without a zone would mean another moment on another machine.
+    """
+    match = _RFC3339.fullmatch(text.strip())
+    if match is None:
+        raise UnitError(f"{_quote(text)} is not a time; write it like 2026-12-31T00:00:00Z, or as a date: 2026-12-31")
+    if match["time"] and not match["zone"]:
+        raise UnitError(f"{_quote(text)} has no time zone; end it with Z for UTC, or with an offset like +01:00")
+    zone = (match["zone"] or "Z").upper().replace("Z", "+00:00")
+    try:
+        moment = datetime.fromisoformat(f"{match['date']}T{match['time'] or '00:00:00'}{zone}")
+        whole = (moment - _EPOCH) // timedelta(seconds=1)
+    except (ValueError, OverflowError) as error:
+        raise UnitError(f"{_quote(text)} is no moment of the calendar: {error}") from error
+    wall_ns = whole * NS_PER_SECOND + int((match["fraction"] or "").ljust(9, "0"))
+    if not 0 <= wall_ns <= _WALL_RANGE_NS[1]:
+        raise UnitError(f"{_quote(text)} lies outside the years 1970 to 9999")
+    return wall_ns
+
+
+def exact_wall(wall_ns: int) -> str:
+    """Write a wall-clock time of the years 1 to 9999 so that parse_wall reads the same: "2026-12-31T00:00:00Z"."""
+    whole, fraction = divmod(wall_ns, NS_PER_SECOND)
+    text = (_EPOCH + timedelta(seconds=whole)).replace(tzinfo=None).isoformat()
+    return text + (f".{fraction:09d}".rstrip("0") if fraction else "") + "Z"
+
+
+def _exact(value: int, units: tuple[tuple[int, str], ...]) -> str:
+    """Write a value in the largest unit that needs at most three decimals, exactly."""
+    for factor, name in units:
+        if value >= factor and value * 1000 % factor == 0:
+            whole, thousandths = divmod(value * 1000 // factor, 1000)
+            return f"{whole}" + (f".{thousandths:03d}".rstrip("0") if thousandths else "") + name
+    return f"{value}{units[-1][1]}"
+
+
+def exact_rate(rate_bps: int) -> str:
+    """Write a rate (or a size in bits) so that parse_rate (parse_bits) reads the same: 1500000000 → "1.5gbit"."""
+    return _exact(rate_bps, _RATE_STEPS)
+
+
+def exact_duration(duration_ns: int) -> str:
+    """Write a duration so that parse_duration reads the same: 300000000000 → "5m"."""
+    return _exact(duration_ns, _DURATION_STEPS)

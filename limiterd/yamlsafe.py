@@ -1,0 +1,424 @@
+"""Reads one YAML file that only trusted hands can have written, and composes it without YAML's surprises.
+
+Rule: what a reader of the text sees is what it means, or the file is refused with file:line:column. Every value is its
+own text: nothing is guessed from its look, so an interface named `no` or `1e3` is that name, and `1:30` is no number.
+Aliases, anchors, tags, merge keys, directives, duplicate keys, a second document, nesting deeper than 16 and invisible
+line breaks have no place in it.
+
+How: the file is opened without following a link and without waiting for a fifo's other end, then judged by its
+descriptor (regular, owned by root or this process's user, nobody else may write it, at most 256 KiB) and read once.
+libyaml's event stream (PyYAML's own parser where libyaml is missing) is folded into nodes that remember their place; an
+event stream never expands an alias and can be left at any event, so a bomb costs what its first bytes cost.
+
+Half-written files. A cut inside a value at the end of a file is refused: the last value must be followed by a newline or
+a comment, or close itself with a quotation mark or bracket. A cut between two entries cannot be told from a shorter file
+by anything in the file, except where the file itself announces its end: one whose first line is
+`# limiterd: ends with ...` must have `...` as its last line. docs/configuration.md says what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from limiterd.core.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    import yaml
+
+MAX_BYTES: Final = 256 * 1024
+MAX_DEPTH: Final = 16
+MAX_NODES: Final = 30_000
+MAX_PROBLEMS: Final = 100
+ENDS_MARKED: Final = "# limiterd: ends with ..."
+"""The first line of a file that announces its last line, `...`."""
+
+_UNSEEN = re.compile("\r(?!\n)|[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+"""What YAML forbids in a text (its control characters), and the line breaks that an editor does not show as such."""
+_FIRST_LINE = re.compile(r"#\s*limiterd:\s*ends with \.\.\.\s*")
+_BLANK = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\r?\n|---[ \t]*\r?\n|\.\.\.[ \t]*\r?\n)*(?:[ \t]*(?:#[^\n]*)?|\.\.\.)")
+_LAST_LINE = re.compile(r"(?:^|\n)\.\.\.[ \t]*(?:#[^\n]*)?\s*$")
+_QUOTE_HINT = '; quote a value that begins with a special character, like "*.*"'
+
+
+class Place(NamedTuple):
+    """Where a node begins, counted from 1 as editors do."""
+
+    line: int
+    column: int
+
+
+START: Final = Place(1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """One value as its text. plain: written without quotation marks."""
+
+    text: str
+    place: Place
+    plain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A YAML sequence."""
+
+    place: Place
+    items: list[Node] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A YAML mapping; its keys are unique scalars, in the order of the text."""
+
+    place: Place
+    pairs: dict[str, tuple[Scalar, Node]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Stands where something was refused; its problem is noted already."""
+
+    place: Place
+
+
+Node = Scalar | Items | Table | Refused
+
+
+class Problems:
+    """Collects everything that is wrong with one file. Full at 100: the ConfigError is then raised from add()."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._found: list[Problem] = []
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, place: Place, path: str, message: str) -> None:
+        """Note one problem at a place, under a key's path such as `policies[0].detect.window`."""
+        self._found.append(Problem(self.file, place.line, place.column, path, message))
+        if len(self._found) >= MAX_PROBLEMS:
+            last = "more may follow: only the first 100 problems are shown; correct these first"
+            self._found.append(Problem(self.file, place.line, place.column, "file", last))
+            self.raise_if_any()
+
+    def raise_if_any(self) -> None:
+        """Raise ConfigError with all that was found, or return."""
+        if self._found:
+            raise ConfigError(self._found)
+
+    def take(self) -> tuple[Problem, ...]:
+        """Everything noted so far."""
+        return tuple(self._found)
+
+
+def refuse(file: str, message: str, place: Place = START) -> ConfigError:
+    """Make the error for a file as a whole."""
+    return ConfigError([Problem(file, place.line, place.column, "file", message)])
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Make a path printable whatever bytes it holds."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+# ---- the file --------------------------------------------------------------------------------------
+
+
+def trusted(status: os.stat_result, owners: Collection[int] = ()) -> str | None:
+    """Tell why a file or directory cannot be trusted, or None where only trusted hands can have written it.
+
+    Trusted owners are root, the user that this process runs as, and `owners`.
+    """
+    allowed = {0, os.geteuid(), *owners}
+    if status.st_uid not in allowed:
+        wanted = " or ".join(str(uid) for uid in sorted(allowed))
+        return f"belongs to uid {status.st_uid}, who could change it at will; chown it to root (trusted uids: {wanted})"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o}); chmod go-w it"
+    return None
+
+
+def read_bytes(path: str, *, dir_fd: int | None = None, file: str | None = None, owners: Collection[int] = ()) -> bytes:
+    """Read one file whole, whatever it is, without ever blocking on it. Raises ConfigError alone.
+
+    file is the name to show (the path as given by default); dir_fd and owners as os.open and trusted() take them.
+    """
+    name = shown(path) if file is None else file
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        descriptor = os.open(path, flags, dir_fd=dir_fd)
+    except (OSError, ValueError) as error:
+        raise refuse(name, _cannot_open(path, error, dir_fd)) from error
+    try:
+        return _read_trusted(descriptor, name, owners)
+    except OSError as error:
+        raise refuse(name, f"cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_open(path: str, error: OSError | ValueError, dir_fd: int | None) -> str:
+    if isinstance(error, ValueError):
+        return "this name cannot be a file's (it holds a NUL)"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file; create it, or name another one with --config"
+    if isinstance(error, PermissionError):
+        return f"may not be read by uid {os.geteuid()}: {error.strerror}; give it the daemon's group and mode 0640"
+    try:
+        link = stat.S_ISLNK(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+    except OSError:
+        link = False
+    if link:
+        return "is a symbolic link, which could be turned to anything; put the file itself here"
+    return f"cannot be opened: {error.strerror}"
+
+
+def _read_trusted(descriptor: int, name: str, owners: Collection[int]) -> bytes:
+    before = os.fstat(descriptor)
+    if not stat.S_ISREG(before.st_mode):
+        raise refuse(name, "is not a regular file; put the YAML text itself here")
+    if (reason := trusted(before, owners)) is not None:
+        raise refuse(name, reason)
+    if before.st_size > MAX_BYTES:
+        raise refuse(name, f"is {before.st_size} bytes long; at most {MAX_BYTES} (256 KiB) are read, split it")
+    chunks: list[bytes] = []
+    size = 0
+    while size <= MAX_BYTES and (chunk := os.read(descriptor, MAX_BYTES + 1 - size)):
+        chunks.append(chunk)
+        size += len(chunk)
+    after = os.fstat(descriptor)
+    if size != after.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise refuse(name, "changed while it was read; reload again once its writer is done (better: write beside, then rename)")
+    return b"".join(chunks)
+
+
+def decode(data: bytes, file: str) -> str:
+    """Decode UTF-8 (a leading byte order mark is dropped) and refuse characters that a reader cannot see. Raises ConfigError."""
+    if len(data) > MAX_BYTES:
+        raise refuse(file, f"is {len(data)} bytes long; at most {MAX_BYTES} (256 KiB) are read, split it")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8-sig", "replace")
+        byte = data[error.start]
+        raise refuse(file, f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8", _place_after(before)) from error
+    if (unseen := _UNSEEN.search(text)) is not None:
+        code, place = ord(unseen[0]), _place_after(text[: unseen.start()])
+        raise refuse(file, f"the invisible character U+{code:04X} is not allowed; remove it", place)
+    return text
+
+
+def _place_after(text: str) -> Place:
+    return Place(text.count("\n") + 1, len(text) - (text.rfind("\n") + 1) + 1)
+
+
+# ---- the YAML --------------------------------------------------------------------------------------
+
+
+def compose(text: str, problems: Problems) -> Node | None:
+    """Fold a text into nodes; None where it holds no content at all.
+
+    What is wrong is added to `problems`, and a Refused stands in its place, so that the caller can go on to find more.
+    Raises ConfigError where reading on makes no sense: a syntax error, or a limit passed.
+    """
+    marked = _FIRST_LINE.fullmatch(text.partition("\n")[0]) is not None
+    if marked and _LAST_LINE.search(text) is None:
+        line = text.count("\n") + (not text.endswith("\n"))
+        problems.add(Place(line, 1), "file", "is cut off: its first line says that it ends with `...`, and it does not")
+        problems.raise_if_any()
+    if _BLANK.fullmatch(text):
+        if not text.endswith(("\n", "...")) and "#" in text.rpartition("\n")[2]:
+            problems.add(_place_after(text), "file", "ends within a comment; end its last line with a newline")
+            problems.raise_if_any()
+        return None
+    return _Composer(text, problems).run()
+
+
+def _events(text: str) -> Iterator[yaml.Event]:
+    import yaml  # noqa: PLC0415 - 10 ms that only a process which reads YAML pays
+
+    loader: type[yaml.BaseLoader | yaml.CBaseLoader] = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+    events: Iterator[yaml.Event] = yaml.parse(text, Loader=loader)
+    return events
+
+
+def _start(event: yaml.Event) -> Place:
+    mark = event.start_mark
+    return START if mark is None else Place(mark.line + 1, mark.column + 1)
+
+
+def _end(event: yaml.Event) -> int:
+    mark = event.end_mark
+    return 0 if mark is None else mark.index
+
+
+class _Composer:
+    """A stack of open collections; each event closes one, opens one or adds a scalar to the innermost."""
+
+    def __init__(self, text: str, problems: Problems) -> None:
+        self._text = text
+        self._problems = problems
+        self._stack: list[tuple[Items | Table, Scalar | Refused | None]] = []
+        """Each open collection with the key that waits for its value."""
+        self._root: Node | None = None
+        self._nodes = 0
+        self._documents = 0
+        self._last: tuple[int, bool] = (0, True)
+        """Where the last content ended, and whether it closed itself."""
+
+    def run(self) -> Node | None:
+        import yaml  # noqa: PLC0415 - see _events
+
+        try:
+            for event in _events(self._text):
+                self._take(event)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self._stop(START if mark is None else Place(mark.line + 1, mark.column + 1), _explain(error, self._text))
+        except yaml.YAMLError as error:
+            self._stop(START, f"is not YAML: {error}")
+        self._check_end()
+        return self._root
+
+    def _stop(self, place: Place, message: str) -> None:
+        self._problems.add(place, "yaml", message)
+        self._problems.raise_if_any()
+
+    def _take(self, event: yaml.Event) -> None:
+        kind = type(event).__name__
+        handler = _HANDLERS.get(kind)
+        if handler is not None:
+            handler(self, event)
+
+    def document(self, event: yaml.DocumentStartEvent) -> None:
+        self._documents += 1
+        place = _start(event)
+        if self._documents > 1:
+            self._stop(place, "a second document begins here; keep everything in one")
+        if event.version or event.tags:
+            self._problems.add(place, "yaml", "a % directive is not allowed; remove it")
+
+    def alias(self, event: yaml.AliasEvent) -> None:
+        place = _start(event)
+        message = f'the alias *{str(event.anchor)[:40]} is not allowed; write the value out, or quote a glob: "*…"'
+        self._problems.add(place, "yaml", message)
+        self._last = (_end(event), False)
+        self._put(Refused(place))
+
+    def scalar(self, event: yaml.ScalarEvent) -> None:
+        place = self._count(event)
+        refused = self._decorated(event, place)
+        self._last = (_end(event), event.style == '"')
+        self._put(Refused(place) if refused else Scalar(event.value, place, not event.style))
+
+    def open(self, event: yaml.CollectionStartEvent) -> None:
+        place = self._count(event)
+        self._decorated(event, place)
+        if len(self._stack) >= MAX_DEPTH:
+            self._stop(place, f"is nested deeper than {MAX_DEPTH} levels; no key of limiterd needs that")
+        empty: Items | Table = Table(place) if type(event).__name__ == "MappingStartEvent" else Items(place)
+        self._stack.append((empty, None))
+
+    def close(self, event: yaml.CollectionEndEvent) -> None:
+        node, _ = self._stack.pop()
+        if self._text[_end(event) - 1 : _end(event)] in ("]", "}") and _end(event) > self._last[0]:  # its bracket closes it
+            self._last = (_end(event), True)
+        self._put(node)
+
+    def _count(self, event: yaml.NodeEvent) -> Place:
+        place = _start(event)
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            self._stop(place, f"holds more than {MAX_NODES} values; split the file")
+        return place
+
+    def _decorated(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, place: Place) -> bool:
+        """Note an anchor or tag."""
+        marks = [("tag ", event.tag, "!"), ("anchor &", event.anchor, "&")]
+        found = [(kind, text, sign) for kind, text, sign in marks if text is not None]
+        for kind, text, sign in found:
+            self._problems.add(place, "yaml", f'the {kind}{text[:40]} is not allowed; quote a text that begins with "{sign}"')
+        return bool(found)
+
+    def _put(self, node: Node) -> None:
+        if not self._stack:
+            self._root = node
+            return
+        holder, key = self._stack[-1]
+        if isinstance(holder, Items):
+            holder.items.append(node)
+        elif key is None:
+            self._stack[-1] = (holder, self._key(holder, node))
+        else:
+            self._stack[-1] = (holder, None)
+            if isinstance(key, Scalar):
+                holder.pairs[key.text] = (key, node)
+
+    def _key(self, holder: Table, node: Node) -> Scalar | Refused:
+        """Judge a mapping's key; a Refused one takes its value with it."""
+        if isinstance(node, Refused):
+            return node
+        if not isinstance(node, Scalar):
+            self._problems.add(node.place, "yaml", "a list or mapping cannot be a key; write `key: value`")
+        elif node.plain and node.text == "<<":
+            self._problems.add(node.place, "yaml", "the merge key << is not allowed; write the keys out")
+        elif node.text in holder.pairs:
+            first, _ = holder.pairs[node.text]
+            message = f"{node.text[:40]!r} is given twice, in line {first.place.line} and in line {node.place.line}; keep one"
+            self._problems.add(node.place, node.text[:40], message)
+        else:
+            return node
+        return Refused(node.place)
+
+    def _check_end(self) -> None:
+        end, closed = self._last
+        rest = self._text[end:]
+        if not closed and not rest.strip(" \t") and self._root is not None:
+            message = "ends within a value, as a half-written file does; end the last line with a newline"
+            self._problems.add(_place_after(self._text), "file", message)
+
+
+_HANDLERS: Final = {
+    "DocumentStartEvent": _Composer.document,
+    "AliasEvent": _Composer.alias,
+    "ScalarEvent": _Composer.scalar,
+    "MappingStartEvent": _Composer.open,
+    "SequenceStartEvent": _Composer.open,
+    "MappingEndEvent": _Composer.close,
+    "SequenceEndEvent": _Composer.close,
+}
+
+
+def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
+    """Say what a syntax error means for the one who wrote it."""
+    problem = error.problem or "is not YAML"
+    message = f"{problem} ({error.context})" if error.context else problem
+    for sign, hint in _SYNTAX_HINTS:
+        if sign in message:
+            return message + hint
+    mark = error.problem_mark
+    if mark is not None and "\t" in "".join(text.splitlines()[mark.line : mark.line + 1])[: mark.column + 1]:
+        return message + "; indent with spaces, YAML allows no tabs there"
+    return message
+
+
+_SYNTAX_HINTS: Sequence[tuple[str, str]] = (
+    ("scanning an alias", _QUOTE_HINT),
+    ("scanning a tag", _QUOTE_HINT),
+    ("scanning a directive", "; quote a value that begins with %"),
+    ("mapping values are not allowed", '; a value that holds ": " must be quoted, and keys must line up'),
+    ("<document start>", "; keep everything in one document, nothing may follow `...`"),
+    ("unexpected end of stream", "; a quotation mark is open to the end of the file"),
+    ("did not find expected key", "; check the indentation of this line and the one above"),
+    ("<block end>", "; check the indentation of this line and the one above"),
+    ("',' or '", "; a bracket is still open"),
+    ("',' or ']'", "; a bracket is still open"),
+)
