@@ -1,0 +1,240 @@
+"""Which samples count: epochs, dropped samples, and the intervals worth looking at.
+
+Rule. A sample is compared with the last *kept* sample of its link. It opens an epoch (kept, a baseline, no evidence)
+when it is the first, the ifindex or incarnation differs, the counter or the clock went backwards, the gap exceeds
+max_gap, or the implied rate exceeds max_plausible: tested in this order. Only a sample that opens none can be dropped:
+its stamp equals the last kept one's, or its counter does and that sample is younger than counter_refresh.
+
+Theory of operation. A fleet is mostly idle, so a link at rest must cost nearly nothing. The last kept samples stand in
+columns (one position per watched link, rebuilt only when the links change), one snapshot is one `map(sub, …)`, and a
+single pass picks the positions that moved backwards or ran fast enough to matter to anyone. The filter uses the time
+since the last snapshot: a link whose last kept sample is older ran slower than that, so nothing that matters slips
+through. Positions that are picked, or that a caller names, are judged one by one with their own times. Whatever is true
+of all links at once (a gap, a clock that did not advance, the first snapshot) judges every position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from operator import itemgetter, sub
+from typing import Final, NamedTuple
+
+from limiterd.core.model import EpochReason, Link, Sampling, Snapshot
+
+BIT_NS_PER_BYTE: Final = 8 * 10**9
+"""bytes · this, against bits per second · nanoseconds: both sides in bit·ns, exact integers."""
+
+Interval = tuple[int, int, int]
+"""(position in the columns, Δt in ns, Δ tx_bytes): the last kept sample and this one. A plain tuple, for its speed."""
+
+
+class Reading(NamedTuple):
+    """What one snapshot says: the intervals asked for, the epochs opened, how many samples of watched links were dropped."""
+
+    intervals: Sequence[Interval]
+    epochs: Sequence[tuple[Link, EpochReason]]
+    dropped: int
+
+
+class Kept(NamedTuple):
+    """The last kept sample of a link that is not in the columns."""
+
+    link: Link
+    t_ns: int
+    tx_bytes: int
+
+
+def rate_bps(delta_bytes: int, delta_ns: int) -> int:
+    """Bits per second, floor-divided, for people; 0 where no time passed."""
+    return BIT_NS_PER_BYTE * delta_bytes // delta_ns if delta_ns > 0 else 0
+
+
+def identity_break(kept: Link, link: Link) -> EpochReason | None:
+    """Why two samples of one name are not of one link; None where they are."""
+    if link.ifindex != kept.ifindex:
+        return EpochReason.IFINDEX
+    if link.incarnation != kept.incarnation:
+        return EpochReason.NEW
+    return None
+
+
+def sample_break(delta_ns: int, delta_bytes: int, sampling: Sampling) -> EpochReason | None:
+    """Why a sample of the same link cannot continue its epoch; None where it can."""
+    if delta_bytes < 0:
+        return EpochReason.COUNTER
+    if delta_ns < 0:
+        return EpochReason.CLOCK
+    if delta_ns > sampling.max_gap_ns:
+        return EpochReason.GAP
+    plausible = sampling.max_plausible_bps
+    if plausible and delta_ns and BIT_NS_PER_BYTE * delta_bytes > plausible * delta_ns:
+        return EpochReason.IMPLAUSIBLE
+    return None
+
+
+class Meter:
+    """The last kept sample of every watched link, and the intervals that new snapshots form with them.
+
+    Streams are keyed by interface name. links, times_ns and counters are the columns after the last reading, and
+    positions says where a name stands in them.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.links: tuple[Link, ...] = ()
+        self.times_ns: list[int] = []
+        self.counters: Sequence[int] = ()
+        self.positions: dict[str, int] = {}
+        self._watched: set[str] = set()
+        self._resting: set[str] = set()
+        self._due: dict[str, EpochReason] = {}
+        self._away: dict[str, Kept] = {}
+        self._returned: tuple[int, ...] = ()
+        self._source: tuple[Link, ...] | None = None
+        self._pick: Callable[[Sequence[int]], Sequence[int]] = tuple
+        self._t_ns = 0
+
+    def watch(self, name: str) -> None:
+        """Take the link into the columns; its first sample opens an epoch."""
+        self._watched.add(name)
+        self._source = None
+
+    def forget(self, name: str) -> None:
+        """Stop watching the link and remember nothing of it."""
+        self._watched.discard(name)
+        self._resting.discard(name)
+        self._due.pop(name, None)
+        self._away.pop(name, None)
+        if self.positions.pop(name, None) is not None:
+            self._source = None
+
+    def rest(self, name: str) -> None:
+        """Neither judge nor count the link's samples until reopen."""
+        self._resting.add(name)
+        self._due.pop(name, None)
+
+    def wake(self, name: str) -> None:
+        """End the rest; the samples that follow continue nothing (the caller opens an epoch)."""
+        self._resting.discard(name)
+
+    def open(self, name: str, reason: EpochReason) -> None:
+        """Let the link's next sample open an epoch for this reason; a link never seen opens its own, a resting one none."""
+        if name not in self._resting and (name in self.positions or name in self._away):
+            self._due.setdefault(name, reason)
+
+    def last(self, name: str) -> tuple[int, int] | None:
+        """The (t_ns, tx_bytes) of the last kept sample; None for a link that rests, is away or is due an epoch."""
+        position = self.positions.get(name)
+        if position is None or name in self._resting or name in self._due:
+            return None
+        return self.times_ns[position], self.counters[position]
+
+    def awake(self) -> Iterable[str]:
+        """The watched links that do not rest."""
+        return self._watched - self._resting
+
+    def read(self, snapshot: Snapshot, floor_bps: int, wanted: Iterable[str]) -> Reading:
+        """Take in a snapshot.
+
+        Returns the intervals of the `wanted` links and, at least, those of every link that ran at floor_bps or above.
+        """
+        if snapshot.links is not self._source:
+            self._arrange(snapshot.links)
+        t_ns, before = snapshot.t_ns, self.counters
+        now = list(self._pick(snapshot.tx_bytes))
+        picked = self._picked(now, t_ns - self._t_ns, floor_bps, wanted)
+        times_before, times = self.times_ns, self._times_kept(t_ns, now)
+        self._t_ns, self.times_ns, self.counters, self._returned = t_ns, times, now, ()
+
+        sampling, due, resting, links = self.sampling, self._due, self._resting, self.links
+        refresh_ns = sampling.counter_refresh_ns
+        intervals: list[Interval] = []
+        epochs: list[tuple[Link, EpochReason]] = []
+        dropped = 0
+        for i in picked:
+            link = links[i]
+            if resting and link.name in resting:
+                continue
+            delta_ns, delta_bytes = t_ns - times_before[i], now[i] - before[i]
+            reason = due.pop(link.name, None) if due else None
+            reason = reason or sample_break(delta_ns, delta_bytes, sampling)
+            if reason is not None:
+                epochs.append((link, reason))
+                times[i] = t_ns
+            elif delta_ns == 0:
+                now[i] = before[i]
+                dropped += 1
+            elif delta_bytes or delta_ns >= refresh_ns:
+                intervals.append((i, delta_ns, delta_bytes))
+        return Reading(intervals, epochs, dropped + self._unrefreshed())
+
+    def _picked(self, now: Sequence[int], elapsed_ns: int, floor_bps: int, wanted: Iterable[str]) -> Iterable[int]:
+        """The positions to judge one by one: all of them where the clock tells something about every link."""
+        sampling = self.sampling
+        if not 0 < elapsed_ns <= sampling.max_gap_ns - sampling.counter_refresh_ns:
+            return range(len(now))
+        if sampling.max_plausible_bps:
+            floor_bps = min(floor_bps, sampling.max_plausible_bps)
+        floor_bytes = -(-floor_bps * elapsed_ns // BIT_NS_PER_BYTE)
+        hits = [i for i, delta in enumerate(map(sub, now, self.counters)) if not 0 <= delta < floor_bytes]
+        positions = self.positions
+        others = {positions[name] for name in chain(wanted, self._due) if name in positions}
+        others.update(self._returned)
+        hits.extend(sorted(others.difference(hits)))
+        return hits
+
+    def _times_kept(self, t_ns: int, now: Sequence[int]) -> list[int]:
+        """The stamps of the last kept samples, as far as no epoch opens."""
+        refresh_ns = self.sampling.counter_refresh_ns
+        if not refresh_ns:
+            return [t_ns] * len(now)
+        return [
+            t_ns if counter != kept or t_ns - kept_ns >= refresh_ns else kept_ns
+            for counter, kept, kept_ns in zip(now, self.counters, self.times_ns, strict=True)
+        ]
+
+    def _unrefreshed(self) -> int:
+        """How many samples the last reading dropped because their counters had not been refreshed yet."""
+        if not self.sampling.counter_refresh_ns:
+            return 0
+        times, t_ns = self.times_ns, self._t_ns
+        resting = sum(times[self.positions[name]] != t_ns for name in self._resting if name in self.positions)
+        return len(times) - times.count(t_ns) - resting
+
+    def _arrange(self, links: tuple[Link, ...]) -> None:
+        """Rebuild the columns for these links; what is known of a link goes with its name."""
+        where = {link.name: i for i, link in enumerate(links) if link.name in self._watched}
+        for name, i in self.positions.items():
+            if name not in where:
+                self._away[name] = Kept(self.links[i], self.times_ns[i], self.counters[i])
+        times: list[int] = []
+        counters: list[int] = []
+        returned: list[int] = []
+        for position, (name, i) in enumerate(where.items()):
+            kept = self._last_kept(name)
+            reason = EpochReason.NEW if kept is None else identity_break(kept.link, links[i])
+            if reason is not None and name not in self._resting:
+                self._due.setdefault(name, reason)
+            if self._away.pop(name, None) is not None:
+                returned.append(position)
+            times.append(kept.t_ns if kept else self._t_ns)
+            counters.append(kept.tx_bytes if kept else 0)
+        self.links = tuple(links[i] for i in where.values())
+        self.times_ns, self.counters, self._returned = times, counters, tuple(returned)
+        self.positions = {name: position for position, name in enumerate(where)}
+        self._pick = _picker(tuple(where.values()))
+        self._source = links
+
+    def _last_kept(self, name: str) -> Kept | None:
+        position = self.positions.get(name)
+        if position is None:
+            return self._away.get(name)
+        return Kept(self.links[position], self.times_ns[position], self.counters[position])
+
+
+def _picker(where: tuple[int, ...]) -> Callable[[Sequence[int]], Sequence[int]]:
+    """What takes these positions out of a sequence; an itemgetter of one would give no tuple."""
+    if len(where) > 1:
+        return itemgetter(*where)
+    return lambda values: tuple(values[i] for i in where)
