@@ -16,11 +16,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "limiterd"
 ROOT = PACKAGE.parent
 
-WIRING = {"daemon", "replay", "demo", "cli", "ctl", "service"}
+WIRING = {"daemon", "replay", "demo", "cli", "ctl", "record", "service"}
 """The only modules that may know several adapters."""
 
-GROUND = {"limiterd", "limiterd.yamlsafe", "limiterd.kernel", "limiterd.kernel.netlink"}
-"""What adapters share besides the core: the safe YAML reader, the netlink socket, the package's own name and version."""
+GROUND = {"limiterd", "limiterd.kernel", "limiterd.kernel.netlink"} | {
+    f"limiterd.{name}" for name in ("files", "http", "jsonsafe", "recordfile", "yamlsafe")
+}
+"""What adapters share besides the core: tools that know nothing of rate limiting, and stand on each other and the core."""
 
 NEIGHBOURS = {
     # importer: what it may know besides core and ground
