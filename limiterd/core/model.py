@@ -383,6 +383,7 @@ class EventKind(StrEnum):
     RESUMED = "resumed"
     UNDRAINED = "undrained"
     FOREIGN = "foreign"
+    LEFTOVER = "leftover"
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +431,7 @@ CLASS_DEFAULT: Final = HANDLE_ROOT | 0x20
 CLASS_EXEMPT: Final = HANDLE_ROOT | 0x30
 LEAF_LIFELINE: Final = 0x1D10 << 16
 LEAF_DEFAULT: Final = 0x1D20 << 16
+LEAF_EXEMPT: Final = 0x1D30 << 16
 PARENT_ROOT: Final = 0xFFFFFFFF
 
 
@@ -437,7 +439,8 @@ PARENT_ROOT: Final = 0xFFFFFFFF
 class HtbClass:
     """An HTB class as wanted or as read: rates in bit/s, burst and cburst in bytes, quantum in bytes.
 
-    leaf is the handle of the qdisc attached to the class, 0 for the kernel's own.
+    The parent of a class right below the root is HANDLE_ROOT. Wanted values are rounded as the kernel stores them
+    (whole bytes per second, bursts in ticks), so that what is read back compares equal.
     """
 
     classid: int
@@ -452,12 +455,14 @@ class HtbClass:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A leaf qdisc under one of our classes; limit_bytes for bfifo, 0 for fq_codel (its own defaults)."""
+    """A leaf qdisc under one of our classes: limit_bytes for bfifo; limit_packets and target_us for fq_codel; else 0."""
 
     handle: int
     parent: int
     kind: str
     limit_bytes: int = 0
+    limit_packets: int = 0
+    target_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,13 +470,16 @@ class Filter:
     """One u32 filter of ours: keys are (value, mask, byte offset) words in network order, all must match.
 
     offset is relative to the network header; next_header keys (relative to the transport header behind IPv4 options)
-    carry relative=True.
+    carry relative=True. flowid 0: no verdict of its own, but the step that finds the transport header for the relative
+    filters of this prio (a u32 link). handle is the kernel's name for it as read, 0 in a wanted one; kind is u32 for ours.
     """
 
     prio: int
     ethertype: int
     keys: tuple[tuple[int, int, int, bool], ...]
     flowid: int
+    kind: str = "u32"
+    handle: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,8 +493,8 @@ class TcTree:
 
     @property
     def rate_bps(self) -> int:
-        """The limit itself: the rate of the class 1d1d:1."""
-        return next(c.rate_bps for c in self.classes if c.classid == CLASS_LIMIT)
+        """The limit itself: the rate of the class 1d1d:1; 0 where it is missing."""
+        return next((c.rate_bps for c in self.classes if c.classid == CLASS_LIMIT), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,21 +512,24 @@ class ClassStats:
 class RootQdisc:
     """A link's root qdisc as read. handle 0 is the kernel's default, whatever its kind.
 
-    options is the raw TCA_OPTIONS payload, what an exact restore needs; has_children: classes or filters hang below it.
+    options is the raw TCA_OPTIONS payload, what an exact restore needs (b"" for a default root and for ours);
+    has_children: something hangs on it that a restore from options would lose; detail names that, for people.
     """
 
     kind: str
     handle: int
     options: bytes = b""
     has_children: bool = False
+    detail: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TcActual:
     """What the kernel shows on one link. root None: no visible qdisc (link down or never up).
 
-    tree is what was found below our root (None where the root is not ours); foreign describes objects inside our tree
-    that are not ours, for people. stats are of the shaped classes.
+    tree is what was found below our root (None where the root is not ours), foreign classes included; foreign describes
+    the objects inside our tree that are not ours, for people. stats are of the shaped classes; direct_packets counts what
+    passed our root unshaped.
     """
 
     ifindex: int
@@ -551,7 +562,11 @@ class KernelAbilities:
 
 
 class ActionKind(StrEnum):
-    """One netlink message each, in the order a plan yields them."""
+    """The steps of a plan, one netlink message each but for a few (docs of kernel/tc.py).
+
+    SAVE_ROOT changes nothing in the kernel: whoever carries out a plan has made its item durable before, and the kernel
+    side checks that the root still is that one.
+    """
 
     SAVE_ROOT = "save_root"
     DELETE_ROOT = "delete_root"
@@ -560,8 +575,10 @@ class ActionKind(StrEnum):
     CHANGE_CLASS = "change_class"
     DELETE_CLASS = "delete_class"
     ADD_LEAF = "add_leaf"
+    CHANGE_LEAF = "change_leaf"
     DELETE_LEAF = "delete_leaf"
     ADD_FILTER = "add_filter"
+    DELETE_FILTER = "delete_filter"
     DELETE_FILTERS = "delete_filters"
     RESTORE_ROOT = "restore_root"
 
