@@ -1,0 +1,52 @@
+"""What tests that touch the real kernel share: waiting for conditions, and running functions inside a namespace."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from limiterd.kernel.lab import Namespace, inside
+
+T = TypeVar("T")
+
+REAL_ROOT = os.geteuid() == 0
+"""Whether the test run began as root of the machine, not as root of a user namespace of its own."""
+
+_CHILD = """
+import pickle, sys
+sys.path[:0] = pickle.load(sys.stdin.buffer)
+function, arguments = pickle.load(sys.stdin.buffer)
+sys.stdout.buffer.write(b"\\0result\\0" + pickle.dumps(function(*arguments)))
+"""
+
+
+def wait_for(condition: Callable[[], T], what: str, *, longest_s: float = 10.0, pause_s: float = 0.01) -> T:
+    """The first true value of condition(); fails the test by saying what did not come within longest_s."""
+    deadline = time.monotonic() + longest_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {longest_s:g} s: {what} (last: {value!r})")
+        time.sleep(pause_s)
+    return value
+
+
+def in_child(namespace: Namespace, function: Callable[..., T], *arguments: Any) -> T:
+    """function(*arguments) in a process of its own inside the namespace (for what looks at /proc/net, as psutil does).
+
+    function must be found by import (a module's own function); arguments and result must pickle.
+    """
+    with inside(namespace):
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD],
+            input=pickle.dumps(sys.path) + pickle.dumps((function, arguments)),
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=60,
+        )
+    result: T = pickle.loads(done.stdout.split(b"\0result\0", 1)[1])  # noqa: S301 # written by our own child
+    return result
