@@ -691,6 +691,10 @@ class LinkView:
     manual: bool = False
     stats: ClassStats | None = None
     release: str = ""
+    limit_wanted_bps: int | None = None
+    threshold_bps: int = 0
+    window_ns: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

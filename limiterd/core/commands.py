@@ -1,0 +1,114 @@
+"""The operator's hand: limit, release, pause, resume.
+
+Each command checks everything first, then changes the state's decisions; the kernel follows in the step that the caller
+takes next. A refusal is a PeerError that says why and what would work; it changes nothing.
+"""
+
+from __future__ import annotations
+
+from limiterd.core.case import HOLDING, Case
+from limiterd.core.errors import EXIT_FAILED, EXIT_USAGE, PeerError
+from limiterd.core.limits import lift, order, override_key, strikes_of
+from limiterd.core.model import Decision, EventKind, Link, Now, PolicyMode, Reason, ReleaseReason
+from limiterd.core.policy import Effective
+from limiterd.core.state import Output, State, Turn
+from limiterd.core.units import format_rate
+
+MIN_RATE_BPS = 8_000
+"""Below a kilobyte a second no protocol works; such a rate is a typing error."""
+
+
+def _watched(state: State, interface: str) -> tuple[Link, Effective]:
+    link = state.by_name.get(interface)
+    if link is None:
+        raise PeerError(f"{interface}: there is no such link; `limiterctl status` lists the watched ones")
+    effective = state.effective.get(interface)
+    if effective is None:
+        raise PeerError(f"{interface}: no policy matches it, so it is not watched; add it to a policy's interfaces")
+    return link, effective
+
+
+def _may_limit(state: State, interface: str, effective: Effective, *, force: bool) -> None:
+    if effective.exempt and effective.override is not None:
+        raise PeerError(f"{interface}: exempt by override {effective.override.id}; revoke it first")
+    if effective.policy.mode is PolicyMode.OBSERVE and not force:
+        raise PeerError(f"{interface}: policy {effective.policy.name} only observes; --force limits all the same")
+    if state.paused and not force:
+        raise PeerError(f"{interface}: new limits are paused; `limiterctl resume` ends that, --force limits all the same")
+
+
+def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reason: str, force: bool, by: str) -> Output:
+    """Limit a link by hand, until a manual release or an override; on a limited link it takes the decision over."""
+    link, effective = _watched(state, interface)
+    _may_limit(state, interface, effective, force=force)
+    if rate_bps is not None and rate_bps < MIN_RATE_BPS:
+        raise PeerError(f"{interface}: a limit of {format_rate(rate_bps)} would cut it off; the least is {format_rate(MIN_RATE_BPS)}", exit_code=EXIT_USAGE)
+    turn = Turn(state, now)
+    decision = Decision(
+        interface=interface,
+        mac=link.mac,
+        policy=effective.policy.name,
+        reason=Reason.OPERATOR,
+        since_wall_ns=now.wall_ns,
+        strikes=strikes_of(turn, link),
+        rate_bps=rate_bps,
+        manual=True,
+        forced=force,
+        note=reason,
+        by=by,
+        override=override_key(effective),
+    )
+    order(turn, link, decision)
+    turn.tell(EventKind.LIMIT, interface, Reason.OPERATOR, note=reason, by=by, limit_bps=rate_bps or effective.limit.rate_bps)
+    return turn.output()
+
+
+def release(state: State, now: Now, interface: str, *, reason: str, by: str) -> Output:
+    """Lift the limit of one link."""
+    case = state.cases.get(interface)
+    if case is None or case.stage not in HOLDING:
+        away = [key for key in state.away if key[0] == interface]
+        if not away:
+            raise PeerError(f"{interface}: it is not limited")
+        for key in away:
+            del state.away[key]
+        state.journal_dirty = True
+        turn = Turn(state, now)
+        turn.tell(EventKind.RELEASED, interface, ReleaseReason.OPERATOR, note=reason, by=by, absent=True)
+        return turn.output()
+    return _lift_all(state, now, [case], reason, by)
+
+
+def release_all(state: State, now: Now, *, reason: str, by: str) -> Output:
+    """Lift every limit, those of absent links too."""
+    state.journal_dirty |= bool(state.away)
+    state.away.clear()
+    return _lift_all(state, now, [c for c in state.cases.values() if c.stage in HOLDING], reason, by)
+
+
+def _lift_all(state: State, now: Now, cases: list[Case], reason: str, by: str) -> Output:
+    turn = Turn(state, now)
+    for case in cases:
+        turn.tell(EventKind.RELEASING, case.link.name, ReleaseReason.OPERATOR, note=reason, by=by)
+        lift(turn, case, ReleaseReason.OPERATOR)
+    return turn.output()
+
+
+def _set_paused(state: State, now: Now, reason: str, by: str, *, paused: bool) -> Output:
+    if state.paused == paused:
+        raise PeerError("limits are paused already" if paused else "limits are not paused", exit_code=EXIT_FAILED)
+    state.paused = paused
+    state.journal_dirty = True
+    turn = Turn(state, now)
+    turn.tell(EventKind.PAUSED if paused else EventKind.RESUMED, "", "", note=reason, by=by)
+    return turn.output()
+
+
+def pause(state: State, now: Now, *, reason: str, by: str) -> Output:
+    """Stop every new limit; lift none. Detection goes on, firings yield would_limit."""
+    return _set_paused(state, now, reason, by, paused=True)
+
+
+def resume(state: State, now: Now, *, reason: str, by: str) -> Output:
+    """End a pause. What fired meanwhile is not limited retroactively."""
+    return _set_paused(state, now, reason, by, paused=False)

@@ -1,0 +1,141 @@
+"""What the engine knows between two steps, and the turn that one step takes.
+
+State is changed in place: a copy of 4 096 links at 10 Hz would cost more than everything else together. It is still
+pure: nothing but the arguments of a step decides what becomes of it, so the same inputs give the same state.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from limiterd.core.case import HOLDING, Case
+from limiterd.core.detector import Detector
+from limiterd.core.model import (
+    Action,
+    ActionResult,
+    Decision,
+    Event,
+    EventKind,
+    Fault,
+    Firing,
+    Journal,
+    KernelAbilities,
+    Link,
+    Memory,
+    Now,
+    RootQdisc,
+    Rules,
+    SavedQdisc,
+    Snapshot,
+    TcActual,
+)
+from limiterd.core.policy import Effective
+
+LinkKey = tuple[str, str]
+"""(name, MAC): what a decision is remembered under while its link is away."""
+
+
+def key_of(link: Link) -> LinkKey:
+    """The link's identity over absences and restarts."""
+    return (link.name, link.mac)
+
+
+@dataclass(slots=True)
+class Tally:
+    """The engine's cumulative counts; keys are the label values of the metric of the same name."""
+
+    detections: Counter[tuple[str, str]] = field(default_factory=Counter)
+    limits_applied: Counter[str] = field(default_factory=Counter)
+    limits_released: Counter[tuple[str, str]] = field(default_factory=Counter)
+    drift_repairs: Counter[str] = field(default_factory=Counter)
+    kernel_errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+    epochs: Counter[str] = field(default_factory=Counter)
+    dropped_samples: int = 0
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that outlives a step. tc holds what was read of links that have a case or a root that is not default."""
+
+    detector: Detector
+    rules: Rules
+    abilities: KernelAbilities = KernelAbilities()
+    links: tuple[Link, ...] = ()
+    by_name: dict[str, Link] = field(default_factory=dict)
+    by_index: dict[int, Link] = field(default_factory=dict)
+    effective: dict[str, Effective] = field(default_factory=dict)
+    cases: dict[str, Case] = field(default_factory=dict)
+    away: dict[LinkKey, Decision] = field(default_factory=dict)
+    memories: dict[LinkKey, Memory] = field(default_factory=dict)
+    saved: dict[LinkKey, RootQdisc] = field(default_factory=dict)
+    tc: dict[int, TcActual] = field(default_factory=dict)
+    firings: dict[str, Firing] = field(default_factory=dict)
+    warnings: dict[tuple[str, str], Fault] = field(default_factory=dict)
+    gone_since_ns: dict[str, int] = field(default_factory=dict)
+    expiry_told: set[tuple[str, int]] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)
+    paused: bool = False
+    wall_seen_ns: int = 0
+    calendar_due_wall_ns: int | None = None
+    journal_dirty: bool = False
+
+    def journal(self) -> Journal:
+        """What has to survive a restart."""
+        standing = tuple(c.decision for c in self.cases.values() if c.decision is not None and c.stage in HOLDING)
+        return Journal(
+            decisions=standing + tuple(self.away.values()),
+            memories=tuple(self.memories.values()),
+            saved=tuple(SavedQdisc(name, mac, root) for (name, mac), root in self.saved.items()),
+            paused=self.paused,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What is new at a step. Without a snapshot it only settles: plans again from results and from what was read.
+
+    roots, where given, is every visible root qdisc (at start and after a resync); tc are full reads of single links.
+    """
+
+    now: Now
+    snapshot: Snapshot | None = None
+    roots: Mapping[int, RootQdisc] | None = None
+    tc: Mapping[int, TcActual] = field(default_factory=dict)
+    unanswered: frozenset[int] = frozenset()
+    results: tuple[ActionResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a step decided: actions for the kernel in order, links to read afterwards, events to tell."""
+
+    actions: tuple[Action, ...] = ()
+    reads: frozenset[int] = frozenset()
+    events: tuple[Event, ...] = ()
+    journal_dirty: bool = False
+
+
+@dataclass(slots=True)
+class Turn:
+    """One step in the making. ticking: with a snapshot; rooted: every root qdisc was dumped for it."""
+
+    state: State
+    now: Now
+    ticking: bool = False
+    rooted: bool = False
+    actions: list[Action] = field(default_factory=list)
+    reads: set[int] = field(default_factory=set)
+    events: list[Event] = field(default_factory=list)
+
+    def tell(self, kind: EventKind, interface: str, reason: str = "", **detail: object) -> None:
+        """Add an event; the policy is the one that applies to the link now."""
+        effective = self.state.effective.get(interface)
+        policy = effective.policy.name if effective is not None else ""
+        self.events.append(Event(kind, self.now.boot_ns, interface, reason, policy, detail))
+
+    def output(self) -> Output:
+        """Close the turn."""
+        dirty, self.state.journal_dirty = self.state.journal_dirty, False
+        return Output(tuple(self.actions), frozenset(self.reads), tuple(self.events), dirty)

@@ -1,0 +1,347 @@
+"""From the engine's state to what people see.
+
+frame() is cheap and runs in the loop: it takes references and copies what is small. build() runs in the thread of whoever
+asked (metrics, control, landing page) and makes one immutable Status of a frame; document() turns that into the JSON of
+`limiterctl status --json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from limiterd.core.case import HOLDING, Case, calm_phase
+from limiterd.core.model import (
+    SECOND,
+    ClassStats,
+    Counters,
+    Fault,
+    Histogram,
+    Link,
+    LinkView,
+    Memory,
+    Now,
+    Override,
+    OverrideView,
+    Phase,
+    Rules,
+    Snapshot,
+    Status,
+)
+from limiterd.core.policy import Effective, literal_names, matches, override_state
+from limiterd.core.state import LinkKey, State, key_of
+from limiterd.core.units import NS_PER_SECOND, format_wall
+
+RATE_SPAN_NS = 1 * SECOND
+"""Shown rates are means over about this time: a tenth of a second jumps too much to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseView:
+    """What a frame keeps of a case."""
+
+    phase: Phase
+    holding: bool
+    since_wall_ns: int | None
+    reason: str
+    limit_bps: int | None
+    limit_wanted_bps: int | None
+    strikes: int
+    manual: bool
+    note: str
+    stats: ClassStats | None
+    release: str
+    fault: Fault | None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the daemon knows and the engine does not."""
+
+    version: str
+    started_wall_ns: int
+    config_error: str | None = None
+    config_loaded_wall_ns: int = 0
+    requests_pending: int = 0
+    source: str = ""
+    last_tick_age_ns: int = 0
+    missed_ticks: int = 0
+    netlink_resyncs: int = 0
+    audit_errors: int = 0
+    dropped_snapshots: int = 0
+    kernel_errors: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    control_requests: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One moment of the engine, safe to read from any thread."""
+
+    now: Now
+    rules: Rules
+    newest: Snapshot | None
+    oldest: Snapshot | None
+    effective: Mapping[str, Effective]
+    cases: Mapping[str, CaseView]
+    pending: Mapping[str, int]
+    memories: Mapping[LinkKey, Memory]
+    warnings: tuple[Fault, ...]
+    paused: bool
+    counters: Counters
+    around: Surroundings
+
+
+def _view(state: State, case: Case, pending: Mapping[str, int]) -> CaseView:
+    name = case.link.name
+    effective = state.effective.get(name)
+    exempt = effective is not None and effective.exempt
+    decision = case.decision if case.stage in HOLDING else None
+    phase = case.phase(pending=name in pending, exempt=exempt)
+    actual = state.tc.get(case.link.ifindex)
+    limited = phase is Phase.LIMITED and actual is not None
+    obstacle = case.obstacle
+    return CaseView(
+        phase=phase,
+        holding=decision is not None,
+        since_wall_ns=decision.since_wall_ns if decision is not None else None,
+        reason=decision.reason if decision is not None else "",
+        limit_bps=actual.tree.rate_bps if limited and actual is not None and actual.tree is not None else None,
+        limit_wanted_bps=case.tree_wanted.rate_bps if decision is not None and case.tree_wanted is not None else None,
+        strikes=decision.strikes if decision is not None else 0,
+        manual=decision is not None and decision.manual,
+        note=decision.note if decision is not None else "",
+        stats=actual.stats if limited and actual is not None else None,
+        release=effective.policy.release.mode if effective is not None and decision is not None and not decision.manual else "",
+        fault=Fault(name, obstacle.reason, obstacle.message, case.obstacle_since_wall_ns) if obstacle is not None else None,
+    )
+
+
+def frame(state: State, now: Now, newest: Snapshot | None, oldest: Snapshot | None, around: Surroundings) -> Frame:
+    """Take one moment of the engine. newest and oldest bound the span that shown rates are means over."""
+    pending = dict(state.detector.pending())
+    tally = state.tally
+    errors = dict(tally.kernel_errors)
+    for key, count in around.kernel_errors.items():
+        errors[key] = errors.get(key, 0) + count
+    counters = Counters(
+        detections=dict(tally.detections),
+        limits_applied=dict(tally.limits_applied),
+        limits_released=dict(tally.limits_released),
+        drift_repairs=dict(tally.drift_repairs),
+        kernel_errors=errors,
+        epochs=dict(tally.epochs),
+        control_requests=around.control_requests,
+        missed_ticks=around.missed_ticks,
+        dropped_samples=tally.dropped_samples + around.dropped_snapshots,
+        netlink_resyncs=around.netlink_resyncs,
+        audit_errors=around.audit_errors,
+    )
+    return Frame(
+        now=now,
+        rules=state.rules,
+        newest=newest,
+        oldest=oldest,
+        effective=dict(state.effective),
+        cases={name: _view(state, case, pending) for name, case in state.cases.items()},
+        pending=pending,
+        memories=dict(state.memories),
+        warnings=tuple(state.warnings.values()),
+        paused=state.paused,
+        counters=counters,
+        around=around,
+    )
+
+
+def _rates(newest: Snapshot | None, oldest: Snapshot | None) -> dict[str, tuple[int, int]]:
+    """Per link name (rate in bit/s, tx_bytes); the rate is 0 where two samples of one link are not at hand."""
+    if newest is None:
+        return {}
+    before: dict[Link, int] = {}
+    elapsed_ns = 0
+    if oldest is not None and newest.t_ns > oldest.t_ns:
+        elapsed_ns = newest.t_ns - oldest.t_ns
+        before = dict(zip(oldest.links, oldest.tx_bytes, strict=True))
+    rates = {}
+    for link, tx_bytes in zip(newest.links, newest.tx_bytes, strict=True):
+        sent_bytes = tx_bytes - before.get(link, tx_bytes)
+        rate_bps = 8 * NS_PER_SECOND * max(0, sent_bytes) // elapsed_ns if elapsed_ns else 0
+        rates[link.name] = (rate_bps, tx_bytes)
+    return rates
+
+
+def _link_view(shot: Frame, link: Link, rate: tuple[int, int]) -> LinkView:
+    effective = shot.effective[link.name]
+    case = shot.cases.get(link.name)
+    pending_ns = shot.pending.get(link.name, 0)
+    memory = shot.memories.get(key_of(link))
+    remembered = memory.strikes if memory is not None and shot.now.wall_ns < memory.forget_wall_ns else 0
+    calm = calm_phase(pending=link.name in shot.pending, exempt=effective.exempt)
+    override = effective.override
+    held = case if case is not None and case.holding else None
+    return LinkView(
+        interface=link.name,
+        ifindex=link.ifindex,
+        policy=effective.policy.name,
+        mode=effective.policy.mode,
+        phase=case.phase if case is not None else calm,
+        rate_bps=rate[0],
+        tx_bytes=rate[1],
+        pending_ns=pending_ns,
+        limit_bps=held.limit_bps if held is not None else None,
+        limit_wanted_bps=held.limit_wanted_bps if held is not None else None,
+        since_wall_ns=held.since_wall_ns if held is not None else None,
+        reason=held.reason if held is not None else "",
+        override=override.id if override is not None else "",
+        strikes=held.strikes if held is not None else remembered,
+        manual=held.manual if held is not None else False,
+        note=held.note if held is not None else "",
+        stats=held.stats if held is not None else None,
+        release=held.release if held is not None else "",
+        threshold_bps=effective.detect.threshold_bps,
+        window_ns=effective.detect.window_ns,
+    )
+
+
+def _absent(shot: Frame, present: Mapping[str, object]) -> list[LinkView]:
+    return [
+        LinkView(
+            interface=name,
+            ifindex=0,
+            policy=policy.name,
+            mode=policy.mode,
+            phase=Phase.ABSENT,
+            rate_bps=0,
+            tx_bytes=0,
+            threshold_bps=policy.detect.threshold_bps,
+            window_ns=policy.detect.window_ns,
+        )
+        for name, policy in literal_names(shot.rules)
+        if name not in present
+    ]
+
+
+def _override_view(shot: Frame, record: Override) -> OverrideView:
+    names = tuple(name for name in shot.effective if matches(record.interfaces, name))
+    winning = tuple(name for name in names if shot.effective[name].override == record)
+    return OverrideView(record, override_state(record, shot.rules.host, shot.now.wall_ns), names, winning)
+
+
+def build(shot: Frame) -> Status:
+    """Make the whole status of one frame."""
+    rates = _rates(shot.newest, shot.oldest)
+    links = [] if shot.newest is None else [link for link in shot.newest.links if link.name in shot.effective]
+    views = [_link_view(shot, link, rates[link.name]) for link in links]
+    views.extend(_absent(shot, rates))
+    faults = [view.fault for view in shot.cases.values() if view.fault is not None]
+    around = shot.around
+    return Status(
+        version=around.version,
+        wall_ns=shot.now.wall_ns,
+        boot_ns=shot.now.boot_ns,
+        started_wall_ns=around.started_wall_ns,
+        host=shot.rules.host,
+        links=tuple(views),
+        faults=(*faults, *shot.warnings, *around.faults),
+        overrides=tuple(_override_view(shot, record) for record in shot.rules.overrides),
+        paused=shot.paused,
+        config_sha256=shot.rules.sha256,
+        config_error=around.config_error,
+        config_loaded_wall_ns=around.config_loaded_wall_ns,
+        requests_pending=around.requests_pending,
+        counters=shot.counters,
+        histograms=around.histograms,
+        source=around.source,
+        last_tick_age_ns=around.last_tick_age_ns,
+    )
+
+
+# ---- as JSON -------------------------------------------------------------------------------------
+
+
+def link_document(view: LinkView) -> dict[str, object]:
+    """One link as `status --json` shows it."""
+    stats = view.stats
+    return {
+        "interface": view.interface,
+        "ifindex": view.ifindex,
+        "policy": view.policy,
+        "mode": str(view.mode),
+        "phase": str(view.phase),
+        "rate_bps": view.rate_bps,
+        "pending_seconds": view.pending_ns / NS_PER_SECOND,
+        "limit_bps": view.limit_bps,
+        "since": None if view.since_wall_ns is None else format_wall(view.since_wall_ns),
+        "reason": str(view.reason) or None,
+        "override": view.override or None,
+        "strikes": view.strikes,
+        "tx_bytes": view.tx_bytes,
+        "threshold_bps": view.threshold_bps,
+        "window_s": view.window_ns / NS_PER_SECOND,
+        "limit_wanted_bps": view.limit_wanted_bps,
+        "manual": view.manual,
+        "note": view.note or None,
+        "release": str(view.release) or None,
+        "shaped": None
+        if stats is None
+        else {
+            "sent_bytes": stats.sent_bytes,
+            "drops": stats.drops,
+            "overlimits": stats.overlimits,
+            "backlog_bytes": stats.backlog_bytes,
+        },
+    }
+
+
+def fault_document(fault: Fault) -> dict[str, object]:
+    """One fault or warning as `status --json` shows it."""
+    return {
+        "interface": fault.interface or None,
+        "reason": str(fault.reason),
+        "message": fault.message,
+        "since": format_wall(fault.since_wall_ns),
+        "warning": fault.warning,
+    }
+
+
+def override_document(view: OverrideView) -> dict[str, object]:
+    """One override record as `override list --json` shows it."""
+    record = view.record
+    return {
+        "id": record.id,
+        "state": view.state,
+        "interfaces": list(record.interfaces),
+        "hosts": list(record.hosts),
+        "action": str(record.action),
+        "threshold_bps": record.threshold_bps,
+        "limit_bps": record.limit_bps,
+        "not_before": None if record.not_before_wall_ns is None else format_wall(record.not_before_wall_ns),
+        "expires": "never" if record.expires_wall_ns is None else format_wall(record.expires_wall_ns),
+        "approved_by": record.approved_by,
+        "reason": record.reason,
+        "source": record.origin,
+        "links": list(view.links),
+        "effective_on": list(view.effective),
+    }
+
+
+def document(status: Status) -> dict[str, object]:
+    """The whole of `limiterctl status --json`."""
+    return {
+        "version": status.version,
+        "wall": format_wall(status.wall_ns),
+        "started": format_wall(status.started_wall_ns),
+        "host": status.host,
+        "source": status.source,
+        "paused": status.paused,
+        "requests_pending": status.requests_pending,
+        "links": [link_document(view) for view in status.links],
+        "faults": [fault_document(fault) for fault in status.faults],
+        "overrides": [override_document(view) for view in status.overrides],
+        "config": {
+            "sha256": status.config_sha256,
+            "error": status.config_error,
+            "loaded": format_wall(status.config_loaded_wall_ns),
+        },
+    }
