@@ -205,8 +205,12 @@ def drive(turn: Turn, case: Case) -> None:
         return
     _DRIVERS[case.stage](turn, case)
     case.fresh = False
-    if turn.ticking and not case.awaiting and turn.now.boot_ns >= case.read_t_ns + _read_period_ns(turn, case):
+    if case.stage is not Stage.IDLE and _read_due(turn, case):
         turn.reads.add(case.link.ifindex)
+
+
+def _read_due(turn: Turn, case: Case) -> bool:
+    return case.awaiting or (turn.ticking and turn.now.boot_ns >= case.read_t_ns + _read_period_ns(turn, case))
 
 
 def _read_period_ns(turn: Turn, case: Case) -> int:
@@ -222,7 +226,7 @@ def _read_period_ns(turn: Turn, case: Case) -> int:
 def _plan(turn: Turn, case: Case, wanted: TcTree | None) -> Plan:
     state, link = turn.state, case.link
     effective = state.effective.get(link.name)
-    takeover = effective is not None and effective.policy.foreign_qdisc is ForeignQdisc.TAKEOVER
+    takeover = effective is not None and effective.policy.foreign_qdisc is ForeignQdisc.TAKEOVER and case.tree_standing is None
     return plan(link, wanted, state.tc.get(link.ifindex), state.saved.get(key_of(link)), takeover=takeover)
 
 
@@ -240,7 +244,7 @@ def _act(turn: Turn, case: Case, planned: Plan) -> None:
 def _drive_due(turn: Turn, case: Case) -> None:
     if case.put_back and case.found_ours is None and not _still_due(turn, case):
         return
-    if _blocked(turn, case):
+    if _blocked(turn, case) or case.link.ifindex not in turn.state.tc:
         return
     planned = _plan(turn, case, case.tree_wanted)
     if planned.obstacle is not None:
@@ -293,7 +297,7 @@ def _seen(turn: Turn, case: Case) -> None:
 
 
 def _drive_standing(turn: Turn, case: Case) -> None:
-    if not case.fresh and case.tree_standing is case.tree_wanted:
+    if case.link.ifindex not in turn.state.tc or (not case.fresh and case.tree_standing is case.tree_wanted):
         return
     planned = _plan(turn, case, case.tree_wanted)
     if planned.actions or planned.obstacle is not None:

@@ -1,0 +1,208 @@
+"""Tells what happened: every event becomes one log line and one entry of the audit trail, in order, off the loop.
+
+The loop only puts events into a queue. A thread looks up the evidence of a firing (which sockets sent it), finds the words,
+writes. When the queue is full the newest are counted instead of kept: enforcement never waits for its historian.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from limiterd.core.model import Event, EventKind
+from limiterd.core.units import NS_PER_SECOND, format_duration, format_rate, format_wall
+
+MAX_QUEUED: Final = 20_000
+_FIRINGS: Final = frozenset({EventKind.LIMIT, EventKind.WOULD_LIMIT, EventKind.NOTED})
+
+
+class Log(Protocol):
+    """What the chronicle needs of the log."""
+
+    def log(self, level: str, event: str, /, *, interface: str = "", text: str = "", **fields: object) -> None:
+        """Write one line."""
+
+
+class Trail(Protocol):
+    """What the chronicle needs of the audit trail."""
+
+    @property
+    def head(self) -> str:
+        """The hash of the last line."""
+
+    def append(self, kind: str, interface: str, fields: Mapping[str, object]) -> None:
+        """Add one entry."""
+
+
+Evidence = Callable[[Event], Mapping[str, object] | None]
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def _rate(event: Event, key: str) -> str:
+    value = event.detail.get(key)
+    return format_rate(value) if isinstance(value, int) else "?"
+
+
+def _time(event: Event, key: str) -> str:
+    value = event.detail.get(key)
+    return format_duration(value // 10**6 * 10**6) if isinstance(value, int) else "?"
+
+
+def _text(event: Event, key: str) -> str:
+    return str(event.detail.get(key) or "")
+
+
+def _who(event: Event) -> str:
+    by, note = _text(event, "by"), _text(event, "note")
+    return f" by {by or 'an operator'}" + (f" ({note})" if note else "")
+
+
+def _excess(event: Event) -> str:
+    if event.reason == "guard":
+        return f"sent {_bits(event)} above {_rate(event, 'threshold_bps')} in bursts"
+    return f"sent {_rate(event, 'mean_bps')} on average for {_time(event, 'span_ns')} (threshold {_rate(event, 'threshold_bps')}, peak {_rate(event, 'peak_bps')})"
+
+
+def _bits(event: Event) -> str:
+    value = event.detail.get("excess_bits")
+    return format_rate(value) if isinstance(value, int) else "more"
+
+
+def _limit(event: Event) -> str:
+    if event.reason == "operator":
+        return f"limited to {_rate(event, 'limit_bps')}{_who(event)}"
+    return f"{_excess(event)}: limiting it to {_rate(event, 'limit_bps')}, strike {event.detail.get('strikes')}"
+
+
+def _would(event: Event) -> str:
+    why = "limits are paused" if event.detail.get("paused") else "the policy only observes"
+    return f"{_excess(event)}: would be limited to {_rate(event, 'limit_bps')}, but {why}"
+
+
+def _noted(event: Event) -> str:
+    override = _text(event, "override")
+    return f"{_excess(event)}: noted" + (f", exempt by {override}" if override else "")
+
+
+def _released(event: Event) -> str:
+    why = {
+        "override": "an override lifts it",
+        "operator": "released by an operator",
+        "demand_ended": "demand has ended",
+        "max_hold": "the longest hold is over and demand has ended",
+        "policy": "no policy asks for it any more",
+        "exit": "the daemon stops",
+    }.get(event.reason, event.reason)
+    since = event.detail.get("since_wall_ns")
+    lasted = f"; limited since {format_wall(since)}" if isinstance(since, int) else ""
+    return f"full rate again: {why}{lasted}"
+
+
+def _gone(event: Event) -> str:
+    name = _text(event, "renamed_to")
+    return f"renamed to {name}; its limit goes with it" if name else "the limited link is gone; it will be limited again when it returns"
+
+
+def _expiring(event: Event) -> str:
+    left = event.detail.get("left_s")
+    shown = format_duration(left // 60 * 60 * NS_PER_SECOND) if isinstance(left, int) else "?"
+    return f"override {event.reason} expires in {shown}; renew it or tell its owner"
+
+
+_WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
+    EventKind.LIMIT: ("warning", _limit),
+    EventKind.WOULD_LIMIT: ("warning", _would),
+    EventKind.NOTED: ("info", _noted),
+    EventKind.LIMITED: ("warning", lambda e: f"limited to {_rate(e, 'limit_bps')}, read back from the kernel"),
+    EventKind.RELEASING: ("info", lambda e: f"release asked for{_who(e)}"),
+    EventKind.RELEASED: ("warning", _released),
+    EventKind.RATE_CHANGED: ("info", lambda e: f"limit changed in place from {_rate(e, 'before_bps')} to {_rate(e, 'limit_bps')}"),
+    EventKind.POSSIBLE: ("info", lambda _: "possible excess; the samples are too coarse to say"),
+    EventKind.EPOCH: ("debug", lambda e: f"a fresh epoch begins ({e.reason})"),
+    EventKind.FAULT: ("error", lambda e: _text(e, "message")),
+    EventKind.FAULT_CLEARED: ("info", lambda e: f"fault over: {e.reason}"),
+    EventKind.FOREIGN: ("warning", lambda e: _text(e, "message")),
+    EventKind.REPAIR: ("warning", lambda e: f"repairing the limit: {'; '.join(map(str, _differences(e))) or 'it was undone'}"),
+    EventKind.ADOPTED: ("info", lambda e: f"found the limit of {_rate(e, 'limit_bps')} standing and adopted it"),
+    EventKind.RESTORED: ("warning", lambda e: f"put the limit of {_rate(e, 'limit_bps')} back"),
+    EventKind.OVERRIDE_ACTIVE: ("info", lambda e: f"override {e.reason} applies ({_text(e, 'action')}, approved by {_text(e, 'approved_by')})"),
+    EventKind.OVERRIDE_ENDED: ("info", lambda e: f"override {e.reason} applies no more"),
+    EventKind.OVERRIDE_EXPIRING: ("warning", _expiring),
+    EventKind.LINK_GONE: ("info", _gone),
+    EventKind.LINK_BACK: ("info", lambda _: "a link that was limited is back"),
+    EventKind.PAUSED: ("warning", lambda e: f"new limits are paused{_who(e)}"),
+    EventKind.RESUMED: ("info", lambda e: f"new limits are no longer paused{_who(e)}"),
+    EventKind.UNDRAINED: ("warning", lambda e: f"{e.detail.get('backlog_bytes')} bytes were still queued when the limit was removed"),
+    EventKind.LEFTOVER: ("warning", lambda _: "removed what an earlier run had left half done"),
+}
+
+
+def _differences(event: Event) -> Sequence[object]:
+    found = event.detail.get("differences")
+    return found if isinstance(found, list) else ()
+
+
+def sentence(event: Event) -> tuple[str, str]:
+    """(level, text) of an event, for people."""
+    level, words = _WORDS[event.kind]
+    return level, words(event)
+
+
+# ---- the thread ----------------------------------------------------------------------------------
+
+
+class Chronicle:
+    """Queues events and writes them down in its own thread."""
+
+    def __init__(self, log: Log, trail: Trail, evidence: Evidence) -> None:
+        self._log = log
+        self._trail = trail
+        self._evidence = evidence
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.lost = 0
+        self._thread = threading.Thread(target=self._run, name="chronicle", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Queue events; returns at once."""
+        for event in events:
+            if self._queue.qsize() >= MAX_QUEUED:
+                self.lost += 1
+            else:
+                self._queue.put(event)
+
+    def close(self, timeout_s: float) -> None:
+        """Write what is queued, as far as the time allows."""
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
+            self._write(event)
+
+    def _write(self, event: Event) -> None:
+        level, text = sentence(event)
+        fields = {key: value for key, value in event.detail.items() if value not in (None, "")}
+        evidence = self._evidence(event) if event.kind in _FIRINGS and event.reason != "operator" else None
+        if evidence:
+            fields["evidence"] = evidence
+            text += _top(evidence)
+        if event.kind is not EventKind.EPOCH:
+            self._trail.append(event.kind, event.interface, {"reason": event.reason, "policy": event.policy, "text": text, **fields})
+        shown = {key: value for key, value in fields.items() if isinstance(value, str | int | bool) and key != "message"}
+        if event.kind in (EventKind.LIMIT, EventKind.RELEASED):
+            shown["audit_head"] = self._trail.head
+        self._log.log(level, str(event.kind), interface=event.interface, text=text, reason=event.reason, policy=event.policy, **shown)
+
+
+def _top(evidence: Mapping[str, object]) -> str:
+    summary = evidence.get("summary")
+    return f"; {summary}" if isinstance(summary, str) and summary else ""

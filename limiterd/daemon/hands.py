@@ -1,0 +1,114 @@
+"""The executor: steps the engine, carries out what it decides, reads what became of it, until nothing is left to do.
+
+On an error nothing is rolled back: the next step sees the answers and what the kernel shows, and decides again. A saved
+foreign root is on disk before the message that replaces it is sent.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from limiterd.core.engine import step
+from limiterd.core.errors import EnvironmentFault
+from limiterd.core.faults import NOT_SENT
+from limiterd.core.histogram import Buckets
+from limiterd.core.model import Action, ActionKind, ActionResult, Event, EventKind, Journal, Now, Rules, TcActual
+from limiterd.core.ports import TcPort
+from limiterd.core.state import Inputs, Output, State
+
+MAX_ROUNDS: Final = 12
+"""A limit takes two rounds (act, read back), a takeover or a release up to five; what is left waits for the next tick."""
+
+
+@dataclass(slots=True)
+class Hands:
+    """What connects the engine to the kernel. save_now must not return before the journal is on disk."""
+
+    tc: TcPort
+    clock: Callable[[], Now]
+    tell: Callable[[Sequence[Event]], None]
+    save: Callable[[Journal], object]
+    save_now: Callable[[Journal], None]
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+    enforcement: Buckets = field(default_factory=Buckets)
+
+    def settle(self, state: State, rules: Rules, inputs: Inputs) -> None:
+        """Step until the engine asks for nothing more, or MAX_ROUNDS."""
+        vanished: frozenset[int] = frozenset()
+        for _ in range(MAX_ROUNDS):
+            output = step(state, rules, inputs)
+            self.publish(state, output)
+            reads = output.reads - vanished
+            if not output.actions and not reads:
+                return
+            results = self._act(state, output.actions)
+            tc, unanswered = self._read(reads)
+            vanished |= reads - tc.keys()
+            inputs = Inputs(self.clock(), tc=tc, unanswered=unanswered, results=tuple(results))
+
+    def publish(self, state: State, output: Output) -> None:
+        """Hand on the events, and the journal where it changed."""
+        for event in output.events:
+            if event.kind is EventKind.LIMITED and isinstance(spent_ns := event.detail.get("enforcement_ns"), int):
+                self.enforcement.observe(spent_ns / 1e9)
+        if output.events:
+            self.tell(output.events)
+        if output.journal_dirty:
+            self.save(state.journal())
+
+    def _act(self, state: State, actions: Sequence[Action]) -> list[ActionResult]:
+        if not actions:
+            return []
+        refused = self._save_roots(state, actions)
+        try:
+            results = self.tc.apply([a for a in actions if a.kind is not ActionKind.SAVE_ROOT and a.ifindex not in refused])
+        except EnvironmentFault as fault:
+            self._count(fault)
+            return []
+        return results + [
+            ActionResult(a, errno.EIO if a.kind is ActionKind.SAVE_ROOT else NOT_SENT, refused[a.ifindex])
+            for a in actions
+            if a.ifindex in refused
+        ]
+
+    def _save_roots(self, state: State, actions: Sequence[Action]) -> dict[int, str]:
+        """Make every root that is about to be replaced durable; the links for which that failed, with the reason."""
+        takeovers = [a for a in actions if a.kind is ActionKind.SAVE_ROOT]
+        if not takeovers:
+            return {}
+        try:
+            self.save_now(state.journal())
+        except EnvironmentFault as fault:
+            return {a.ifindex: str(fault) for a in takeovers}
+        return {}
+
+    def _read(self, ifindexes: frozenset[int]) -> tuple[dict[int, TcActual], frozenset[int]]:
+        """Read links; those of which there was no answer are told apart from those that are gone."""
+        if not ifindexes:
+            return {}, frozenset()
+        try:
+            found = dict(self.tc.read(ifindexes))
+        except EnvironmentFault as fault:
+            self._count(fault)
+            return {}, ifindexes
+        return found, frozenset()
+
+    def read_now(self, ifindexes: frozenset[int]) -> Inputs:
+        """Inputs that carry a reading of these links."""
+        tc, unanswered = self._read(ifindexes)
+        return Inputs(self.clock(), tc=tc, unanswered=unanswered)
+
+    def with_roots(self, inputs: Inputs) -> Inputs:
+        """The same inputs with every root qdisc of the namespace; without them where the dump fails."""
+        try:
+            return replace(inputs, roots=self.tc.roots())
+        except EnvironmentFault as fault:
+            self._count(fault)
+            return inputs
+
+    def _count(self, fault: EnvironmentFault) -> None:
+        self.errors[fault.operation or "dump", fault.errno_name or "none"] += 1

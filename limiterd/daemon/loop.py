@@ -1,0 +1,178 @@
+"""The loop: one thread, one selector, paced ticks on CLOCK_BOOTTIME.
+
+A tick is due every interval; one that comes late is taken late, and those that were missed altogether are counted and not
+made up for (the counters keep the bytes). Between ticks the loop serves descriptors (netlink events, signals) and calls
+from other threads, which hand in a function and wait for its result: nobody else ever touches the engine's state.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from limiterd.core.errors import EnvironmentFault, LimiterdError
+from limiterd.core.histogram import Buckets
+
+T = TypeVar("T")
+
+_CALLS_PER_WAKE: Final = 8
+"""Calls served before the loop looks at the clock again: a crowd of clients never holds up a tick."""
+
+
+def boot_ns() -> int:
+    """CLOCK_BOOTTIME in ns: never steps, counts suspend."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+@dataclass(slots=True)
+class Pace:
+    """When the next tick is due, and how well the last ones were kept."""
+
+    interval_ns: int
+    due_ns: int
+    missed: int = 0
+    lateness: Buckets = field(default_factory=Buckets)
+    last_ns: int = 0
+
+    def arrive(self, now_ns: int) -> None:
+        """A tick begins now: note its lateness and set the next one on the same grid."""
+        late_ns = max(0, now_ns - self.due_ns)
+        self.lateness.observe(late_ns / 1e9)
+        skipped = late_ns // self.interval_ns
+        self.missed += skipped
+        self.due_ns += (skipped + 1) * self.interval_ns
+        self.last_ns = now_ns
+
+    def change(self, interval_ns: int, now_ns: int) -> None:
+        """Tick at another interval from now on."""
+        self.interval_ns = interval_ns
+        self.due_ns = now_ns + interval_ns
+
+
+class Loop:
+    """Runs until stop() is called from a handler."""
+
+    def __init__(self, interval_ns: int, tick: Callable[[], None]) -> None:
+        self.pace = Pace(interval_ns, boot_ns())
+        self._tick = tick
+        self._selector = selectors.DefaultSelector()
+        self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)  # noqa: FBT003 - the method's only form
+        self._wake_write.setblocking(False)  # noqa: FBT003 - likewise
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+        self._signals: dict[int, Callable[[], None]] = {}
+        self._stopping = False
+        self._thread: int | None = None
+
+    # ---- set-up ----
+
+    def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
+        """Call handler whenever the descriptor is readable."""
+        self._selector.register(descriptor, selectors.EVENT_READ, handler)
+
+    def unwatch(self, descriptor: int) -> None:
+        """Stop watching a descriptor."""
+        self._selector.unregister(descriptor)
+
+    def on_signal(self, number: int, handler: Callable[[], None]) -> None:
+        """Call handler in the loop, not in the signal's own context."""
+        self._signals[number] = handler
+        signal.signal(number, lambda *_: None)
+
+    # ---- from any thread ----
+
+    def call(self, function: Callable[[], T], timeout_s: float = 5.0) -> T:
+        """Run a function in the loop's thread and return its result. Raises EnvironmentFault when the loop does not get to it."""
+        if self._thread is None or threading.get_ident() == self._thread:
+            return function()
+        future: Future[object] = Future()
+        self._calls.append((function, future))
+        self._poke()
+        try:
+            return future.result(timeout_s)  # type: ignore[return-value]  # the queue forgets T, the future brings it back
+        except FutureTimeout:
+            future.cancel()
+            raise EnvironmentFault(f"the daemon's loop did not answer within {timeout_s:g} s; it may be stalled", operation="loop") from None
+
+    def _poke(self) -> None:
+        try:
+            self._wake_write.send(b"\0")
+        except BlockingIOError:
+            return  # unread wake-ups are enough
+
+    def stop(self) -> None:
+        """End run() after the current handler."""
+        self._stopping = True
+        self._poke()
+
+    # ---- running ----
+
+    def run(self) -> None:
+        """Tick and serve until stop()."""
+        self._thread = threading.get_ident()
+        self.pace.due_ns = boot_ns()
+        previous = signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        try:
+            while not self._stopping:
+                self._turn()
+        finally:
+            signal.set_wakeup_fd(previous)
+            self._thread = None
+
+    def _turn(self) -> None:
+        now_ns = boot_ns()
+        if now_ns >= self.pace.due_ns:
+            self.pace.arrive(now_ns)
+            self._tick()
+            now_ns = boot_ns()
+        wait_s = 0.0 if self._calls else max(0, self.pace.due_ns - now_ns) / 1e9
+        for key, _ in self._selector.select(wait_s):
+            key.data()
+        self._serve_calls()
+
+    def _on_wake(self) -> None:
+        for number in self._wake_read.recv(4096):
+            handler = self._signals.get(number)
+            if handler is not None:
+                handler()
+
+    def _serve_calls(self) -> None:
+        for _ in range(min(len(self._calls), _CALLS_PER_WAKE)):
+            function, future = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function())
+            except LimiterdError as error:
+                future.set_exception(error)
+
+    def close(self) -> None:
+        """Fail what still waits, and release the descriptors."""
+        while self._calls:
+            self._calls.popleft()[1].cancel()
+        self._selector.close()
+        self._wake_read.close()
+        self._wake_write.close()
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process holds a capability in its effective set (capabilities(7): CAP_NET_ADMIN is 12)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123 - no path to build
+        line = next((line for line in status if line.startswith("CapEff:")), "CapEff: 0")
+    return bool(int(line.split()[1], 16) >> number & 1)
+
+
+def hostname() -> str:
+    """This machine's name as overrides' `hosts` match it."""
+    return os.uname().nodename

@@ -1,0 +1,203 @@
+"""What each control verb does: a literal table from the verb to a function of the daemon's house.
+
+Functions take the house, the arguments and who asks; they return JSON-able data or raise a LimiterdError whose exit code
+is the client's. What may block (files, evidence) happens here, in the control server's worker; what touches the engine
+goes through the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from limiterd.core import commands, explain
+from limiterd.core.errors import EXIT_USAGE, PeerError
+from limiterd.core.model import LinkView, Phase
+from limiterd.core.status import document, fault_document, link_document, override_document
+from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
+
+if TYPE_CHECKING:
+    from limiterd.daemon.house import House
+
+Args = Mapping[str, object]
+Data = object
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def text(args: Args, name: str, *, default: str | None = None, longest: int = 500) -> str:
+    """A text argument. Raises PeerError where it is missing, no text, empty or too long."""
+    value = args.get(name, default)
+    if not isinstance(value, str) or (value == "" and default is None):
+        raise PeerError(f"{name}: a text is wanted", exit_code=EXIT_USAGE)
+    if len(value) > longest:
+        raise PeerError(f"{name}: at most {longest} characters", exit_code=EXIT_USAGE)
+    return value
+
+
+def number(args: Args, name: str) -> int | None:
+    """A whole number ≥ 0, or None where it is missing. Raises PeerError for anything else."""
+    value = args.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise PeerError(f"{name}: a whole number is wanted", exit_code=EXIT_USAGE)
+    return value
+
+
+def flag(args: Args, name: str) -> bool:
+    """A yes or no, no where it is missing."""
+    value = args.get(name, False)
+    if not isinstance(value, bool):
+        raise PeerError(f"{name}: true or false is wanted", exit_code=EXIT_USAGE)
+    return value
+
+
+def moment(args: Args, name: str) -> int | None:
+    """A wall-clock time as RFC 3339 text, or None where it is missing."""
+    value = args.get(name)
+    if value is None:
+        return None
+    try:
+        return parse_wall(text(args, name))
+    except ValueError as error:
+        raise PeerError(f"{name}: {error}", exit_code=EXIT_USAGE) from error
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def _status(house: House, args: Args, _: str) -> Data:
+    shown = document(house.status())
+    interface = args.get("interface")
+    if interface is not None:
+        wanted = text(args, "interface")
+        links = shown["links"]
+        shown["links"] = [link for link in links if isinstance(link, dict) and link["interface"] == wanted] if isinstance(links, list) else []
+        if not shown["links"]:
+            raise PeerError(f"{wanted}: no policy watches a link of this name; `limiterctl status` lists the watched ones")
+    return shown
+
+
+def _row(house: House, interface: str) -> LinkView:
+    view = next((v for v in house.status().links if v.interface == interface), None)
+    if view is None:
+        raise PeerError(f"{interface}: no policy watches a link of this name; `limiterctl status` lists the watched ones")
+    return view
+
+
+def _explain(house: House, args: Args, _: str) -> Data:
+    view = _row(house, text(args, "interface"))
+    applies, trail = house.inside(view.interface)
+    status = house.status()
+    firing = house.last_firing(view.interface)
+    fired = view.phase in (Phase.LIMITED, Phase.FAULT)
+    detect = applies.detect
+    conditions = explain.of_firing(detect, firing) if fired and firing is not None else explain.of_trail(detect, trail)
+    samples = firing.get("samples") if fired and firing is not None else None
+    override = next((v for v in status.overrides if applies.override is not None and v.record == applies.override), None)
+    return {
+        "link": link_document(view),
+        "detect": {
+            "threshold_bps": detect.threshold_bps,
+            "window_s": detect.window_ns / NS_PER_SECOND,
+            "slice_s": detect.slice_ns / NS_PER_SECOND,
+            "floor_percent": detect.floor_ppm * 100 / PPM,
+            "guard": {"mode": str(detect.guard.mode), "burst_bits": detect.guard.burst_bits},
+        },
+        "samples": samples if samples is not None else [list(sample) for sample in trail],
+        "conditions": [condition.document() for condition in conditions],
+        "firing": firing,
+        "evidence": firing.get("evidence") if firing is not None else None,
+        "lift": list(explain.what_lifts(view, applies.policy.release)),
+        "override": override_document(override) if override is not None else None,
+        "faults": [fault_document(f) for f in status.faults if f.interface in ("", view.interface)],
+    }
+
+
+def _history(house: House, args: Args, _: str) -> Data:
+    kinds = args.get("kinds")
+    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        raise PeerError("kinds: a list of words is wanted", exit_code=EXIT_USAGE)
+    return house.history(
+        interface=text(args, "interface") if args.get("interface") is not None else None,
+        kinds=frozenset(kinds) if kinds else None,
+        since_wall_ns=moment(args, "since"),
+        until_wall_ns=moment(args, "until"),
+        limit=min(number(args, "limit") or 50, 1000),
+    )
+
+
+def _verify(house: House, _args: Args, _: str) -> Data:
+    return house.verify()
+
+
+# ---- the operator's hand -------------------------------------------------------------------------
+
+
+def _reload(house: House, _args: Args, by: str) -> Data:
+    return {"changes": list(house.reload(by))}
+
+
+def _limit(house: House, args: Args, by: str) -> Data:
+    interface, rate_bps, reason = text(args, "interface"), number(args, "rate_bps"), text(args, "reason")
+    force = flag(args, "force")
+    house.command(lambda state, now: commands.limit(state, now, interface, rate_bps=rate_bps, reason=reason, force=force, by=by))
+    return {"link": link_document(_row(house, interface))}
+
+
+def _release(house: House, args: Args, by: str) -> Data:
+    reason = text(args, "reason")
+    if flag(args, "all"):
+        house.command(lambda state, now: commands.release_all(state, now, reason=reason, by=by))
+        return {"links": [link_document(view) for view in house.status().links]}
+    interface = text(args, "interface")
+    house.command(lambda state, now: commands.release(state, now, interface, reason=reason, by=by))
+    return {"links": [link_document(v) for v in house.status().links if v.interface == interface]}
+
+
+def _pause(house: House, args: Args, by: str) -> Data:
+    reason = text(args, "reason", default="")
+    house.command(lambda state, now: commands.pause(state, now, reason=reason, by=by))
+    return {"paused": True}
+
+
+def _resume(house: House, args: Args, by: str) -> Data:
+    reason = text(args, "reason", default="")
+    house.command(lambda state, now: commands.resume(state, now, reason=reason, by=by))
+    return {"paused": False}
+
+
+# ---- overrides and requests ----------------------------------------------------------------------
+
+
+def _override_list(house: House, _args: Args, _: str) -> Data:
+    return {"overrides": [override_document(view) for view in house.status().overrides]}
+
+
+def _override_add(house: House, args: Args, by: str) -> Data:
+    record = args.get("record")
+    if not isinstance(record, dict):
+        raise PeerError("record: the fields of an override are wanted", exit_code=EXIT_USAGE)
+    return house.add_override({"approved_by": by, **record}, by)
+
+
+def _override_revoke(house: House, args: Args, by: str) -> Data:
+    return house.revoke_override(text(args, "id"), text(args, "reason", default=""), by)
+
+
+VERBS: Final[Mapping[str, Callable[[House, Args, str], Data]]] = {
+    "status": _status,
+    "explain": _explain,
+    "history": _history,
+    "history.verify": _verify,
+    "reload": _reload,
+    "limit": _limit,
+    "release": _release,
+    "pause": _pause,
+    "resume": _resume,
+    "override.list": _override_list,
+    "override.add": _override_add,
+    "override.revoke": _override_revoke,
+}
