@@ -21,9 +21,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from limiterd.core.errors import ConfigError, Problem
 
@@ -102,7 +102,7 @@ class Problems:
 
     def add(self, place: Place, path: str, message: str) -> None:
         """Note one problem at a place, under a key's path such as `policies[0].detect.window`."""
-        self._found.append(Problem(self.file, place.line, place.column, path, message))
+        self._found.append(Problem(self.file, place.line, place.column, printable(path), printable(message)))
         if len(self._found) >= MAX_PROBLEMS:
             last = "more may follow: only the first 100 problems are shown; correct these first"
             self._found.append(Problem(self.file, place.line, place.column, "file", last))
@@ -125,8 +125,16 @@ def refuse(file: str, message: str, place: Place = START) -> ConfigError:
 
 def shown(path: str | os.PathLike[str]) -> str:
     """Make a path printable whatever bytes it holds."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal could obey."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    )
 
 
 # ---- the file --------------------------------------------------------------------------------------
@@ -292,6 +300,14 @@ class _Composer:
         self._problems.add(place, "yaml", message)
         self._problems.raise_if_any()
 
+    def _path(self) -> str:
+        """The path of the node that comes next."""
+        parts = [
+            f"[{len(holder.items)}]" if isinstance(holder, Items) else f".{key.text[:40]}" if isinstance(key, Scalar) else ""
+            for holder, key in self._stack
+        ]
+        return "".join(parts).removeprefix(".") or "file"
+
     def _take(self, event: yaml.Event) -> None:
         kind = type(event).__name__
         handler = _HANDLERS.get(kind)
@@ -309,7 +325,7 @@ class _Composer:
     def alias(self, event: yaml.AliasEvent) -> None:
         place = _start(event)
         message = f'the alias *{str(event.anchor)[:40]} is not allowed; write the value out, or quote a glob: "*…"'
-        self._problems.add(place, "yaml", message)
+        self._problems.add(place, self._path(), message)
         self._last = (_end(event), False)
         self._put(Refused(place))
 
@@ -345,7 +361,9 @@ class _Composer:
         marks = [("tag ", event.tag, "!"), ("anchor &", event.anchor, "&")]
         found = [(kind, text, sign) for kind, text, sign in marks if text is not None]
         for kind, text, sign in found:
-            self._problems.add(place, "yaml", f'the {kind}{text[:40]} is not allowed; quote a text that begins with "{sign}"')
+            self._problems.add(
+                place, self._path(), f'the {kind}{text[:40]} is not allowed; quote a text that begins with "{sign}"'
+            )
         return bool(found)
 
     def _put(self, node: Node) -> None:
@@ -367,13 +385,14 @@ class _Composer:
         if isinstance(node, Refused):
             return node
         if not isinstance(node, Scalar):
-            self._problems.add(node.place, "yaml", "a list or mapping cannot be a key; write `key: value`")
+            self._problems.add(node.place, self._path(), "a list or mapping cannot be a key; write `key: value`")
         elif node.plain and node.text == "<<":
-            self._problems.add(node.place, "yaml", "the merge key << is not allowed; write the keys out")
+            self._problems.add(node.place, self._path(), "the merge key << is not allowed; write the keys out")
         elif node.text in holder.pairs:
             first, _ = holder.pairs[node.text]
             message = f"{node.text[:40]!r} is given twice, in line {first.place.line} and in line {node.place.line}; keep one"
-            self._problems.add(node.place, node.text[:40], message)
+            path = f"{self._path()}.{node.text[:40]}".removeprefix("file.")
+            self._problems.add(node.place, path, message)
         else:
             return node
         return Refused(node.place)
@@ -386,7 +405,7 @@ class _Composer:
             self._problems.add(_place_after(self._text), "file", message)
 
 
-_HANDLERS: Final = {
+_HANDLERS: Final[dict[str, Callable[[_Composer, Any], None]]] = {
     "DocumentStartEvent": _Composer.document,
     "AliasEvent": _Composer.alias,
     "ScalarEvent": _Composer.scalar,

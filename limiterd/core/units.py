@@ -109,6 +109,8 @@ def parse_share(text: str) -> int:
     number, unit = _split(text, "share", "80%")
     if unit != "%":
         raise UnitError(f"{_quote(text)}: a share is written in percent, like 80%")
+    if number > 100:
+        raise UnitError(f"{_quote(text)}: a share is at most 100%")
     return _whole(number * 10_000, text, "ppm", PPM)
 
 

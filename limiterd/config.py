@@ -1,0 +1,206 @@
+"""Loads limiterd.yaml and every override record into one Rules object, or raises one ConfigError with all that is wrong.
+
+Rule: nothing is applied from here. A load reads, validates and answers; whoever called swaps the answer in. Only
+ConfigError leaves this module, whatever the files hold.
+
+A missing certificate is not looked for here: the metrics server alone needs it, and enforcement never depends on that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from limiterd import overrides
+from limiterd.core.errors import ConfigError, Problem
+from limiterd.core.model import Config, PolicyMode, Rules
+from limiterd.overrides import Found, Placed, Store
+from limiterd.parsers import Context
+from limiterd.schema import CONFIG, CONFIG_CHECKS
+from limiterd.yamlsafe import Items, Problems, Table, compose, decode, read_bytes, shown
+
+DEFAULT_PATH: Final = "/etc/limiterd/limiterd.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A complete load: the rules, remarks for people, and the daemon's own records that could not be read."""
+
+    rules: Rules
+    notes: tuple[str, ...] = ()
+    damaged: tuple[Problem, ...] = ()
+
+
+def parse(data: bytes, file: str) -> Config:
+    """Read the bytes of a configuration file; without any key it is all defaults. Raises ConfigError."""
+    config, problems = _parse(data, file)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _parse(data: bytes, file: str) -> tuple[Config, tuple[Problem, ...]]:
+    """Read a configuration as far as it is valid, so that the overrides can be judged in the same pass."""
+    context = Context(Problems(file))
+    config = Config()
+    try:
+        root = compose(decode(data, file), context.problems)
+        made = Config() if root is None else CONFIG(root, "", context)
+        config = made if isinstance(made, Config) else config
+        for check in CONFIG_CHECKS:
+            check(config, context)
+    except ConfigError as error:
+        return config, error.problems
+    return config, context.problems.take()
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Read the configuration file alone. Raises ConfigError, also for a file that is missing or cannot be trusted."""
+    name = os.fspath(path)
+    return parse(read_bytes(name), shown(name))
+
+
+def store_directory(config: Config) -> str:
+    """Where the daemon keeps its own override records."""
+    return f"{config.state_directory.rstrip('/')}/overrides.d"
+
+
+def load_rules(config_path: str | os.PathLike[str], *, host: str) -> Rules:
+    """Read everything that a reload swaps in. Raises ConfigError with every problem of every file."""
+    return load_all(config_path, host=host).rules
+
+
+def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | None = None) -> Loaded:
+    """Read configuration, the operator's overrides and the daemon's own, as load_rules does, with remarks.
+
+    wall_ns (default: now) is only for judging which records have expired: those are information, never errors.
+    """
+    now_ns = time.time_ns() if wall_ns is None else wall_ns
+    name = os.fspath(config_path)
+    data = read_bytes(name)
+    config, problems = _parse(data, shown(name))
+    theirs = overrides.read_directory(config.overrides_directory)
+    own = Store(store_directory(config)).load()
+    records = [*theirs.records, *own.records]
+    rules = Rules(
+        config=config,
+        overrides=tuple(placed.record for placed in records),
+        host=host,
+        sha256=_digest([data, *theirs.data, *own.data]),
+    )
+    wrong = [*problems, *theirs.problems, *overrides.duplicates([*own.records, *theirs.records])]
+    if not problems:
+        wrong += _clashes(theirs.records, rules, now_ns)
+    if wrong:
+        raise ConfigError(wrong)
+    notes = [*theirs.notes, *_remarks(shown(name), rules, now_ns)]
+    notes += [str(problem) for problem in _clashes(own.records, rules, now_ns)]
+    return Loaded(rules, tuple(notes), tuple(own.problems))
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    """The SHA-256 of the texts one after the other: `cat limiterd.yaml overrides.d/*.yaml … | sha256sum`."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _clashes(records: Iterable[Placed], rules: Rules, wall_ns: int) -> Iterator[Problem]:
+    for placed in records:
+        for key, message in overrides.conflicts(placed.record, rules, wall_ns):
+            yield placed.problem(key, message)
+
+
+def _remarks(file: str, rules: Rules, wall_ns: int) -> Iterator[str]:
+    """Yield what is valid but worth a look."""
+    config = rules.config
+    if not config.policies:
+        yield f"{file}: there is no policy, so no link is watched"
+    for policy in config.policies:
+        if all(entry.startswith("!") for entry in policy.interfaces):
+            yield f"{file}: policy {policy.name} only excludes interfaces, so it matches none"
+        if policy.mode is PolicyMode.OBSERVE:
+            yield f"{file}: policy {policy.name} observes: it reports and never limits"
+    for record in rules.overrides:
+        yield from overrides.remarks(record, rules, wall_ns)
+
+
+# ---- limiterctl check ------------------------------------------------------------------------------
+
+
+def check(
+    paths: Sequence[str | os.PathLike[str]], *, host: str = "", default: str | os.PathLike[str] = DEFAULT_PATH
+) -> tuple[tuple[Problem, ...], tuple[str, ...]]:
+    """Validate without a daemon: (problems, remarks), both empty where all is well. Raises nothing.
+
+    Without paths: what a daemon with the configuration file `default` would load. With paths: exactly these, each a
+    configuration file, an override file or a directory of override files, judged together.
+    """
+    if not paths:
+        try:
+            loaded = load_all(default, host=host)
+        except ConfigError as error:
+            return error.problems, ()
+        return (), (*loaded.notes, *(str(problem) for problem in loaded.damaged))
+    return _check_these([os.fspath(path) for path in paths], host)
+
+
+def _check_these(paths: Sequence[str], host: str) -> tuple[tuple[Problem, ...], tuple[str, ...]]:
+    now_ns = time.time_ns()
+    whole = Found()
+    rules = Rules(host=host)
+    given = False
+    for path in paths:
+        if _is_directory(path):
+            found = overrides.read_directory(path)
+        else:
+            config, found = _check_file(path)
+            if config is not None:
+                rules, given = replace(rules, config=config), True
+                whole.notes += _remarks(shown(path), rules, now_ns)
+        whole.records += found.records
+        whole.problems += found.problems
+        whole.notes += found.notes
+    whole.problems += overrides.duplicates(whole.records)
+    if given and not whole.problems:
+        whole.problems += _clashes(whole.records, rules, now_ns)
+    for placed in whole.records:
+        whole.notes += [note for note in overrides.remarks(placed.record, rules, now_ns) if given or "no policy" not in note]
+    return tuple(sorted(set(whole.problems))), tuple(whole.notes)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _check_file(path: str) -> tuple[Config | None, Found]:
+    """Read one file as what it looks like: a list under `overrides` makes it an override file."""
+    name = shown(path)
+    try:
+        data = read_bytes(path)
+    except ConfigError as error:
+        return None, Found(problems=list(error.problems))
+    if _holds_records(data, path):
+        return None, overrides.parse(data, name)
+    config, problems = _parse(data, name)
+    return (None if problems else config), Found(problems=list(problems))
+
+
+def _holds_records(data: bytes, path: str) -> bool:
+    scratch = Problems(path)
+    try:
+        root = compose(decode(data, path), scratch)
+    except ConfigError:
+        root = None
+    if isinstance(root, Table) and root.pairs:
+        return "overrides" in root.pairs and isinstance(root.pairs["overrides"][1], Items)
+    return Path(path).absolute().parent.name == "overrides.d"
