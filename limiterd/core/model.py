@@ -484,12 +484,16 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class TcTree:
-    """A whole limit as wanted: the root's default class, its classes (parents first), leaves and filters."""
+    """A whole limit as wanted: the root's default class, its classes (parents first), leaves and filters.
+
+    refused says why this kernel must not be given the limit at all ("" = it may): what is wanted cannot be had whole.
+    """
 
     default_classid: int
     classes: tuple[HtbClass, ...]
     leaves: tuple[Leaf, ...]
     filters: tuple[Filter, ...] = ()
+    refused: str = field(default="", compare=False)
 
     @property
     def rate_bps(self) -> int:
@@ -527,9 +531,10 @@ class RootQdisc:
 class TcActual:
     """What the kernel shows on one link. root None: no visible qdisc (link down or never up).
 
-    tree is what was found below our root (None where the root is not ours), foreign classes included; foreign describes
-    the objects inside our tree that are not ours, for people. stats are of the shaped classes; direct_packets counts what
-    passed our root unshaped.
+    tree is what was found below our root (None where the root is not ours); foreign describes the objects inside our tree
+    that are not ours, for people; inner names those of our leaf classes that foreign classes were put under: HTB sends
+    the traffic of such a class past the limit. stats are of the shaped classes; direct_packets counts what passed our
+    root unshaped.
     """
 
     ifindex: int
@@ -539,6 +544,7 @@ class TcActual:
     direct_packets: int = 0
     foreign: tuple[str, ...] = ()
     read_t_ns: int = 0
+    inner: tuple[int, ...] = ()
 
     @property
     def ours(self) -> bool:

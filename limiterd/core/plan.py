@@ -1,0 +1,314 @@
+"""From what is wanted, what the kernel shows and what was there before: the steps that lead from one to the other.
+
+Rule: after every step the link carries traffic, unshaped or shaped, and the plan made from there leads to the same end.
+A plan made from its own result is empty. The root of somebody else is never touched, but for a takeover.
+
+Theory of operation. An HTB root whose default class does not exist (or is no leaf) passes everything by: adding the
+*default class* is the moment at which the limit begins, so it comes when all that must not be limited (exempt traffic)
+is already in place, and what merely makes the limit kinder (the lifeline) comes right after it. Roots are added
+exclusively and deleted by handle: both fail, and change nothing, where the link is not as it was read. What stands is
+changed in place; only what cannot be (the default class, a class's parent) costs the whole tree.
+
+Several steps may travel in one datagram, whose later messages the kernel carries out even when an earlier one failed;
+`datagrams` cuts where that could do harm.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from limiterd.core.matches import PRIO_LIFELINE, is_link
+from limiterd.core.model import (
+    CLASS_DEFAULT,
+    CLASS_EXEMPT,
+    CLASS_LIFELINE,
+    CLASS_LIMIT,
+    HANDLE_ROOT,
+    Action,
+    ActionKind,
+    FaultReason,
+    Filter,
+    HtbClass,
+    Leaf,
+    Link,
+    RootQdisc,
+    TcActual,
+    TcTree,
+)
+from limiterd.core.shape import LEAF_OF
+
+RESTORABLE: Final = frozenset({"pfifo", "bfifo", "pfifo_fast", "tbf", "noqueue", "fq", "fq_codel"})
+"""Single qdiscs that their dumped options bring back whole."""
+OUR_CLASSES: Final = frozenset({CLASS_LIMIT, *LEAF_OF})
+_INSTALL_ORDER: Final = (CLASS_EXEMPT, CLASS_LIMIT, CLASS_DEFAULT, CLASS_LIFELINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Ordered steps; or an obstacle (why nothing can be done now); drift says in words what differs from the wanted."""
+
+    actions: tuple[Action, ...] = ()
+    obstacle: tuple[FaultReason, str] | None = None
+    drift: tuple[str, ...] = ()
+
+
+def plan(link: Link, wanted: TcTree | None, actual: TcActual | None, saved: RootQdisc | None, *, takeover: bool) -> Plan:
+    """The steps from `actual` to `wanted` on one link; wanted None: our tree goes, and `saved` comes back.
+
+    actual None means that the link is gone: nothing to do. A foreign root is an obstacle unless `takeover` allows to
+    replace it and it can be restored exactly; where a limit of ours stood before, the caller passes takeover=False or
+    the `saved` of the first takeover: a second foreign root is not taken. No actions and no obstacle for wanted None
+    means done: `saved` has served then, whatever root now stands.
+    """
+    if actual is None:
+        return Plan()
+    steps = _Steps(link)
+    if wanted is None:
+        return Plan(tuple(_removal(steps, actual, saved)))
+    if wanted.refused:
+        return _refused(steps, wanted, actual, saved)
+    if actual.ours:
+        return Plan(tuple(_repairs(steps, wanted, actual)), drift=differences(wanted, actual))
+    hindrance = _hindrance(actual.foreign_root, saved, takeover=takeover)
+    if hindrance:
+        return Plan(obstacle=(FaultReason.FOREIGN_QDISC, f"{link.name}: {hindrance}"), drift=differences(wanted, actual))
+    return Plan((*_taking(steps, actual.foreign_root), *_install(steps, wanted)), drift=differences(wanted, actual))
+
+
+def differences(wanted: TcTree, actual: TcActual | None) -> tuple[str, ...]:
+    """What of the wanted tree the kernel does not show, in words; () means that it stands exactly as wanted.
+
+    Foreign objects inside our tree are no difference, unless they undo the limit.
+    """
+    tree = None if actual is None else actual.tree
+    if actual is None or tree is None:
+        return ("the limit's root qdisc is missing",)
+    classes = {c.classid: c for c in tree.classes}
+    leaves = {leaf.parent: leaf for leaf in tree.leaves}
+    words = _rebuild_reasons(wanted, actual, tree)
+    words += [w for c in wanted.classes if (w := _class_difference(c, classes.get(c.classid)))]
+    words += [w for leaf in wanted.leaves if (w := _leaf_difference(leaf, leaves.get(leaf.parent)))]
+    missing, surplus = _filter_balance(wanted, tree)
+    words += [f"{len(missing)} filters missing"] * bool(missing) + [f"{len(surplus)} filters too many"] * bool(surplus)
+    wanted_ids = {c.classid for c in wanted.classes}
+    words += [f"class {name_of(c)} is not wanted any more" for c in classes if c in OUR_CLASSES - wanted_ids]
+    return tuple(words)
+
+
+def datagrams(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
+    """Cut the steps of one link into runs that may each be sent at once.
+
+    Where an earlier step of a run fails, the later ones must do no harm: exclusive adds under a missing root or class
+    fail too. But the limit must not begin when the exempt traffic's filters failed; and SAVE_ROOT is a reading that
+    decides about all that follows.
+    """
+    run: list[Action] = []
+    filtered = False
+    for action in actions:
+        begins_limit = isinstance(action.item, HtbClass) and action.item.classid == CLASS_DEFAULT and filtered
+        if run and (begins_limit or run[-1].kind is ActionKind.SAVE_ROOT):
+            yield tuple(run)
+            run = []
+        filtered = filtered or action.kind is ActionKind.ADD_FILTER
+        run.append(action)
+    if run:
+        yield tuple(run)
+
+
+def name_of(handle: int) -> str:
+    """A handle or classid as tc writes it: "1d1d:20"."""
+    minor = handle & 0xFFFF
+    return f"{handle >> 16:x}:{minor:x}" if minor else f"{handle >> 16:x}:"
+
+
+# ---- the steps -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Makes the actions of one link."""
+
+    link: Link
+
+    def make(self, kind: ActionKind, item: HtbClass | Leaf | Filter | RootQdisc | int | None) -> Action:
+        return Action(kind, self.link.ifindex, self.link.name, item)
+
+    def save_root(self, root: RootQdisc) -> Action:
+        return self.make(ActionKind.SAVE_ROOT, root)
+
+    def delete_root(self, handle: int) -> Action:
+        return self.make(ActionKind.DELETE_ROOT, handle)
+
+
+def _removal(steps: _Steps, actual: TcActual, saved: RootQdisc | None) -> Iterator[Action]:
+    if actual.ours:
+        yield steps.delete_root(HANDLE_ROOT)
+    if saved is not None and actual.foreign_root is None:
+        yield steps.make(ActionKind.RESTORE_ROOT, saved)
+
+
+def _refused(steps: _Steps, wanted: TcTree, actual: TcActual, saved: RootQdisc | None) -> Plan:
+    """A limit that must not be: what stands of it goes first, then the obstacle is told."""
+    actions = tuple(_removal(steps, actual, saved)) if actual.ours else ()
+    obstacle = None if actions else (FaultReason.MISSING_MODULE, f"{steps.link.name}: {wanted.refused}")
+    return Plan(actions, obstacle, differences(wanted, actual))
+
+
+def _taking(steps: _Steps, foreign: RootQdisc | None) -> Iterator[Action]:
+    if foreign is not None:
+        yield steps.save_root(foreign)
+        yield steps.delete_root(foreign.handle)
+
+
+def _hindrance(foreign: RootQdisc | None, saved: RootQdisc | None, *, takeover: bool) -> str:
+    """Why a foreign root is left alone; "" where there is none, or it may be taken over."""
+    if foreign is None:
+        return ""
+    found = f"{foreign.kind} {name_of(foreign.handle)}" + (f" ({foreign.detail})" if foreign.detail else "")
+    if not takeover:
+        return f"root qdisc {found} is not limiterd's; remove it, or set foreign_qdisc: takeover"
+    if foreign.has_children or foreign.kind not in RESTORABLE:
+        return f"root qdisc {found} could not be restored exactly and is left alone; remove it by hand"
+    if saved is not None and saved != foreign:
+        return f"root qdisc {found} was put in the place of limiterd's; remove it by hand"
+    return ""
+
+
+def _install(steps: _Steps, wanted: TcTree) -> Iterator[Action]:
+    """A whole tree on a link without an explicit root."""
+    yield steps.make(ActionKind.ADD_ROOT, wanted.default_classid)
+    yield from _converge(steps, wanted, TcTree(wanted.default_classid, (), ()))
+
+
+def _repairs(steps: _Steps, wanted: TcTree, actual: TcActual) -> Iterator[Action]:
+    tree = actual.tree
+    if tree is None or _rebuild_reasons(wanted, actual, tree):
+        yield steps.delete_root(HANDLE_ROOT)
+        yield from _install(steps, wanted)
+    else:
+        yield from _converge(steps, wanted, tree)
+
+
+def _converge(steps: _Steps, wanted: TcTree, tree: TcTree) -> Iterator[Action]:
+    """Steps inside our standing root: exempt traffic first, then the limit, then its lifeline, then what must go."""
+    blocked = _blocked_prios(wanted, tree)
+    kept = replace(tree, filters=tuple(f for f in tree.filters if f.prio not in blocked))
+    missing, surplus = _filter_balance(wanted, kept)
+    for prio in blocked:
+        yield steps.make(ActionKind.DELETE_FILTERS, prio)
+    for classid in _INSTALL_ORDER:
+        yield from _class_steps(steps, classid, wanted, tree)
+        yield from (steps.make(ActionKind.ADD_FILTER, f) for f in missing if _class_of(f) == classid)
+    yield from _surplus_steps(steps, wanted, kept, surplus)
+
+
+def _class_steps(steps: _Steps, classid: int, wanted: TcTree, tree: TcTree) -> Iterator[Action]:
+    """One class and the queue under it, made or changed."""
+    item = _by_classid(wanted).get(classid)
+    if item is None:
+        return
+    found = _by_classid(tree).get(classid)
+    if found is None:
+        yield steps.make(ActionKind.ADD_CLASS, item)
+    elif _class_difference(item, found):
+        yield steps.make(ActionKind.CHANGE_CLASS, item)
+    leaf = _by_parent(wanted).get(classid)
+    if leaf is not None:
+        yield from _leaf_steps(steps, leaf, None if found is None else _by_parent(tree).get(classid))
+
+
+def _leaf_steps(steps: _Steps, leaf: Leaf, found: Leaf | None) -> Iterator[Action]:
+    if found == leaf:
+        return
+    if found is not None and (found.handle, found.kind) == (leaf.handle, leaf.kind):
+        yield steps.make(ActionKind.CHANGE_LEAF, leaf)
+        return
+    if found is not None:
+        yield steps.make(ActionKind.DELETE_LEAF, found)
+    yield steps.make(ActionKind.ADD_LEAF, leaf)
+
+
+def _surplus_steps(steps: _Steps, wanted: TcTree, tree: TcTree, surplus: Sequence[Filter]) -> Iterator[Action]:
+    """What stands but is not wanted any more: whole prios, single filters (links last), then classes."""
+    wanted_prios = {f.prio for f in wanted.filters}
+    for prio in sorted({f.prio for f in surplus} - wanted_prios):
+        yield steps.make(ActionKind.DELETE_FILTERS, prio)
+    for item in sorted((f for f in surplus if f.prio in wanted_prios), key=is_link):
+        yield steps.make(ActionKind.DELETE_FILTER, item)
+    for classid in (CLASS_LIFELINE, CLASS_EXEMPT):
+        if classid in _by_classid(tree) and classid not in _by_classid(wanted):
+            yield steps.make(ActionKind.DELETE_CLASS, classid)
+
+
+# ---- comparing -----------------------------------------------------------------------------------
+
+
+def _by_classid(tree: TcTree) -> dict[int, HtbClass]:
+    return {c.classid: c for c in tree.classes if c.classid in OUR_CLASSES}
+
+
+def _by_parent(tree: TcTree) -> dict[int, Leaf]:
+    return {leaf.parent: leaf for leaf in tree.leaves if leaf.parent in LEAF_OF}
+
+
+def _class_of(item: Filter) -> int:
+    """The class that a filter of ours, link or not, works for."""
+    return CLASS_EXEMPT if item.prio < PRIO_LIFELINE else CLASS_LIFELINE
+
+
+def _rebuild_reasons(wanted: TcTree, actual: TcActual, tree: TcTree) -> list[str]:
+    """What cannot be put right inside a standing root."""
+    found = _by_classid(tree)
+    words = [f"class {name_of(i)} has foreign classes under it and passes its traffic by" for i in actual.inner]
+    if tree.default_classid != wanted.default_classid:
+        words.append(f"default class is {name_of(tree.default_classid)}, wanted {name_of(wanted.default_classid)}")
+    for item in wanted.classes:
+        there = found.get(item.classid)
+        if there is not None and there.parent != item.parent:
+            words.append(f"class {name_of(item.classid)} is under {name_of(there.parent)}, wanted {name_of(item.parent)}")
+    return words
+
+
+def _class_difference(item: HtbClass, found: HtbClass | None) -> str:
+    if found is None:
+        return f"class {name_of(item.classid)} is missing"
+    return _fields_that_differ(f"class {name_of(item.classid)}", _comparable(item), _comparable(found))
+
+
+def _comparable(item: HtbClass) -> HtbClass:
+    """HTB keeps quantum and prio for leaf classes alone: in the limit's own class they mean nothing and stay as made."""
+    return replace(item, quantum_bytes=0, prio=0, parent=0) if item.classid == CLASS_LIMIT else replace(item, parent=0)
+
+
+def _leaf_difference(leaf: Leaf, found: Leaf | None) -> str:
+    if found is None:
+        return f"queue {name_of(leaf.handle)} is missing"
+    return _fields_that_differ(f"queue {name_of(leaf.handle)}", leaf, found)
+
+
+def _fields_that_differ(what: str, wanted: HtbClass | Leaf, found: HtbClass | Leaf) -> str:
+    if wanted == found:
+        return ""
+    pairs = ((f.name, getattr(found, f.name), getattr(wanted, f.name)) for f in fields(wanted))
+    return f"{what}: " + ", ".join(f"{name} {is_}, wanted {due}" for name, is_, due in pairs if is_ != due)
+
+
+def _blocked_prios(wanted: TcTree, tree: TcTree) -> list[int]:
+    """Prios that hold what no filter of ours can stand beside: another classifier, another ethertype."""
+    kinds = {f.prio: (f.kind, f.ethertype) for f in wanted.filters}
+    return sorted({f.prio for f in tree.filters if f.prio in kinds and (f.kind, f.ethertype) != kinds[f.prio]})
+
+
+def _filter_balance(wanted: TcTree, tree: TcTree) -> tuple[list[Filter], list[Filter]]:
+    """(missing, surplus): our prios hold each wanted filter once; of equal ones the first found is kept."""
+    open_ = Counter(wanted.filters)
+    surplus: list[Filter] = []
+    for item in tree.filters:
+        if open_[item] > 0:
+            open_[item] -= 1
+        else:
+            surplus.append(item)
+    return [f for f in wanted.filters if open_[f] > 0], surplus
