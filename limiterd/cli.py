@@ -1,0 +1,159 @@
+"""limiterctl: one word for each thing that people do with limiterd.
+
+Rule: VERBS is the whole command line. A verb's module is imported when the verb is called, so that `status` answers at
+once; the full parser (every verb's arguments) is built only for help, the manual pages and the completions.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 the daemon cannot be reached, 77 not permitted, 78 invalid configuration;
+130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Final, NamedTuple, cast
+
+from limiterd import __version__
+from limiterd.core.errors import EXIT_DONE, ConfigError, LimiterdError
+from limiterd.ctl.connect import common_arguments
+from limiterd.ctl.terminal import complain, tolerant_streams
+
+EXIT_INTERRUPTED: Final = 130
+
+Arguments = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], int | None]
+
+
+class Verb(NamedTuple):
+    """One word of limiterctl: its help, and where its arguments and its work are ("module:function")."""
+
+    help: str
+    arguments: str
+    run: str
+
+
+VERBS: Final[Mapping[str, Verb]] = {
+    "status": Verb(
+        "what every watched link is doing, one row a link",
+        "limiterd.ctl.status:status_arguments",
+        "limiterd.ctl.status:status",
+    ),
+    "top": Verb("the same, live, with charts", "limiterd.ctl.top:top_arguments", "limiterd.ctl.top:top"),
+    "explain": Verb(
+        "why a link is in its phase, and what would lift its limit",
+        "limiterd.ctl.explain:explain_arguments",
+        "limiterd.ctl.explain:explain",
+    ),
+    "history": Verb("the audit trail, newest first", "limiterd.ctl.history:history_arguments", "limiterd.ctl.history:history"),
+    "reload": Verb(
+        "apply the configuration and the overrides now, or change nothing and say why",
+        "limiterd.ctl.hand:reload_arguments",
+        "limiterd.ctl.hand:reload",
+    ),
+    "limit": Verb("limit a link by hand", "limiterd.ctl.hand:limit_arguments", "limiterd.ctl.hand:limit"),
+    "release": Verb("lift a limit by hand", "limiterd.ctl.hand:release_arguments", "limiterd.ctl.hand:release"),
+    "pause": Verb("stop every new limit; lifts none", "limiterd.ctl.hand:pause_arguments", "limiterd.ctl.hand:pause"),
+    "resume": Verb("end a pause", "limiterd.ctl.hand:resume_arguments", "limiterd.ctl.hand:resume"),
+    "override": Verb(
+        "add, list and revoke approved increase requests",
+        "limiterd.ctl.overrides:override_arguments",
+        "limiterd.ctl.overrides:override",
+    ),
+    "request": Verb(
+        "ask for more: submit an increase request", "limiterd.ctl.requests:request_arguments", "limiterd.ctl.requests:request"
+    ),
+    "requests": Verb(
+        "the increase requests and what became of them",
+        "limiterd.ctl.requests:requests_arguments",
+        "limiterd.ctl.requests:requests",
+    ),
+    "approve": Verb(
+        "turn an increase request into an override", "limiterd.ctl.requests:approve_arguments", "limiterd.ctl.requests:approve"
+    ),
+    "deny": Verb("turn an increase request down", "limiterd.ctl.requests:deny_arguments", "limiterd.ctl.requests:deny"),
+    "check": Verb(
+        "validate configuration and overrides, without a daemon", "limiterd.ctl.check:check_arguments", "limiterd.ctl.check:check"
+    ),
+    "replay": Verb("what a policy would have done to recorded traffic", "limiterd.replay:add_arguments", "limiterd.replay:run"),
+    "record": Verb("record the watched links' counters for replay", "limiterd.record:add_arguments", "limiterd.record:run"),
+    "demo": Verb(
+        "see the policy at work on real traffic, in namespaces of its own", "limiterd.demo:add_arguments", "limiterd.demo:run"
+    ),
+    "install-service": Verb(
+        "set limiterd up as a systemd service on this machine",
+        "limiterd.service:add_arguments",
+        "limiterd.service:run",
+    ),
+    "uninstall-service": Verb("take the systemd service away again", "limiterd.service:add_arguments", "limiterd.service:run"),
+    "completion": Verb(
+        "print the completion script for a shell",
+        "limiterd.ctl.completion:completion_arguments",
+        "limiterd.ctl.completion:completion",
+    ),
+}
+
+EPILOG: Final = "Every verb has its own help: limiterctl VERB --help. Exit codes: 0 done, 1 failed, 2 usage, \
+3 the daemon cannot be reached, 77 not permitted, 78 invalid configuration."
+
+
+def resolve(target: str) -> Callable[..., object]:
+    """The function that "module:function" names."""
+    module, _, name = target.partition(":")
+    return cast("Callable[..., object]", getattr(import_module(module), name))
+
+
+def build_parser(verbs: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The command line; the arguments of these verbs only (None: of all), the others by name and help."""
+    parser = argparse.ArgumentParser(
+        prog="limiterctl",
+        description="Shows and steers limiterd, which limits links that send too much for too long.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"limiterctl {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
+    for name, verb in VERBS.items():
+        # "resolve": a verb that gives --config a meaning of its own (check, replay) says so in its own words.
+        subparser = subparsers.add_parser(name, help=verb.help, description=_sentence(verb.help), conflict_handler="resolve")
+        if verbs is None or name in verbs:
+            common_arguments(subparser)
+            cast("Arguments", resolve(verb.arguments))(subparser)
+    return parser
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def run_verb(arguments: Sequence[str]) -> int:
+    """Parse and carry out one command line. Raises LimiterdError, SystemExit (usage, help)."""
+    verb = next((a for a in arguments if not a.startswith("-")), "")
+    ns = build_parser([verb]).parse_args(arguments)
+    return cast("Run", resolve(VERBS[ns.verb].run))(ns) or EXIT_DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry of limiterctl: an exit code for everything that can happen, and never a traceback for what was foreseen."""
+    tolerant_streams()
+    try:
+        code = run_verb(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except ConfigError as error:
+        complain(str(error))
+        return error.exit_code
+    except LimiterdError as error:
+        complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader has gone (head, less): nobody is left to tell. The descriptor must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

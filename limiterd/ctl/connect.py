@@ -1,0 +1,124 @@
+"""From a parsed command line to the daemon's answer.
+
+The configuration is read for one thing only, the socket's path, and only where --socket does not name it. A configuration
+that cannot be used is no reason to refuse: the daemon goes on under its last good one, and that is exactly when somebody
+asks for its status. The default socket is tried then, with a note.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from limiterd.core.errors import EXIT_NOPERM, EXIT_UNREACHABLE, LimiterdError, PeerError
+from limiterd.ctl.terminal import complain
+
+DEFAULT_CONFIG: Final = "/etc/limiterd/limiterd.yaml"
+DEFAULT_SOCKET: Final = "/run/limiterd/control.sock"
+ASK_TIMEOUT_S: Final = 5.0
+APPLY_TIMEOUT_S: Final = 30.0
+
+Data = Mapping[str, object]
+
+
+def common_arguments(parser: argparse.ArgumentParser, *, nested: bool = False) -> None:
+    """--config and --socket, which every verb takes; nested: below a verb that has them already, whose values then hold."""
+    group = parser.add_argument_group("the daemon")
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS if nested else DEFAULT_CONFIG,
+        help=f"the daemon's configuration: it names the socket and the directories (default: {DEFAULT_CONFIG})",
+    )
+    group.add_argument(
+        "--socket",
+        metavar="PATH",
+        default=argparse.SUPPRESS if nested else None,
+        help="the daemon's control socket (default: the one that --config names)",
+    )
+
+
+def json_argument(parser: argparse.ArgumentParser) -> None:
+    """--json, which every verb that prints data takes."""
+    parser.add_argument("--json", action="store_true", help="print JSON (see docs/cli.md for its schema)")
+
+
+def socket_path(ns: argparse.Namespace) -> str:
+    """Where the daemon listens."""
+    if ns.socket is not None:
+        return str(ns.socket)
+    if not Path(ns.config).exists():
+        if ns.config != DEFAULT_CONFIG:
+            complain(f"there is no {ns.config}; trying the default socket {DEFAULT_SOCKET} (--socket PATH names another)")
+        return DEFAULT_SOCKET
+    from limiterd.config import load  # noqa: PLC0415 - only where a configuration names the socket: it brings YAML along
+
+    try:
+        return load(ns.config).control.socket
+    except LimiterdError as error:
+        first = str(error).partition("\n")[0]
+        complain(f"the configuration cannot be used ({first}); trying the default socket {DEFAULT_SOCKET}")
+        return DEFAULT_SOCKET
+
+
+def ask(ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_s: float = ASK_TIMEOUT_S) -> dict[str, object]:
+    """The daemon's data for one verb. Raises PeerError with the exit code and one sentence that says what to do."""
+    from limiterd import control  # noqa: PLC0415 - not for help and usage errors
+
+    path = socket_path(ns)
+    try:
+        data = control.call(path, verb, dict(args or {}), timeout_s)
+    except PeerError as error:
+        raise PeerError(advise(str(error), error.exit_code, path), exit_code=error.exit_code) from error
+    return dict(data) if isinstance(data, Mapping) else {"data": data}
+
+
+def advise(message: str, exit_code: int, path: str) -> str:
+    """The error with what to do about it, where it does not say so itself."""
+    return message + _ADVICE.get(exit_code, "").format(path=path) if _lacks_advice(message, exit_code) else message
+
+
+_ADVICE: Final[Mapping[int, str]] = {
+    EXIT_UNREACHABLE: "; is limiterd running? See: systemctl status limiterd",
+    EXIT_NOPERM: "; run this as root or as a member of the group that control.group or control.admin_group names",
+}
+_ADVISED: Final[Mapping[int, tuple[str, ...]]] = {
+    EXIT_UNREACHABLE: ("systemctl", "is it running", "is limiterd running"),
+    EXIT_NOPERM: ("group",),
+}
+
+
+def _lacks_advice(message: str, exit_code: int) -> bool:
+    return not any(word in message for word in _ADVISED.get(exit_code, ()))
+
+
+# ---- reading JSON of unknown make ------------------------------------------------------------------
+
+
+def records(value: object) -> list[dict[str, object]]:
+    """The objects of a JSON list; anything else is an empty list."""
+    return [dict(item) for item in value if isinstance(item, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def record(value: object) -> dict[str, object]:
+    """A JSON object; anything else is an empty one."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def texts(value: object) -> list[str]:
+    """The items of a JSON list, or the one text, as text."""
+    if value is None or value == "":
+        return []
+    return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def number(value: object) -> float | None:
+    """A JSON number; None for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def figure(value: object) -> float:
+    """A JSON number; 0 for anything else."""
+    return number(value) or 0.0

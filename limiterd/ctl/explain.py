@@ -1,0 +1,206 @@
+"""`limiterctl explain IFACE`: why a link is in its phase, with the figures, in words that a tenant can follow.
+
+In the order of the questions that people ask: what is it, why, who sent it, what lifts it. Figures and sentences are the
+daemon's own; this file only sets them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from limiterd.core.errors import EXIT_DONE
+from limiterd.ctl import format as fmt
+from limiterd.ctl.connect import Data, ask, figure, json_argument, number, record, records, texts
+from limiterd.ctl.format import NOTHING, PHASE_STYLES, Cell, Column, Palette, clean
+from limiterd.ctl.status import headline, link_detail, notices
+from limiterd.ctl.terminal import Terminal, say, say_json, terminal
+
+CHART_COLUMNS: Final = 60
+TOP_FLOWS: Final = 5
+FLOWS: Final = 5
+CONDITIONS: Final = {
+    "flanks": "first and last interval at the threshold or over",
+    "length": "long enough",
+    "mean": "mean at the threshold or over",
+    "floor": "no slice below the floor",
+    "guard": "no more than the burst over the threshold",
+}
+FLOWS: Final = (
+    Column("SENT", right=True),
+    Column("SHARE", right=True),
+    Column("TO", least=12),
+    Column("FROM PORT", right=True),
+    Column("PROCESS", least=12),
+)
+
+
+def explain_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `explain`."""
+    parser.add_argument("interface", metavar="IFACE")
+    json_argument(parser)
+
+
+def explain(ns: argparse.Namespace) -> int:
+    """Print why."""
+    data = ask(ns, "explain", {"interface": ns.interface})
+    if ns.json:
+        say_json(data)
+    else:
+        say(render(data, terminal()))
+    return EXIT_DONE
+
+
+def render(data: Data, screen: Terminal, *, now: float | None = None) -> list[str]:
+    """The explanation as lines of at most the screen's width. now is Unix seconds."""
+    link = record(data.get("link"))
+    at = now if now is not None else fmt.moment(data.get("wall")) or time.time()
+    detail = link_detail(link, at, screen.width, screen.palette)
+    # The detail's first lines are the headline, its last one points here.
+    head = len(fmt.wrap(headline(link), screen.width))
+    parts = [
+        detail[:head],
+        detail[head:-1],
+        _seen(data, screen, at),
+        _rule(data, screen.palette, screen.width),
+        _who(data, screen.palette, screen.width),
+        _lift(data, screen.palette, screen.width),
+        notices({"faults": data.get("faults")}, at, screen.width, screen.palette)[1:],
+    ]
+    return [line for part in parts if part for line in [*part, ""]][:-1]
+
+
+# ---- what was seen -------------------------------------------------------------------------------------
+
+
+def _pairs(value: object) -> list[tuple[int, int]]:
+    items = value if isinstance(value, list | tuple) else []
+    return [(int(figure(i[0])), int(figure(i[1]))) for i in items if isinstance(i, list | tuple) and len(i) == 2]
+
+
+def _seen(data: Data, screen: Terminal, now: float) -> list[str]:
+    firing = record(data.get("firing"))
+    evidence = record(data.get("evidence"))
+    held = _pairs(firing.get("samples")) or _pairs(evidence.get("samples"))
+    samples = held if firing and held else _pairs(data.get("samples"))
+    threshold = number(record(data.get("detect")).get("threshold_bps")) or 0
+    if len(samples) < 2:
+        return [] if not firing else [screen.palette.paint("What was seen", "bold"), *_firing(firing, screen, now)]
+    rates = fmt.rates_over(samples, min(CHART_COLUMNS, screen.width - 12))
+    peak = max((r for r in rates if r is not None), default=0.0)
+    length_s = (samples[-1][0] - samples[0][0]) / 1e9
+    title = "What was seen" if firing else "What is seen now"
+    chart = fmt.sparkline(rates, top=max(peak, threshold), unicode=screen.unicode)
+    style = PHASE_STYLES.get(str(record(data.get("link")).get("phase")), "")
+    scale = f"the {fmt.span(length_s)} up to {'the firing' if firing else 'now'}; full height {fmt.rate(max(peak, threshold))}"
+    return [
+        screen.palette.paint(title, "bold"),
+        "  " + screen.palette.paint(chart, style),
+        *fmt.wrap(scale, screen.width, "  "),
+        *_firing(firing, screen, now),
+    ]
+
+
+def _firing(firing: Data, screen: Terminal, now: float) -> list[str]:
+    if not firing:
+        return []
+    when = fmt.moment(firing.get("wall") or firing.get("at"))
+    sentence = (
+        f"fired{' ' + fmt.both(when, now) if when is not None else ''} by the {clean(firing.get('reason', 'sustained'))} rule: "
+        f"mean {fmt.rate(number(firing.get('mean_bps')))}, peak {fmt.rate(number(firing.get('peak_bps')))}, "
+        f"threshold {fmt.rate(number(firing.get('threshold_bps')))}"
+    )
+    return fmt.wrap(sentence, screen.width, "  ")
+
+
+# ---- the rule --------------------------------------------------------------------------------------------
+
+
+def _rule(data: Data, palette: Palette, width: int) -> list[str]:
+    conditions = records(data.get("conditions"))
+    if not conditions:
+        return []
+    held = sum(bool(c.get("holds")) for c in conditions)
+    title = f"The rule: a limit is due when all of these hold at once ({held} of {len(conditions)} do)"
+    if data.get("firing"):
+        title = "The rule, at the firing: a limit is due when all of these hold at once"
+    lines = [palette.paint(line, "bold") for line in fmt.wrap(title, width)]
+    for condition in conditions:
+        holds = bool(condition.get("holds"))
+        mark = palette.paint("yes" if holds else "no ", "yellow" if holds else "green")
+        name = clean(condition.get("name", ""))
+        text = f"{clean(condition.get('is', ''))}; needs {clean(condition.get('needs', ''))}"
+        first, *rest = fmt.wrap(text, width, " " * 14)
+        lines += [f"  {mark}  {fmt.pad(name, 6)} {first.strip()}", *rest]
+    return lines
+
+
+# ---- who sent it -----------------------------------------------------------------------------------------
+
+
+def _who(data: Data, palette: Palette, width: int) -> list[str]:
+    evidence = record(data.get("evidence"))
+    flows = records(evidence.get("flows"))[:TOP_FLOWS]
+    notes = texts(evidence.get("note")) + texts(evidence.get("notes"))
+    if not flows and not notes:
+        return []
+    explained = number(evidence.get("explained_share"))
+    title = "Who sent it: the largest flows of that window"
+    if explained is not None:
+        title += f" (sockets of this machine explain {explained:.0%} of the bytes)"
+    total = number(evidence.get("window_bytes")) or 0
+    table = fmt.table(FLOWS, [_flow(flow, total) for flow in flows], width - 2, palette) if flows else []
+    return [
+        *(palette.paint(line, "bold") for line in fmt.wrap(title, width)),
+        *("  " + line for line in table),
+        *(line for note in notes for line in fmt.wrap(clean(note), width, "  ")),
+    ]
+
+
+def _flow(flow: Data, total: float) -> list[Cell]:
+    sent = figure(flow.get("bytes", flow.get("sent_bytes")))
+    part = number(flow.get("share"))
+    return [
+        Cell(fmt.size(sent)),
+        Cell(f"{part:.0%}" if part is not None else fmt.share(sent, total)),
+        Cell(_address(flow)),
+        Cell(clean(flow.get("local_port", NOTHING))),
+        Cell(process(flow)),
+    ]
+
+
+def _address(flow: Data) -> str:
+    host, port = clean(flow.get("remote", flow.get("remote_address", "?"))), flow.get("remote_port")
+    if port is None:
+        return host
+    return f"[{host}]:{clean(port)}" if ":" in host else f"{host}:{clean(port)}"
+
+
+def process(flow: Data) -> str:
+    """The process of a flow in one cell: name, pid, user, unit; or why it is not known."""
+    owner = flow.get("process")
+    who = record(owner) or flow
+    name = who.get("name") if isinstance(owner, dict) else owner
+    if not name:
+        return clean(flow.get("process_note") or "not known")
+    unit, user = who.get("unit") or who.get("cgroup"), who.get("user", who.get("uid"))
+    facts = [
+        f"pid {clean(who['pid'])}" if who.get("pid") is not None else "",
+        clean(user) if isinstance(user, str) else f"uid {user}" if user is not None else "",
+        clean(unit) if unit else "",
+    ]
+    return f"{clean(name)} ({', '.join(f for f in facts if f)})" if any(facts) else clean(name)
+
+
+# ---- what lifts it -----------------------------------------------------------------------------------------
+
+
+def _lift(data: Data, palette: Palette, width: int) -> list[str]:
+    ways: Sequence[str] = texts(data.get("lift"))
+    if not ways:
+        return []
+    limited = record(data.get("link")).get("phase") in ("limited", "fault")
+    title = "What lifts it" if limited else "What happens next"
+    return [palette.paint(title, "bold"), *(line for way in ways for line in fmt.wrap(clean(way), width, "    ", first="  - "))]

@@ -1,0 +1,174 @@
+"""`limiterctl history`: the audit trail, newest first; `--verify` checks its chain of hashes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from limiterd.core.errors import EXIT_DONE, EXIT_FAILED
+from limiterd.ctl import format as fmt
+from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, json_argument, number, record, records, texts
+from limiterd.ctl.format import PLAIN, Palette, clean
+from limiterd.ctl.terminal import say, say_json, terminal
+from limiterd.ctl.values import past
+
+DEFAULT_LIMIT: Final = 50
+MAX_LIMIT: Final = 1000
+STYLES: Final[Mapping[str, str]] = {
+    "limit": "red",
+    "limited": "red",
+    "would_limit": "yellow",
+    "noted": "yellow",
+    "released": "green",
+    "fault": "alarm",
+    "foreign": "yellow",
+    "repair": "magenta",
+    "denied": "alarm",
+    "refused": "alarm",
+    "override_active": "cyan",
+}
+HIDDEN_FIELDS: Final = frozenset({"samples", "evidence", "conditions", "flows", "policy", "firing"})
+"""Long or repeated: --json has them, `explain` shows them."""
+
+
+def history_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `history`."""
+    parser.add_argument("link", nargs="?", metavar="IFACE", help="only what concerns this link")
+    parser.add_argument("--interface", metavar="IFACE", help="the same")
+    parser.add_argument(
+        "--kind",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="only this kind (limit, released, override_active, …); again for more",
+    )
+    parser.add_argument("--since", type=past, metavar="TIME", help="not before: 2026-11-23, 2026-11-23T03:00:00Z, or 2h, 7d ago")
+    parser.add_argument("--until", type=past, metavar="TIME", help="not after, in the same forms")
+    parser.add_argument(
+        "--limit", type=_limit, default=DEFAULT_LIMIT, metavar="N", help="the newest N entries (default: %(default)s)"
+    )
+    parser.add_argument("--verify", action="store_true", help="check the chain instead: was a line altered, removed or moved?")
+    json_argument(parser)
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_LIMIT):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_LIMIT}")
+    return int(text)
+
+
+def history(ns: argparse.Namespace) -> int:
+    """Print the trail, or the verdict on it."""
+    if ns.verify:
+        return _verify(ns)
+    args: dict[str, object] = {"limit": ns.limit}
+    interface = ns.link or ns.interface
+    filters = {"interface": interface, "kinds": ns.kind, "since": ns.since, "until": ns.until}
+    args.update({key: value for key, value in filters.items() if value})
+    data = ask(ns, "history", args, timeout_s=APPLY_TIMEOUT_S)
+    if ns.json:
+        say_json(data)
+        return EXIT_DONE
+    screen = terminal()
+    say(render(data, width=screen.width, palette=screen.palette, now=time.time()))
+    return EXIT_DONE
+
+
+# ---- text --------------------------------------------------------------------------------------------------
+
+
+def entries(data: Data) -> list[dict[str, object]]:
+    """The trail's entries in the daemon's answer."""
+    return records(data.get("entries", data.get("events", data.get("data"))))
+
+
+def render(data: Data, *, width: int = 80, palette: Palette = PLAIN, now: float = 0.0) -> list[str]:
+    """The entries as lines of at most width columns, grouped by day, each as one sentence."""
+    lines: list[str] = []
+    day = ""
+    for entry in entries(data):
+        at = fmt.moment(entry.get("wall", entry.get("time"))) or 0.0
+        then = fmt.local(at)
+        if f"{then:%Y-%m-%d}" != day:
+            day = f"{then:%Y-%m-%d}"
+            lines += ([""] if lines else []) + [palette.paint(f"{then:%A, %Y-%m-%d (%Z)}", "bold")]
+        lines += _entry(entry, at, now, width, palette)
+    lines += [line for problem in texts(data.get("problems")) for line in fmt.wrap(clean(problem), width, first="! ")]
+    return lines or ["nothing is recorded that matches"]
+
+
+def _entry(entry: Data, at: float, now: float, width: int, palette: Palette) -> list[str]:
+    kind = clean(entry.get("kind", ""))
+    label = fmt.pad(kind, 16)
+    stamp = f"{fmt.local(at):%H:%M:%S}"
+    age = fmt.pad(fmt.short_span(max(0.0, now - at)), 4, right=True)
+    indent = " " * 32
+    text = " ".join(part for part in (clean(entry.get("interface") or ""), describe(entry)) if part)
+    first, *rest = fmt.wrap(text, width, indent)
+    head = f"{stamp} {age}  {palette.paint(label, STYLES.get(kind, ''))} "
+    return [(head + first[len(indent) :]).rstrip(), *rest]
+
+
+def describe(entry: Data) -> str:
+    """What happened: the sentence that the daemon wrote down, or else the entry's fields as "key value" words."""
+    fields = record(entry.get("fields"))
+    sentence = clean(fields.get("text") or "")
+    if sentence:
+        return sentence
+    words = [_field(key, value) for key, value in fields.items() if key not in HIDDEN_FIELDS and value not in (None, "", [], {})]
+    return ", ".join(word for word in words if word)
+
+
+_UNITS: Final[tuple[tuple[str, Callable[[float], str]], ...]] = (
+    ("_bps", fmt.rate),
+    ("_bytes", fmt.size),
+    ("_seconds", fmt.span),
+    ("_s", fmt.span),
+    ("_ns", lambda value: fmt.span(value / 1e9)),
+)
+
+
+def _field(key: str, value: object) -> str:
+    known = number(value)
+    for suffix, show in _UNITS:
+        if key.endswith(suffix) and known is not None:
+            if key.endswith("t_ns"):
+                return ""
+            return f"{clean(key.removesuffix(suffix).replace('_', ' '))} {show(known)}"
+    name = clean(key.replace("_", " "))
+    if isinstance(value, bool):
+        return name if value else f"not {name}"
+    if isinstance(value, list | tuple):
+        return f"{name} {clean('; '.join(str(item) for item in value))}"
+    if isinstance(value, Mapping):
+        return f"{name} ({', '.join(filter(None, (_field(str(k), v) for k, v in value.items())))})"
+    return f"{name} {clean(value)}"
+
+
+# ---- the chain -----------------------------------------------------------------------------------------------
+
+
+def _verify(ns: argparse.Namespace) -> int:
+    data = ask(ns, "history.verify", timeout_s=APPLY_TIMEOUT_S)
+    intact = bool(data.get("ok", data.get("intact")))
+    if ns.json:
+        say_json(data)
+    else:
+        say(verdict(data, intact=intact))
+    return EXIT_DONE if intact else EXIT_FAILED
+
+
+def verdict(data: Data, *, intact: bool) -> list[str]:
+    """The outcome of a verification as lines."""
+    lines = int(number(data.get("lines", data.get("entries"))) or 0)
+    head = clean(data.get("head", ""))
+    if intact:
+        return [
+            f"intact: {fmt.plural(lines, 'line')}, each carries the hash of the one before",
+            f"head {head}",
+            "compare it with the audit_head of the last limit or release in the log: a trail cut short passes otherwise",
+        ]
+    problems = texts(data.get("problems")) or texts(data.get("problem")) or ["the chain is broken"]
+    return ["NOT intact: the trail was changed after it was written", *(f"  {clean(problem)}" for problem in problems)]

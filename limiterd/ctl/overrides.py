@@ -1,0 +1,205 @@
+"""`limiterctl override add | list | revoke`: the records of approved increase requests.
+
+`add` and `revoke` go through the daemon, which keeps its own records; the files of the operator are listed beside them
+and never written. A record is sent as the YAML file would say it, and the daemon judges it by the same rules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from limiterd.core.errors import EXIT_DONE
+from limiterd.ctl import format as fmt
+from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, common_arguments, json_argument, number, records, texts
+from limiterd.ctl.effect import Rows, await_effect, matching, report, rows
+from limiterd.ctl.format import NOTHING, PLAIN, Cell, Column, Palette, clean
+from limiterd.ctl.terminal import say, say_json, terminal
+from limiterd.ctl.values import future, invoking_user, rate_text
+
+STATE_STYLES: Final = {"active": "cyan", "pending": "yellow", "expired": "dim", "other-host": "dim"}
+COLUMNS: Final = (
+    Column("ID", least=8),
+    Column("STATE"),
+    Column("INTERFACES", least=6),
+    Column("ALLOWS", least=10),
+    Column("EXPIRES"),
+    Column("SOURCE", least=5),
+    Column("REASON", least=6),
+)
+
+
+def override_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `override` and of what follows it."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
+    add = actions.add_parser("add", help="add a record and apply it", description="Add an override record and apply it.")
+    _add_arguments(add)
+    listing = actions.add_parser("list", help="every record, with its source and state", description="List every override.")
+    revoke = actions.add_parser("revoke", help="take a record away", description="Revoke a record that `override add` made.")
+    revoke.add_argument("id", metavar="ID")
+    revoke.add_argument("--reason", metavar="TEXT", default="", help="why, for the audit trail")
+    for action in (add, listing, revoke):
+        json_argument(action)
+        common_arguments(action, nested=True)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--id", required=True, metavar="ID", help="unique over all records, such as the ticket's number")
+    parser.add_argument(
+        "--interface", action="append", required=True, metavar="GLOB", help="links that it is for; may be given again"
+    )
+    parser.add_argument("--host", action="append", default=[], metavar="GLOB", help="hosts that it is for (default: any)")
+    parser.add_argument("--reason", required=True, metavar="TEXT", help="why it was granted")
+    parser.add_argument("--approved-by", metavar="WHO", help="who approved it (default: you)")
+    grant_arguments(parser)
+    parser.add_argument("--from", dest="not_before", type=future, metavar="TIME", help="when it begins (default: now)")
+    until_arguments(parser)
+
+
+def grant_arguments(parser: argparse.ArgumentParser) -> None:
+    """What an override allows: --exempt, or --threshold and/or --limit."""
+    group = parser.add_argument_group("what it allows (one is required)")
+    group.add_argument("--exempt", action="store_true", help="no limit at all")
+    group.add_argument("--threshold", type=rate_text, metavar="R", help="limit only from this rate on, like 5gbit")
+    group.add_argument("--limit", type=rate_text, metavar="R", help="limit to this rate instead of the policy's, like 1gbit")
+
+
+def until_arguments(parser: argparse.ArgumentParser) -> None:
+    """When an override ends: --until or --never."""
+    end = parser.add_mutually_exclusive_group(required=True)
+    end.add_argument(
+        "--until", type=future, metavar="TIME", help="when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d"
+    )
+    end.add_argument("--never", action="store_true", help="it does not end by itself")
+
+
+def checked_grant(ns: argparse.Namespace, parser_name: str) -> None:
+    """End with a usage error where the flags allow nothing, or contradict one another."""
+    if ns.exempt == bool(ns.threshold or ns.limit):
+        raise SystemExit(usage(parser_name, "give either --exempt, or --threshold R and/or --limit R"))
+
+
+def usage(parser_name: str, message: str) -> int:
+    """Print a usage error as argparse does; its exit code."""
+    parser = argparse.ArgumentParser(prog=f"limiterctl {parser_name}", usage=f"limiterctl {parser_name} --help")
+    parser.error(message)
+
+
+def override(ns: argparse.Namespace) -> int:
+    """Carry out one of the actions."""
+    return {"add": add, "list": show, "revoke": revoke}[ns.action](ns)
+
+
+def the_record(ns: argparse.Namespace) -> dict[str, object]:
+    """The record as an override file would have it."""
+    fields = {
+        "id": ns.id,
+        "interfaces": ns.interface,
+        "hosts": ns.host or None,
+        "action": "exempt" if ns.exempt else "limit",
+        "threshold": ns.threshold,
+        "limit": ns.limit,
+        "not_before": ns.not_before,
+        "expires": "never" if ns.never else ns.until,
+        "approved_by": ns.approved_by or invoking_user(),
+        "reason": ns.reason,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def add(ns: argparse.Namespace) -> int:
+    """Add a record, then say what became of the links that it matches."""
+    checked_grant(ns, "override add")
+    before, started = rows(ns), time.monotonic()
+    data = ask(ns, "override.add", {"record": the_record(ns)}, timeout_s=APPLY_TIMEOUT_S)
+    effects = observe(ns, before, started, ns.interface, begins_now=ns.not_before is None)
+    report(ns, data, effects, f"override {clean(ns.id)} added")
+    return EXIT_DONE
+
+
+def observe(ns: argparse.Namespace, before: Rows, started: float, interfaces: Sequence[str], *, begins_now: bool) -> list[str]:
+    """Wait until the limited links that a new record matches show it; one sentence for each."""
+    limited = [n for n in matching(before, interfaces) if before[n].get("phase") in ("limited", "fault")]
+    if not limited or not begins_now:
+        return []
+
+    def settled(now: Rows) -> bool:
+        return all(_shape(now.get(name, {})) != _shape(before[name]) for name in limited)
+
+    return await_effect(ns, before, started, settled)
+
+
+def _shape(row: Data) -> tuple[object, object]:
+    return row.get("phase"), row.get("limit_bps")
+
+
+def revoke(ns: argparse.Namespace) -> int:
+    """Take a record away. Nothing is limited retroactively: detection starts afresh under the policy."""
+    args = {"id": ns.id, **({"reason": ns.reason} if ns.reason else {})}
+    data = ask(ns, "override.revoke", args, timeout_s=APPLY_TIMEOUT_S)
+    report(ns, data, (), f"override {clean(ns.id)} revoked: detection starts afresh under the policy")
+    return EXIT_DONE
+
+
+def show(ns: argparse.Namespace) -> int:
+    """List every record."""
+    data = ask(ns, "override.list")
+    if ns.json:
+        say_json(data)
+        return EXIT_DONE
+    screen = terminal()
+    say(render(data, width=screen.width, palette=screen.palette, now=time.time()))
+    return EXIT_DONE
+
+
+def allows(item: Data) -> str:
+    """What a record allows, in a few words."""
+    if item.get("action") == "exempt":
+        return "no limit"
+    parts = [
+        f"{verb} {_rate(item, key)}" for verb, key in (("up to", "threshold"), ("limit", "limit")) if _rate(item, key) != NOTHING
+    ]
+    return ", ".join(parts) or NOTHING
+
+
+def _rate(item: Data, key: str) -> str:
+    value = item.get(f"{key}_bps", item.get(key))
+    if value is None:
+        return NOTHING
+    known = number(value)
+    return fmt.rate(known) if known is not None else clean(value)
+
+
+def _expiry(item: Data, now: float) -> str:
+    value = item.get("expires")
+    at = fmt.moment(value)
+    if at is None:
+        return "never"
+    return f"{fmt.local(at):%Y-%m-%d %H:%M} ({fmt.relative(at, now)})"
+
+
+def render(data: Data, *, width: int = 80, palette: Palette = PLAIN, now: float = 0.0) -> list[str]:
+    """Every record as lines of at most width columns."""
+    items = records(data.get("overrides", data.get("data")))
+    if not items:
+        return ["no overrides: every policy applies as it is written"]
+    lines = fmt.table(COLUMNS, [_row(item, now) for item in items], width, palette)
+    endless = [clean(item.get("id", "")) for item in items if fmt.moment(item.get("expires")) is None]
+    if endless:
+        lines += ["", *fmt.wrap(f"never expires: {', '.join(endless)}", width)]
+    return lines
+
+
+def _row(item: Data, now: float) -> list[Cell]:
+    state = clean(item.get("state", ""))
+    return [
+        Cell(clean(item.get("id", "")), "bold"),
+        Cell(state, STATE_STYLES.get(state, "")),
+        Cell(clean(",".join(texts(item.get("interfaces"))))),
+        Cell(allows(item)),
+        Cell(_expiry(item, now)),
+        Cell(clean(item.get("source", item.get("origin", "")) or NOTHING)),
+        Cell(clean(item.get("reason", ""))),
+    ]

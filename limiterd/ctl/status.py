@@ -1,0 +1,313 @@
+"""`limiterctl status`: one row a link, then everything that is not as it should be, in sentences.
+
+What is printed is what the daemon says, and it says `limited` only of what it read back from the kernel. The table fits
+80 columns; what does not fit is in `status IFACE` and in --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, PeerError
+from limiterd.ctl import format as fmt
+from limiterd.ctl.connect import Data, ask, figure, json_argument, number, record, records, texts
+from limiterd.ctl.format import NOTHING, PHASE_STYLES, PLAIN, Cell, Column, Palette, clean
+from limiterd.ctl.terminal import CLEAR_SCREEN, complain, say, say_json, terminal
+
+STALE_S: Final = 5.0
+COLUMNS: Final = (
+    Column("INTERFACE"),
+    Column("PHASE"),
+    Column("RATE", right=True),
+    Column("LIMIT/TIMER"),
+    Column("SINCE"),
+    Column("STRIKES", right=True, least=2),
+    Column("OVERRIDE", least=6),
+    Column("REASON", least=6),
+)
+
+
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `status`."""
+    parser.add_argument("interface", nargs="?", metavar="IFACE", help="show this link in detail")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=_period,
+        const=2.0,
+        metavar="SECONDS",
+        help="show it again every SECONDS (2 if not given) until Ctrl-C",
+    )
+    json_argument(parser)
+
+
+def _period(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
+    return value
+
+
+def status(ns: argparse.Namespace) -> int:
+    """Print the status once, or again and again."""
+    if ns.watch is None:
+        return _show(ns, clear=False)
+    while True:
+        try:
+            _show(ns, clear=True)
+        except PeerError as error:
+            if error.exit_code != EXIT_UNREACHABLE:
+                raise
+            complain(str(error))
+        time.sleep(ns.watch)
+
+
+def _show(ns: argparse.Namespace, *, clear: bool) -> int:
+    args = {"interface": ns.interface} if ns.interface else {}
+    data = ask(ns, "status", args)
+    if ns.json:
+        say_json(data, one_line=clear)
+    else:
+        screen = terminal()
+        lines = render(data, interface=ns.interface, width=screen.width, palette=screen.palette)
+        say([CLEAR_SCREEN + lines[0], *lines[1:]] if clear and screen.is_terminal else [*lines, ""] if clear else lines)
+    if ns.interface and not records(data.get("links")):
+        complain(unwatched(ns.interface))
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+def unwatched(interface: str) -> str:
+    """What to say of a link that the daemon does not know."""
+    return f"{clean(interface)} is not watched: no policy's `interfaces` matches it (limiterctl status lists those that are)"
+
+
+# ---- text ------------------------------------------------------------------------------------------
+
+
+def render(
+    data: Data, *, interface: str | None = None, width: int = 80, palette: Palette = PLAIN, now: float | None = None
+) -> list[str]:
+    """Status as lines of at most width columns: a table, or one link in detail. now is Unix seconds."""
+    at = now if now is not None else fmt.moment(data.get("wall")) or time.time()
+    links = records(data.get("links"))
+    notes = notices(data, at, width, palette)
+    if interface is not None:
+        detail = [line for link in links for line in link_detail(link, at, width, palette)]
+        return [*detail, *notes] or [f"no link {clean(interface)}"]
+    if not links:
+        return ["No link is watched: no policy's `interfaces` matches a link of this machine.", *notes]
+    return [*fmt.table(COLUMNS, [_row(link, at) for link in links], width, palette), *notes]
+
+
+def _row(link: Data, now: float) -> list[Cell]:
+    phase = clean(link.get("phase", ""))
+    strikes = int(figure(link.get("strikes")))
+    return [
+        Cell(clean(link.get("interface", "")), "bold"),
+        Cell(phase, PHASE_STYLES.get(phase, "")),
+        Cell(NOTHING if phase == "absent" else fmt.rate(number(link.get("rate_bps")))),
+        Cell(progress(link), "yellow" if phase == "pending" else ""),
+        Cell(fmt.brief(fmt.moment(link.get("since")), now)),
+        Cell(str(strikes) if strikes else NOTHING),
+        Cell(clean(link.get("override") or NOTHING)),
+        Cell(clean(link.get("reason") or NOTHING)),
+    ]
+
+
+def _pending(link: Data) -> str:
+    window = number(link.get("window_s"))
+    held = f"{figure(link.get('pending_seconds')):.1f}s"
+    return f"{held} of {fmt.span(window)}" if window else held
+
+
+def _limited(link: Data) -> str:
+    actual, wanted = number(link.get("limit_bps")), number(link.get("limit_wanted_bps"))
+    return fmt.rate(actual) if wanted in (None, actual) else f"{fmt.rate(actual)}!"
+
+
+def _due(link: Data) -> str:
+    wanted = number(link.get("limit_wanted_bps"))
+    return f"due {fmt.rate(wanted)}" if wanted is not None else NOTHING
+
+
+def _idle(link: Data) -> str:
+    return "observe" if link.get("mode") == "observe" else NOTHING
+
+
+_PROGRESS: Final[Mapping[str, Callable[[Data], str]]] = {
+    "pending": _pending,
+    "limited": _limited,
+    "fault": _due,
+    "exempt": lambda _: "none",
+    "conforming": _idle,
+}
+
+
+def progress(link: Data) -> str:
+    """What stands or runs on a link: its limit, the time that the excess has lasted, or why there is neither."""
+    show = _PROGRESS.get(str(link.get("phase")))
+    return show(link) if show is not None else NOTHING
+
+
+# ---- one link ----------------------------------------------------------------------------------------
+
+
+def headline(link: Data) -> str:
+    """One sentence with a link's phase and what it means."""
+    name = clean(link.get("interface", ""))
+    show = _HEADLINES.get(str(link.get("phase")))
+    return show(name, link) if show is not None else f"{name} is {clean(link.get('phase'))}."
+
+
+def _headline_pending(name: str, link: Data) -> str:
+    end = "will be limited" if link.get("mode") == "enforce" else "would be limited, were its policy not in observe mode,"
+    return (
+        f"{name} is pending: it has sent more than {fmt.rate(number(link.get('threshold_bps')))} for {_pending(link)}; "
+        f"it {end} if it goes on."
+    )
+
+
+def _headline_fault(name: str, link: Data) -> str:
+    wanted = number(link.get("limit_wanted_bps"))
+    due = f"to {fmt.rate(wanted)} " if wanted is not None else ""
+    return f"{name} is in fault: a limit {due}is due and the kernel cannot be made so now; traffic is NOT limited as decided."
+
+
+_HEADLINES: Final[Mapping[str, Callable[[str, Data], str]]] = {
+    "absent": lambda n, _: f"{n} is absent: a policy names it, and this machine has no such link now.",
+    "conforming": lambda n, _: f"{n} is conforming: no limit stands, none is near.",
+    "pending": _headline_pending,
+    "limited": lambda n, k: f"{n} is limited to {fmt.rate(number(k.get('limit_bps')))} (read back from the kernel).",
+    "exempt": lambda n, k: f"{n} is exempt: override {clean(k.get('override') or '?')} lifts its policy.",
+    "fault": _headline_fault,
+}
+
+
+def rule(link: Data) -> str:
+    """The policy in one line."""
+    threshold, window = number(link.get("threshold_bps")), number(link.get("window_s"))
+    text = f"{clean(link.get('policy', ''))} ({clean(link.get('mode', ''))})"
+    if threshold is not None and window is not None:
+        text += f": {fmt.rate(threshold)} or more for more than {fmt.span(window)}"
+        wanted = number(link.get("limit_wanted_bps"))
+        if wanted is not None:
+            text += f" is limited to {fmt.rate(wanted)}"
+    return text
+
+
+def link_detail(link: Data, now: float, width: int, palette: Palette) -> list[str]:
+    """One link, a line a fact."""
+    phase = str(link.get("phase"))
+    ifindex = int(figure(link.get("ifindex")))
+    strikes = int(figure(link.get("strikes")))
+    pairs = [
+        ("policy", rule(link)),
+        ("rate now", "" if phase == "absent" else fmt.rate(number(link.get("rate_bps")))),
+        ("sent", "" if number(link.get("tx_bytes")) is None else fmt.size(figure(link.get("tx_bytes")))),
+        ("since", "" if link.get("since") is None else fmt.both(fmt.moment(link.get("since")), now)),
+        ("reason", _reason(link)),
+        ("strikes", str(strikes) if strikes else ""),
+        ("override", clean(link.get("override") or "")),
+        ("release", _RELEASE.get(str(link.get("release")), clean(link.get("release") or ""))),
+        ("shaped", shaped(link)),
+        ("ifindex", str(ifindex) if ifindex else ""),
+    ]
+    head = fmt.wrap(headline(link), width)
+    tail = fmt.wrap(f"Why, with the figures: limiterctl explain {clean(link.get('interface', ''))}", width, "  ")
+    return [palette.paint(line, PHASE_STYLES.get(phase, "")) for line in head] + fmt.fields(pairs, width, palette) + tail
+
+
+_RELEASE: Final[Mapping[str, str]] = {
+    "approval": "only by an override or an operator",
+    "auto": "by itself, once its hold is over and demand has ended",
+}
+_REASONS: Final[Mapping[str, str]] = {
+    "sustained": "sustained: too much for too long",
+    "guard": "guard: more in bursts than the policy's allowance",
+    "operator": "operator: set by hand",
+}
+
+
+def _reason(link: Data) -> str:
+    reason, note = clean(link.get("reason") or ""), clean(link.get("note") or "")
+    text = _REASONS.get(reason, reason)
+    return f"{text} ({note})" if note else text
+
+
+def shaped(link: Data) -> str:
+    """The shaped class's counters in one line; "" where none stands."""
+    stats = record(link.get("shaped"))
+    if not stats:
+        return ""
+    return (
+        f"{fmt.size(figure(stats.get('sent_bytes')))} passed, {fmt.size(figure(stats.get('backlog_bytes')))} queued, "
+        f"{fmt.count(figure(stats.get('drops')))} packets dropped, {fmt.count(figure(stats.get('overlimits')))} overlimits"
+    )
+
+
+# ---- what is not as it should be -----------------------------------------------------------------------
+
+
+def notices(data: Data, now: float, width: int = 80, palette: Palette = PLAIN) -> list[str]:
+    """Sentences on everything that a reader of the table must know, the gravest first; nothing when all is well."""
+    found = [*_stall(data), *_faults(data, now), *_config(data), *_paused(data), *_requests(data)]
+    lines: list[str] = []
+    for style, label, text in found:
+        head, *rest = fmt.wrap(text, width, "  ", first=f"{label}: ")
+        lines.append(palette.paint(label, style) + head[len(label) :])
+        lines.extend(rest)
+    return ["", *lines] if lines else []
+
+
+Notice = tuple[str, str, str]
+
+
+def _stall(data: Data) -> Sequence[Notice]:
+    age = number(data.get("last_tick_age_s"))
+    if age is None or age < STALE_S:
+        return ()
+    text = f"the last sample is {fmt.span(age)} old: the figures above are of then. See: journalctl -u limiterd -e"
+    return (("alarm", "stalled", text),)
+
+
+def _faults(data: Data, now: float) -> Sequence[Notice]:
+    return [_fault(fault, now) for fault in records(data.get("faults"))]
+
+
+def _fault(fault: Data, now: float) -> Notice:
+    style, label = ("yellow", "warning") if fault.get("warning") else ("alarm", "fault")
+    where = clean(fault.get("interface") or "limiterd")
+    since = fmt.moment(fault.get("since"))
+    when = f" (since {fmt.absolute(since)}, {fmt.relative(since, now)})" if since is not None else ""
+    return style, label, f"{where}: {clean(fault.get('reason', ''))}: {clean(fault.get('message', ''))}{when}"
+
+
+def _config(data: Data) -> Sequence[Notice]:
+    errors = texts(record(data.get("config")).get("error"))
+    if not errors:
+        return ()
+    lines = [clean(line) for line in "\n".join(errors).splitlines() if line.strip()]
+    more = f" (and {fmt.plural(len(lines) - 1, 'more problem')})" if len(lines) > 1 else ""
+    text = f"the last reload was refused, the configuration before it stays in force: {lines[0]}{more}. See: limiterctl check"
+    return (("alarm", "config", text),)
+
+
+def _paused(data: Data) -> Sequence[Notice]:
+    if not data.get("paused"):
+        return ()
+    return (("yellow", "paused", "no new limit is set until `limiterctl resume`; standing limits stay."),)
+
+
+def _requests(data: Data) -> Sequence[Notice]:
+    waiting = int(figure(data.get("requests_pending")))
+    if not waiting:
+        return ()
+    verb = "waits" if waiting == 1 else "wait"
+    return (("cyan", "requests", f"{fmt.plural(waiting, 'increase request')} {verb} for an answer: limiterctl requests"),)
