@@ -6,14 +6,13 @@ Rule. At sample n, with b = n−1, some sample a < b of the epoch, not its basel
 Guard: a token bucket, S = max(0, S + 8·Δc − threshold·Δt) from 0 at a baseline, fires at S > burst.
 docs/semantics.md has the whole of it.
 
-Theory of operation. With X = 8·10⁹·c − threshold·t (bit·ns) an interval is hot iff ΔX ≥ 0, the mean holds iff
-X_a ≤ X_b, and with Y = 10⁶·8·10⁹·c − floor_ppm·threshold·t a slice (s, j) is bad iff Y_j < Y_s. A *candidate* is the
-end of a hot interval; a bad slice (s, j) voids every candidate up to s. A candidate *matures* once t_a ≤ t_b − window.
-Because slice ≤ window, a bad slice that ends now starts at or after every mature candidate: it voids all of them
-together. So of the mature ones only the least X matters, one sample; the aging ones wait in `trail`, which holds at most
-one window of samples and is the evidence too; `recent` holds one slice. Slices that start before the earliest live
-candidate rule nothing out, so a history begins at a hot interval and ends when no candidate is alive: a link that sends
-nothing has none. Each sample enters and leaves each deque once.
+Theory of operation. With X = 8·10⁹·c − threshold·t (bit·ns) an interval is hot iff ΔX ≥ 0, and the mean holds iff
+X_a ≤ X_b. A *candidate* is the end of a hot interval; a bad slice (s, j) voids every candidate up to s. A candidate
+*matures* once t_a ≤ t_b − window. Because slice ≤ window, a bad slice that ends now starts at or after every mature
+candidate: it voids all of them together. So of the mature ones only the least X matters, one sample; the aging ones wait
+in `trail`, which holds at most one window of samples and is the evidence too; `recent` holds one slice. Slices that start
+before the earliest live candidate rule nothing out, so a history begins at a hot interval and ends when no candidate is
+alive: a link that sends nothing has none. Each sample enters and leaves each deque once.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import gcd
 from typing import Final
 
 from limiterd.core.meter import BIT_NS_PER_BYTE, Meter, rate_bps
@@ -43,121 +43,141 @@ class Outcome:
 
 
 class Rule:
-    """A Detect in the units of the arithmetic; shared by all links of the same parameters.
+    """A Detect in the arithmetic's units, shared by all links of the same parameters.
 
-    Raises ValueError where slice exceeds the window or anything is negative: the config's checks forbid it.
+    per_byte : per_ns are 8·10⁹ : threshold in lowest terms, so that X stays a small number; floor_per_byte : floor_per_ns
+    the same for the floor. Raises ValueError where slice exceeds the window or something is negative: the config's checks
+    forbid it.
     """
 
-    __slots__ = ("burst_bit_ns", "detect", "fires", "floor", "guarded", "slice_ns", "threshold_bps", "window_ns")
+    __slots__ = (
+        "burst", "detect", "fires", "floor_per_byte", "floor_per_ns", "guarded",
+        "per_byte", "per_ns", "slice_ns", "unit", "window_ns",
+    )  # fmt: skip
 
     def __init__(self, detect: Detect) -> None:
         if not 0 < detect.slice_ns <= detect.window_ns or detect.threshold_bps < 0 or detect.floor_ppm < 0:
             raise ValueError(f"not a rule: {detect} (0 < slice ≤ window, threshold ≥ 0, floor ≥ 0)")
         self.detect = detect
-        self.threshold_bps = detect.threshold_bps
         self.window_ns = detect.window_ns
         self.slice_ns = detect.slice_ns
-        self.floor = detect.floor_ppm * detect.threshold_bps
+        self.unit, self.per_byte, self.per_ns = _lowest_terms(BIT_NS_PER_BYTE, detect.threshold_bps)
+        floor = detect.floor_ppm * detect.threshold_bps
+        _, self.floor_per_byte, self.floor_per_ns = _lowest_terms(PPM * BIT_NS_PER_BYTE, floor)
         self.guarded = detect.guard.mode is not GuardMode.OFF
         self.fires = detect.guard.mode is GuardMode.ENFORCE
-        self.burst_bit_ns = detect.guard.burst_bits * NS_PER_SECOND
+        self.burst = detect.guard.burst_bits * NS_PER_SECOND // self.unit
 
     def is_hot(self, delta_ns: int, delta_bytes: int) -> bool:
         """Whether an interval runs at the threshold or above."""
-        return BIT_NS_PER_BYTE * delta_bytes >= self.threshold_bps * delta_ns
+        return self.per_byte * delta_bytes >= self.per_ns * delta_ns
+
+    def x(self, sample: Sample) -> int:
+        """X of a sample, in `unit` bit·ns."""
+        return self.per_byte * sample[1] - self.per_ns * sample[0]
 
     def ends(self, firing: Firing) -> bool:
         """Whether this firing discards all history: a guard's where it only observes does not."""
         return firing.reason is Reason.SUSTAINED or self.fires
 
 
+def _lowest_terms(per_byte: int, per_ns: int) -> tuple[int, int, int]:
+    unit = gcd(per_byte, per_ns)
+    return unit, per_byte // unit, per_ns // unit
+
+
 Sample = tuple[int, int]
-"""(t_ns, tx_bytes) of a kept sample."""
-
-Point = tuple[int, int, int, int, int]
-"""A kept sample of a history: T, BYTES, X and Y counted from the history's start, and FLANK.
-
-FLANK is the rate in bit/s of the interval that ends here where that is hot (a candidate), else COLD. A plain tuple, for
-its speed.
-"""
+"""(t_ns, tx_bytes) of a kept sample. A plain tuple, for its speed."""
 T: Final = 0
 BYTES: Final = 1
-X: Final = 2
-Y: Final = 3
-FLANK: Final = 4
-COLD: Final = -1
 
 
 class History:
-    """One link's live candidates and its guard's level; kept only while there is one of them or the level is not 0."""
+    """One link's live candidates and its guard's level; kept only while there is one of them or the level is not 0.
 
-    __slots__ = ("_best", "_edge", "_first_ns", "_level", "_recent", "_trail", "_x", "_y", "rule")
+    trail begins with an aging candidate, or, where a mature one lives, with the first sample after the horizon; edge is
+    the sample before it. best is the mature candidate with the least X, first_ns the stamp of the earliest one.
+    """
+
+    __slots__ = ("_best", "_best_flank_bps", "_best_x", "_edge", "_first_ns", "_level", "_recent", "_trail", "rule")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
-        self._x = self._y = self._level = 0
-        self._best: Point | None = None
-        self._edge: Point | None = None
-        self._first_ns = 0
-        self._trail: deque[Point] = deque()
-        self._recent: deque[Point] = deque()
+        self._level = 0
+        self._best: Sample | None = None
+        self._best_x = self._best_flank_bps = self._first_ns = 0
+        self._edge: Sample = (0, 0)
+        self._trail: deque[Sample] = deque()
+        self._recent: deque[Sample] = deque()
 
-    def add(self, t_ns: int, tx_bytes: int, delta_ns: int, delta_bytes: int) -> Firing | None:
+    def add(self, sample: Sample, delta_ns: int, delta_bytes: int) -> Firing | None:
         """Take in a kept sample that continues the epoch; a Firing where the rule or the guard says so.
 
         A firing of the rule, or of a guard that enforces, ends the history: the caller discards it.
         """
-        rule = self.rule
-        bit_ns = BIT_NS_PER_BYTE * delta_bytes
-        excess = bit_ns - rule.threshold_bps * delta_ns
-        self._mature(t_ns - delta_ns - rule.window_ns)
-        best = self._best
-        if best is not None and excess >= 0 and best[X] <= self._x:
-            return self._sustained(best, (t_ns, tx_bytes), bit_ns // delta_ns)
-        noted = None
-        if rule.guarded:
-            self._level = level = max(0, self._level + excess)
-            if level > rule.burst_bit_ns:
-                noted = self._overflow((t_ns - delta_ns, tx_bytes - delta_bytes), (t_ns, tx_bytes), bit_ns // delta_ns)
-                self._level = 0
-        if self._trail or excess >= 0:
-            self._x += excess
-            self._y += PPM * bit_ns - rule.floor * delta_ns
-            self._append((t_ns, tx_bytes, self._x, self._y, bit_ns // delta_ns if excess >= 0 else COLD))
-        return noted
+        rule, trail = self.rule, self._trail
+        excess = rule.per_byte * delta_bytes - rule.per_ns * delta_ns
+        if trail:
+            b = trail[-1]
+            horizon_ns = b[T] - rule.window_ns
+            if trail[0][T] <= horizon_ns:
+                self._mature(horizon_ns)
+            if excess >= 0 and self._best is not None and self._best_x <= rule.x(b):
+                return self._sustained(self._best, b, sample)
+        firing = None
+        if rule.guarded and (self._level or excess > 0):
+            level = self._level + excess
+            if level > rule.burst:
+                firing = self._overflow((sample[T] - delta_ns, sample[BYTES] - delta_bytes), sample, level)
+                level = 0
+            elif level < 0:
+                level = 0
+            self._level = level
+        if trail:
+            self._append(sample)
+        elif excess >= 0:
+            self._edge = (sample[T] - delta_ns, sample[BYTES] - delta_bytes)
+            trail.append(sample)
+            self._recent.append(sample)
+        return firing
 
     def _mature(self, horizon_ns: int) -> None:
         """Merge the candidates up to the horizon into the one that the mean is easiest for, the earliest of equals."""
-        trail = self._trail
-        while trail and trail[0][T] <= horizon_ns:
-            self._edge = point = trail.popleft()
-            if point[FLANK] != COLD:
+        trail, edge = self._trail, self._edge
+        per_byte, per_ns = self.rule.per_byte, self.rule.per_ns
+        edge_x = self.rule.x(edge)
+        while trail[0][T] <= horizon_ns:
+            point = trail.popleft()
+            x = per_byte * point[BYTES] - per_ns * point[T]
+            if x >= edge_x:
                 if self._best is None:
-                    self._best, self._first_ns = point, point[T]
-                elif point[X] < self._best[X]:
-                    self._best = point
+                    self._first_ns = point[T]
+                if self._best is None or x < self._best_x:
+                    self._best, self._best_x, self._best_flank_bps = point, x, _rate_bps(edge, point)
+            edge, edge_x = point, x
+        self._edge = edge
 
-    def _append(self, point: Point) -> None:
-        """Evaluate the slice that ends here, then add the point."""
-        recent, trail = self._recent, self._trail
-        recent.append(point)
-        trail.append(point)
-        start_ns = point[T] - self.rule.slice_ns
-        while len(recent) > 1 and recent[1][T] <= start_ns:
+    def _append(self, sample: Sample) -> None:
+        """Add a sample to a history that has some, then evaluate the slice that ends in it."""
+        recent, rule = self._recent, self.rule
+        self._trail.append(sample)
+        recent.append(sample)
+        t_ns, tx_bytes = sample
+        start_ns = t_ns - rule.slice_ns
+        while recent[1][T] <= start_ns:
             recent.popleft()
-        start = recent[0]
-        if start[T] <= start_ns and point[Y] < start[Y]:
-            self._void(start[T])
+        s_t_ns, s_bytes = recent[0]
+        if s_t_ns <= start_ns and rule.floor_per_byte * (tx_bytes - s_bytes) < rule.floor_per_ns * (t_ns - s_t_ns):
+            self._void(s_t_ns)
 
     def _void(self, up_to_ns: int) -> None:
         """A slice below the floor starts here: no candidate up to it lives, thus no mature one."""
-        self._best = self._edge = None
-        trail = self._trail
-        while trail and (trail[0][T] <= up_to_ns or trail[0][FLANK] == COLD):
-            trail.popleft()
+        rule, trail, edge = self.rule, self._trail, self._edge
+        while trail and (trail[0][T] <= up_to_ns or rule.x(trail[0]) < rule.x(edge)):
+            edge = trail.popleft()
+        self._edge, self._best = edge, None
         if not trail:
             self._recent.clear()
-            self._x = self._y = 0
 
     @property
     def idle(self) -> bool:
@@ -171,61 +191,63 @@ class History:
         first_ns = self._trail[0][T] if self._best is None else self._first_ns
         return self._trail[-1][T] - first_ns
 
-    def samples(self) -> tuple[tuple[int, int], ...]:
-        """The (t_ns, tx_bytes) from the earliest live candidate on, at most about the last window of them."""
-        points = self._trail if self._edge is None else (self._edge, *self._trail)
-        return tuple((point[T], point[BYTES]) for point in points)
+    def samples(self) -> tuple[Sample, ...]:
+        """From the sample before the earliest live candidate on, at most about the last window of them."""
+        return (self._edge, *self._trail) if self._trail else ()
 
-    def _sustained(self, a: Point, sample: Sample, flank_bps: int) -> Firing:
-        b = self._trail[-1]
+    def _sustained(self, a: Sample, b: Sample, n: Sample) -> Firing:
         samples = self.samples()
         return Firing(
             reason=Reason.SUSTAINED,
-            t_ns=sample[0],
+            t_ns=n[T],
             a_t_ns=a[T],
             b_t_ns=b[T],
-            mean_bps=rate_bps(b[BYTES] - a[BYTES], b[T] - a[T]),
-            peak_bps=max(_rates((*samples, sample))),
-            first_flank_bps=a[FLANK],
-            last_flank_bps=flank_bps,
-            lowest_slice_bps=_lowest_slice_bps(samples, self.rule.slice_ns),
-            excess_bits=(b[X] - a[X]) // NS_PER_SECOND,
-            threshold_bps=self.rule.threshold_bps,
-            samples=(*samples, sample),
+            mean_bps=_rate_bps(a, b),
+            peak_bps=max(_rates((*samples, n))),
+            first_flank_bps=self._best_flank_bps,
+            last_flank_bps=_rate_bps(b, n),
+            lowest_slice_bps=_lowest_slice_bps([s for s in samples if s[T] >= a[T]], self.rule.slice_ns),
+            excess_bits=(self.rule.x(b) - self._best_x) * self.rule.unit // NS_PER_SECOND,
+            threshold_bps=self.rule.detect.threshold_bps,
+            samples=(*samples, n),
         )
 
-    def _overflow(self, before: Sample, sample: Sample, flank_bps: int) -> Firing:
-        samples = (*(self.samples() or (before,)), sample)
+    def _overflow(self, before: Sample, n: Sample, level: int) -> Firing:
+        samples = (*(self.samples() or (before,)), n)
+        rates = _rates(samples)
         return Firing(
             reason=Reason.GUARD,
-            t_ns=sample[0],
-            a_t_ns=sample[0],
-            b_t_ns=sample[0],
-            mean_bps=rate_bps(sample[1] - samples[0][1], sample[0] - samples[0][0]),
-            peak_bps=max(_rates(samples)),
-            first_flank_bps=self._trail[0][FLANK] if self._trail else flank_bps,
-            last_flank_bps=flank_bps,
+            t_ns=n[T],
+            a_t_ns=n[T],
+            b_t_ns=n[T],
+            mean_bps=_rate_bps(samples[0], n),
+            peak_bps=max(rates),
+            first_flank_bps=rates[0],
+            last_flank_bps=rates[-1],
             lowest_slice_bps=None,
-            excess_bits=self._level // NS_PER_SECOND,
-            threshold_bps=self.rule.threshold_bps,
+            excess_bits=level * self.rule.unit // NS_PER_SECOND,
+            threshold_bps=self.rule.detect.threshold_bps,
             samples=samples,
         )
 
 
+def _rate_bps(p: Sample, q: Sample) -> int:
+    return rate_bps(q[BYTES] - p[BYTES], q[T] - p[T])
+
+
 def _rates(samples: Sequence[Sample]) -> list[int]:
-    return [rate_bps(q[1] - p[1], q[0] - p[0]) for p, q in pairwise(samples)]
+    return [_rate_bps(p, q) for p, q in pairwise(samples)]
 
 
 def _lowest_slice_bps(samples: Sequence[Sample], slice_ns: int) -> int | None:
     """The rate of the slowest slice within these samples; None where they are shorter than a slice."""
     slices: list[int] = []
     start = 0
-    for end, (t_ns, tx_bytes) in enumerate(samples):
-        while start < end and samples[start + 1][0] <= t_ns - slice_ns:
+    for end, sample in enumerate(samples):
+        while start < end and samples[start + 1][T] <= sample[T] - slice_ns:
             start += 1
-        start_ns, start_bytes = samples[start]
-        if start_ns <= t_ns - slice_ns:
-            slices.append(rate_bps(tx_bytes - start_bytes, t_ns - start_ns))
+        if samples[start][T] <= sample[T] - slice_ns:
+            slices.append(_rate_bps(samples[start], sample))
     return min(slices, default=None)
 
 
@@ -300,7 +322,7 @@ class Detector:
                 if not rule.is_hot(delta_ns, delta_bytes):
                     continue
                 history = histories[link.name] = History(rule)
-            firing = history.add(snapshot.t_ns, meter.counters[position], delta_ns, delta_bytes)
+            firing = history.add((snapshot.t_ns, meter.counters[position]), delta_ns, delta_bytes)
             if firing is None:
                 if history.idle:
                     del histories[link.name]
@@ -326,4 +348,4 @@ class Detector:
     def _settle(self) -> int:
         """Drop rules that no link has any more; the lowest threshold of the others."""
         self._shared = {rule.detect: rule for rule in set(self._rules.values())}
-        return min((rule.threshold_bps for rule in self._shared.values()), default=0)
+        return min((detect.threshold_bps for detect in self._shared), default=0)

@@ -16,7 +16,6 @@ of all links at once (a gap, a clock that did not advance, the first snapshot) j
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from operator import itemgetter, sub
 from typing import Final, NamedTuple
 
@@ -92,6 +91,7 @@ class Meter:
         self._away: dict[str, Kept] = {}
         self._returned: tuple[int, ...] = ()
         self._source: tuple[Link, ...] | None = None
+        self._all: tuple[int, ...] = ()
         self._pick: Callable[[Sequence[int]], Sequence[int]] = tuple
         self._t_ns = 0
 
@@ -141,17 +141,14 @@ class Meter:
         """
         if snapshot.links is not self._source:
             self._arrange(snapshot.links)
-        t_ns, before = snapshot.t_ns, self.counters
-        now = list(self._pick(snapshot.tx_bytes))
+        t_ns, times_before, before = snapshot.t_ns, self.times_ns, self.counters
+        now = self._pick(snapshot.tx_bytes)
         picked = self._picked(now, t_ns - self._t_ns, floor_bps, wanted)
-        times_before, times = self.times_ns, self._times_kept(t_ns, now)
-        self._t_ns, self.times_ns, self.counters, self._returned = t_ns, times, now, ()
-
-        sampling, due, resting, links = self.sampling, self._due, self._resting, self.links
-        refresh_ns = sampling.counter_refresh_ns
+        times = self._times_kept(t_ns, now)
         intervals: list[Interval] = []
         epochs: list[tuple[Link, EpochReason]] = []
-        dropped = 0
+        repeated: list[int] = []
+        sampling, due, resting, links = self.sampling, self._due, self._resting, self.links
         for i in picked:
             link = links[i]
             if resting and link.name in resting:
@@ -163,26 +160,27 @@ class Meter:
                 epochs.append((link, reason))
                 times[i] = t_ns
             elif delta_ns == 0:
-                now[i] = before[i]
-                dropped += 1
-            elif delta_bytes or delta_ns >= refresh_ns:
+                repeated.append(i)
+            elif times[i] == t_ns:
                 intervals.append((i, delta_ns, delta_bytes))
-        return Reading(intervals, epochs, dropped + self._unrefreshed())
+        if repeated:
+            now = _restored(now, before, repeated)
+        self._t_ns, self.times_ns, self.counters, self._returned = t_ns, times, now, ()
+        return Reading(intervals, epochs, len(repeated) + self._unrefreshed())
 
     def _picked(self, now: Sequence[int], elapsed_ns: int, floor_bps: int, wanted: Iterable[str]) -> Iterable[int]:
         """The positions to judge one by one: all of them where the clock tells something about every link."""
         sampling = self.sampling
         if not 0 < elapsed_ns <= sampling.max_gap_ns - sampling.counter_refresh_ns:
-            return range(len(now))
+            return self._all
         if sampling.max_plausible_bps:
             floor_bps = min(floor_bps, sampling.max_plausible_bps)
         floor_bytes = -(-floor_bps * elapsed_ns // BIT_NS_PER_BYTE)
-        hits = [i for i, delta in enumerate(map(sub, now, self.counters)) if not 0 <= delta < floor_bytes]
-        positions = self.positions
-        others = {positions[name] for name in chain(wanted, self._due) if name in positions}
-        others.update(self._returned)
-        hits.extend(sorted(others.difference(hits)))
-        return hits
+        deltas = map(sub, now, self.counters)
+        hits = [i for i, delta in zip(self._all, deltas, strict=True) if not 0 <= delta < floor_bytes]
+        position = self.positions.get
+        others = {*map(position, wanted), *map(position, self._due), *self._returned}
+        return hits + [i for i in others.difference(hits) if i is not None]
 
     def _times_kept(self, t_ns: int, now: Sequence[int]) -> list[int]:
         """The stamps of the last kept samples, as far as no epoch opens."""
@@ -222,7 +220,8 @@ class Meter:
             counters.append(kept.tx_bytes if kept else 0)
         self.links = tuple(links[i] for i in where.values())
         self.times_ns, self.counters, self._returned = times, counters, tuple(returned)
-        self.positions = {name: position for position, name in enumerate(where)}
+        self._all = tuple(range(len(where)))
+        self.positions = dict(zip(where, self._all, strict=True))
         self._pick = _picker(tuple(where.values()))
         self._source = links
 
@@ -238,3 +237,11 @@ def _picker(where: tuple[int, ...]) -> Callable[[Sequence[int]], Sequence[int]]:
     if len(where) > 1:
         return itemgetter(*where)
     return lambda values: tuple(values[i] for i in where)
+
+
+def _restored(now: Sequence[int], before: Sequence[int], positions: Iterable[int]) -> Sequence[int]:
+    """The counters with those of dropped samples put back."""
+    counters = list(now)
+    for i in positions:
+        counters[i] = before[i]
+    return counters
