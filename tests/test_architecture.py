@@ -23,7 +23,7 @@ GROUND = {"limiterd", "limiterd.kernel", "limiterd.kernel.netlink"} | {
     f"limiterd.{name}"
     for name in ("background", "chain", "files", "http", "jsonsafe", "parsers", "recordfile", "schema", "yamlsafe")
 }
-"""What adapters share besides the core: tools that know nothing of what limiterd decides, and stand on each other and the core."""
+"""What adapters share besides the core: tools that know nothing of the policy; they stand on each other and the core."""
 
 NEIGHBOURS = {
     # importer: what it may know besides core and ground
