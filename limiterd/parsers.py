@@ -99,7 +99,7 @@ def text_of(node: Node, path: str, context: Context) -> str | _Invalid:
         return context.fail(node.place, path, f"is a {kind}; write a single value here")
     if is_null(node) or not node.text.strip():
         return context.fail(node.place, path, "is empty; write a value (in quotes if a text is meant), or leave the key out")
-    odd = next((c for c in node.text if not (c.isprintable() or c in _SPACES)), None)
+    odd = None if node.text.isprintable() else next((c for c in node.text if not (c.isprintable() or c in _SPACES)), None)
     if odd is not None:
         return context.fail(node.place, path, f"holds the control character U+{ord(odd):04X}; remove it")
     return node.text
@@ -284,8 +284,13 @@ def _is_host(host: str) -> bool:
     try:
         return ipaddress.ip_address(host[1:-1] if bracketed else host).version == (6 if bracketed else 4)
     except ValueError:
-        name = re.fullmatch(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.?){1,8}", host, re.ASCII) is not None
-        return not bracketed and (not host or (name and not host.replace(".", "").isdigit()))
+        labels = [] if bracketed or not host else host.split(".")
+        return not host or (
+            any(not label.isdigit() for label in labels) and all(_HOST_LABEL.fullmatch(label) is not None for label in labels)
+        )
+
+
+_HOST_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})", re.ASCII)
 
 
 def absolute_path(most: int) -> Parser:

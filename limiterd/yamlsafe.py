@@ -40,8 +40,6 @@ ENDS_MARKED: Final = "# limiterd: ends with ..."
 _UNSEEN = re.compile("\r(?!\n)|[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 """What YAML forbids in a text (its control characters), and the line breaks that an editor does not show as such."""
 _FIRST_LINE = re.compile(r"#\s*limiterd:\s*ends with \.\.\.\s*")
-_BLANK = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\r?\n|---[ \t]*\r?\n|\.\.\.[ \t]*\r?\n)*(?:[ \t]*(?:#[^\n]*)?|\.\.\.)")
-_LAST_LINE = re.compile(r"(?:^|\n)\.\.\.[ \t]*(?:#[^\n]*)?\s*$")
 _QUOTE_HINT = '; quote a value that begins with a special character, like "*.*"'
 
 
@@ -237,17 +235,25 @@ def compose(text: str, problems: Problems) -> Node | None:
     What is wrong is added to `problems`, and a Refused stands in its place, so that the caller can go on to find more.
     Raises ConfigError where reading on makes no sense: a syntax error, or a limit passed.
     """
-    marked = _FIRST_LINE.fullmatch(text.partition("\n")[0]) is not None
-    if marked and _LAST_LINE.search(text) is None:
+    if _FIRST_LINE.fullmatch(text.partition("\n")[0]) and not _ends_marked(text):
         line = text.count("\n") + (not text.endswith("\n"))
         problems.add(Place(line, 1), "file", "is cut off: its first line says that it ends with `...`, and it does not")
         problems.raise_if_any()
-    if _BLANK.fullmatch(text):
-        if not text.endswith(("\n", "...")) and "#" in text.rpartition("\n")[2]:
+    if not any(_has_content(line) for line in text.split("\n")):
+        if "#" in text.rpartition("\n")[2]:
             problems.add(_place_after(text), "file", "ends within a comment; end its last line with a newline")
             problems.raise_if_any()
         return None
     return _Composer(text, problems).run()
+
+
+def _ends_marked(text: str) -> bool:
+    return text.rstrip().rpartition("\n")[2].split(maxsplit=1)[:1] == ["..."]
+
+
+def _has_content(line: str) -> bool:
+    bare = line.strip()
+    return bool(bare) and not bare.startswith("#") and bare not in {"---", "..."}
 
 
 def _events(text: str) -> Iterator[yaml.Event]:

@@ -56,10 +56,12 @@ _MATCH_KEYS: Final = (
 )
 
 
+def _match(match: Match) -> str:
+    return " ".join(f"{key} {value}" for key, name in _MATCH_KEYS if (value := getattr(match, name)) is not None)
+
+
 def _matches(matches: Sequence[Match]) -> str:
-    return "; ".join(
-        " ".join(f"{key} {value}" for key, name in _MATCH_KEYS if (value := getattr(match, name)) is not None) for match in matches
-    ) or "none"  # fmt: skip
+    return "; ".join(_match(match) for match in matches) or "none"
 
 
 def _until(wall_ns: int | None) -> str:
