@@ -21,7 +21,19 @@ WIRING = {"daemon", "replay", "demo", "cli", "ctl", "record", "service"}
 
 GROUND = {"limiterd", "limiterd.kernel", "limiterd.kernel.netlink"} | {
     f"limiterd.{name}"
-    for name in ("background", "chain", "files", "http", "jsonsafe", "parsers", "recordfile", "schema", "yamlsafe")
+    for name in (
+        "background",
+        "chain",
+        "files",
+        "http",
+        "jsonsafe",
+        "parsers",
+        "protocol",
+        "recordfile",
+        "runsocket",
+        "schema",
+        "yamlsafe",
+    )
 }
 """What adapters share besides the core: tools that know nothing of the policy; they stand on each other and the core."""
 
