@@ -9,7 +9,7 @@ reads, and steps again without a snapshot until nothing is left to do (see docs/
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -25,7 +25,6 @@ from limiterd.core.model import (
     Decision,
     EpochReason,
     EventKind,
-    Fault,
     FaultReason,
     Firing,
     Journal,
@@ -46,6 +45,9 @@ from limiterd.core.state import Inputs, Output, State, Turn, key_of
 
 EXPIRY_NOTICES_NS: Final = (24 * HOUR, 1 * HOUR)
 """How long before its expiry an override is called to mind."""
+
+SAMPLES_SHOWN: Final = 128
+"""How many samples of its window a firing's event carries."""
 
 GONE_FORGET_NS: Final = 1 * HOUR
 GONE_LINKS_MAX: Final = 4096
@@ -180,19 +182,7 @@ def _mind_foreign(turn: Turn, link: Link, actual: TcActual) -> None:
     if actual.foreign:
         found["inside"] = f"{link.name}: foreign objects inside the limit: {', '.join(actual.foreign)}; they go when it goes"
     for place in ("root", "inside"):
-        warn(turn, link.name, place, FaultReason.FOREIGN_QDISC, found.get(place))
-
-
-def warn(turn: Turn, interface: str, topic: str, reason: FaultReason, message: str | None) -> None:
-    """Raise, change or end one warning about a link; told once."""
-    warnings, key = turn.state.warnings, (interface, topic)
-    before = warnings.get(key)
-    if message is None:
-        if warnings.pop(key, None) is not None:
-            turn.tell(EventKind.FAULT_CLEARED, interface, reason, warning=True)
-    elif before is None or before.message != message:
-        warnings[key] = Fault(interface, reason, message, turn.now.wall_ns, warning=True)
-        turn.tell(EventKind.FOREIGN, interface, reason, message=message)
+        turn.warn(link.name, place, FaultReason.FOREIGN_QDISC, found.get(place))
 
 
 # ---- rules and the calendar ----------------------------------------------------------------------
@@ -431,6 +421,7 @@ def figures(firing: Firing, applies: Effective) -> dict[str, object]:
         "threshold_bps": firing.threshold_bps,
         "window_ns": applies.detect.window_ns,
         "span_ns": firing.b_t_ns - firing.a_t_ns,
+        "samples": [list(sample) for sample in thinned(firing.samples)],
         "first_flank_bps": firing.first_flank_bps,
         "last_flank_bps": firing.last_flank_bps,
         "lowest_slice_bps": firing.lowest_slice_bps,
@@ -438,6 +429,12 @@ def figures(firing: Firing, applies: Effective) -> dict[str, object]:
         "limit_bps": applies.limit.rate_bps,
         "override": applies.override.id if applies.override is not None else "",
     }
+
+
+def thinned(samples: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """At most about SAMPLES_SHOWN of them, evenly chosen, the first and the last among them."""
+    stride = -(-len(samples) // SAMPLES_SHOWN) or 1
+    return (*samples[:-1:stride], *samples[-1:])
 
 
 def release_for_exit(state: State, now: Now) -> Output:

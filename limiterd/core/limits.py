@@ -278,6 +278,8 @@ def _seen(turn: Turn, case: Case) -> None:
     if tree is None or decision is None:
         return
     before = case.tree_standing
+    no_lifeline = None if state.abilities.u32 else f"{name}: the limit stands without its lifeline; this kernel has no u32 filters"
+    turn.warn(name, "lifeline", FaultReason.MISSING_MODULE, no_lifeline)
     case.signal(Signal.SEEN)
     case.tree_standing = tree
     case.direct_packets = state.tc[case.link.ifindex].direct_packets
@@ -406,6 +408,7 @@ def _drive_removing(turn: Turn, case: Case) -> None:
 
 def drop(turn: Turn, case: Case) -> None:
     """Forget a case that is over."""
+    turn.warn(case.link.name, "lifeline", FaultReason.MISSING_MODULE, None)
     turn.state.cases.pop(case.link.name, None)
     turn.state.saved.pop(key_of(case.link), None)
     turn.state.journal_dirty = True

@@ -19,6 +19,7 @@ from limiterd.core.model import (
     Event,
     EventKind,
     Fault,
+    FaultReason,
     Firing,
     Journal,
     KernelAbilities,
@@ -134,6 +135,17 @@ class Turn:
         effective = self.state.effective.get(interface)
         policy = effective.policy.name if effective is not None else ""
         self.events.append(Event(kind, self.now.boot_ns, interface, reason, policy, detail))
+
+    def warn(self, interface: str, topic: str, reason: FaultReason, message: str | None) -> None:
+        """Raise, change or end (None) one warning about a link; told once."""
+        warnings, key = self.state.warnings, (interface, topic)
+        before = warnings.get(key)
+        if message is None:
+            if warnings.pop(key, None) is not None:
+                self.tell(EventKind.FAULT_CLEARED, interface, reason, warning=True)
+        elif before is None or before.message != message:
+            warnings[key] = Fault(interface, reason, message, self.now.wall_ns, warning=True)
+            self.tell(EventKind.FOREIGN, interface, reason, message=message)
 
     def output(self) -> Output:
         """Close the turn."""

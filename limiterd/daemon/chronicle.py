@@ -15,25 +15,23 @@ from limiterd.core.model import Event, EventKind
 from limiterd.core.units import NS_PER_SECOND, format_duration, format_rate, format_wall
 
 MAX_QUEUED: Final = 20_000
+_ANCHORED: Final = frozenset({EventKind.LIMIT, EventKind.RELEASED})
+"""Events whose hash goes to the log, so that a trail with its tail cut off shows."""
 _FIRINGS: Final = frozenset({EventKind.LIMIT, EventKind.WOULD_LIMIT, EventKind.NOTED})
 
 
 class Log(Protocol):
     """What the chronicle needs of the log."""
 
-    def log(self, level: str, event: str, /, *, interface: str = "", text: str = "", **fields: object) -> None:
-        """Write one line."""
+    def emit(self, level: str, event: str, fields: Mapping[str, object]) -> None:
+        """Write one line: interface and text first, then the rest."""
 
 
 class Trail(Protocol):
     """What the chronicle needs of the audit trail."""
 
-    @property
-    def head(self) -> str:
-        """The hash of the last line."""
-
-    def append(self, kind: str, interface: str, fields: Mapping[str, object]) -> None:
-        """Add one entry."""
+    def append(self, kind: str, interface: str = "", fields: Mapping[str, object] | None = None) -> str:
+        """Add one entry and return its hash."""
 
 
 Evidence = Callable[[Event], Mapping[str, object] | None]
@@ -195,12 +193,14 @@ class Chronicle:
         if evidence:
             fields["evidence"] = evidence
             text += _top(evidence)
+        named = {"interface": event.interface, "text": text, "reason": str(event.reason), "policy": event.policy}
+        shown: dict[str, object] = {key: value for key, value in named.items() if value}
+        shown |= {key: value for key, value in fields.items() if isinstance(value, str | int) and key != "message"}
         if event.kind is not EventKind.EPOCH:
-            self._trail.append(event.kind, event.interface, {"reason": event.reason, "policy": event.policy, "text": text, **fields})
-        shown = {key: value for key, value in fields.items() if isinstance(value, str | int | bool) and key != "message"}
-        if event.kind in (EventKind.LIMIT, EventKind.RELEASED):
-            shown["audit_head"] = self._trail.head
-        self._log.log(level, str(event.kind), interface=event.interface, text=text, reason=event.reason, policy=event.policy, **shown)
+            head = self._trail.append(event.kind, event.interface, {**shown, **fields})
+            if event.kind in _ANCHORED:
+                shown["audit_head"] = head
+        self._log.emit(level, str(event.kind), shown)
 
 
 def _top(evidence: Mapping[str, object]) -> str:

@@ -8,19 +8,37 @@ goes through the loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from limiterd.core import commands, explain
 from limiterd.core.errors import EXIT_USAGE, PeerError
 from limiterd.core.model import LinkView, Phase
 from limiterd.core.status import document, fault_document, link_document, override_document
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
+from limiterd.requests import Wish
 
 if TYPE_CHECKING:
     from limiterd.daemon.house import House
 
 Args = Mapping[str, object]
 Data = object
+
+
+class Who(Protocol):
+    """Who asks, as the socket's credentials tell."""
+
+    @property
+    def uid(self) -> int:
+        """The effective user id."""
+
+    @property
+    def name(self) -> str:
+        """The user's name."""
+
+
+def by(who: Who) -> str:
+    """How the audit trail names somebody."""
+    return f"{who.name} (uid {who.uid})"
 
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -68,7 +86,7 @@ def moment(args: Args, name: str) -> int | None:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def _status(house: House, args: Args, _: str) -> Data:
+def _status(house: House, args: Args, _: Who) -> Data:
     shown = document(house.status())
     interface = args.get("interface")
     if interface is not None:
@@ -87,7 +105,7 @@ def _row(house: House, interface: str) -> LinkView:
     return view
 
 
-def _explain(house: House, args: Args, _: str) -> Data:
+def _explain(house: House, args: Args, _: Who) -> Data:
     view = _row(house, text(args, "interface"))
     applies, trail = house.inside(view.interface)
     status = house.status()
@@ -116,7 +134,7 @@ def _explain(house: House, args: Args, _: str) -> Data:
     }
 
 
-def _history(house: House, args: Args, _: str) -> Data:
+def _history(house: House, args: Args, _: Who) -> Data:
     kinds = args.get("kinds")
     if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
         raise PeerError("kinds: a list of words is wanted", exit_code=EXIT_USAGE)
@@ -129,65 +147,101 @@ def _history(house: House, args: Args, _: str) -> Data:
     )
 
 
-def _verify(house: House, _args: Args, _: str) -> Data:
+def _verify(house: House, _args: Args, _: Who) -> Data:
     return house.verify()
 
 
 # ---- the operator's hand -------------------------------------------------------------------------
 
 
-def _reload(house: House, _args: Args, by: str) -> Data:
-    return {"changes": list(house.reload(by))}
+def _reload(house: House, _args: Args, who: Who) -> Data:
+    return {"changes": list(house.reload(by(who)))}
 
 
-def _limit(house: House, args: Args, by: str) -> Data:
+def _limit(house: House, args: Args, who: Who) -> Data:
     interface, rate_bps, reason = text(args, "interface"), number(args, "rate_bps"), text(args, "reason")
     force = flag(args, "force")
-    house.command(lambda state, now: commands.limit(state, now, interface, rate_bps=rate_bps, reason=reason, force=force, by=by))
+    house.command(lambda state, now: commands.limit(state, now, interface, rate_bps=rate_bps, reason=reason, force=force, by=by(who)))
     return {"link": link_document(_row(house, interface))}
 
 
-def _release(house: House, args: Args, by: str) -> Data:
+def _release(house: House, args: Args, who: Who) -> Data:
     reason = text(args, "reason")
     if flag(args, "all"):
-        house.command(lambda state, now: commands.release_all(state, now, reason=reason, by=by))
+        house.command(lambda state, now: commands.release_all(state, now, reason=reason, by=by(who)))
         return {"links": [link_document(view) for view in house.status().links]}
     interface = text(args, "interface")
-    house.command(lambda state, now: commands.release(state, now, interface, reason=reason, by=by))
+    house.command(lambda state, now: commands.release(state, now, interface, reason=reason, by=by(who)))
     return {"links": [link_document(v) for v in house.status().links if v.interface == interface]}
 
 
-def _pause(house: House, args: Args, by: str) -> Data:
+def _pause(house: House, args: Args, who: Who) -> Data:
     reason = text(args, "reason", default="")
-    house.command(lambda state, now: commands.pause(state, now, reason=reason, by=by))
+    house.command(lambda state, now: commands.pause(state, now, reason=reason, by=by(who)))
     return {"paused": True}
 
 
-def _resume(house: House, args: Args, by: str) -> Data:
+def _resume(house: House, args: Args, who: Who) -> Data:
     reason = text(args, "reason", default="")
-    house.command(lambda state, now: commands.resume(state, now, reason=reason, by=by))
+    house.command(lambda state, now: commands.resume(state, now, reason=reason, by=by(who)))
     return {"paused": False}
 
 
 # ---- overrides and requests ----------------------------------------------------------------------
 
 
-def _override_list(house: House, _args: Args, _: str) -> Data:
+def _override_list(house: House, _args: Args, _: Who) -> Data:
     return {"overrides": [override_document(view) for view in house.status().overrides]}
 
 
-def _override_add(house: House, args: Args, by: str) -> Data:
+def _override_add(house: House, args: Args, who: Who) -> Data:
     record = args.get("record")
     if not isinstance(record, dict):
         raise PeerError("record: the fields of an override are wanted", exit_code=EXIT_USAGE)
-    return house.add_override({"approved_by": by, **record}, by)
+    return house.add_override({"approved_by": who.name, **record}, by(who))
 
 
-def _override_revoke(house: House, args: Args, by: str) -> Data:
-    return house.revoke_override(text(args, "id"), text(args, "reason", default=""), by)
+def _override_revoke(house: House, args: Args, who: Who) -> Data:
+    return house.revoke_override(text(args, "id"), text(args, "reason", default=""), by(who))
 
 
-VERBS: Final[Mapping[str, Callable[[House, Args, str], Data]]] = {
+# ---- increase requests -----------------------------------------------------------------------------
+
+
+def _request_add(house: House, args: Args, who: Who) -> Data:
+    until_wall_ns = moment(args, "until")
+    if until_wall_ns is None:
+        raise PeerError("until: say until when, as 2026-12-31 or 2026-12-31T00:00:00Z", exit_code=EXIT_USAGE)
+    interface = text(args, "interface")
+    view = _row(house, interface)
+    firing = house.last_firing(interface)
+    evidence = {"link": link_document(view)}
+    if firing is not None:
+        evidence["firing"] = {key: value for key, value in firing.items() if key != "samples"}
+    wish = Wish(interface, number(args, "rate_bps"), until_wall_ns, text(args, "reason"), who.uid, who.name, evidence)
+    return house.file_request(wish)
+
+
+def _request_list(house: House, _args: Args, _: Who) -> Data:
+    return {"requests": house.requests()}
+
+
+def _request_approve(house: House, args: Args, who: Who) -> Data:
+    terms = {
+        "limit_bps": number(args, "limit_bps"),
+        "threshold_bps": number(args, "threshold_bps"),
+        "exempt": flag(args, "exempt"),
+        "until_wall_ns": moment(args, "until"),
+        "reason": text(args, "reason", default=""),
+    }
+    return house.approve(text(args, "id"), terms, who)
+
+
+def _request_deny(house: House, args: Args, who: Who) -> Data:
+    return house.deny(text(args, "id"), text(args, "reason"), by(who))
+
+
+VERBS: Final[Mapping[str, Callable[[House, Args, Who], Data]]] = {
     "status": _status,
     "explain": _explain,
     "history": _history,
@@ -200,4 +254,8 @@ VERBS: Final[Mapping[str, Callable[[House, Args, str], Data]]] = {
     "override.list": _override_list,
     "override.add": _override_add,
     "override.revoke": _override_revoke,
+    "request.add": _request_add,
+    "request.list": _request_list,
+    "request.approve": _request_approve,
+    "request.deny": _request_deny,
 }

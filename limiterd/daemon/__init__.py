@@ -1,0 +1,105 @@
+"""limiterd, the daemon: wires the adapters to the engine and runs the loop.
+
+main() is the outermost edge: it turns what goes wrong into one clear line and the documented exit status. Its parts:
+house (everything assembled), loop (ticks and calls), hands (the executor), chronicle (what happened, told), verbs (what the
+control socket can ask), problems (what is degraded).
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, EXIT_NOPERM, ConfigError, LimiterdError
+from limiterd.core.model import PolicyMode, Rules
+
+CAP_NET_ADMIN = 12
+NO_CAPABILITY = (
+    "limiterd: CAP_NET_ADMIN is missing, which shaping needs; run it as root, as the limiterd.service unit, "
+    "or set `mode: observe`, which needs none"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the daemon, validate, or clean up; ends the process with the documented exit status."""
+    from limiterd.daemon.entry import parser  # noqa: PLC0415 - argparse is not needed once the loop runs
+
+    arguments = parser().parse_args(argv)
+    faulthandler.enable()
+    try:
+        status = _run(arguments.config, check=arguments.check, cleanup=arguments.cleanup)
+    except ConfigError as error:
+        _say(str(error))
+        status = EXIT_CONFIG
+    except LimiterdError as error:
+        _say(f"limiterd: {error}")
+        status = error.exit_code
+    except KeyboardInterrupt:
+        status = 128 + 2
+    except Exception as error:  # noqa: BLE001 - the outermost edge: a defect ends the process, limits stay in the kernel
+        from traceback import print_exc  # noqa: PLC0415 - only a defect needs it
+
+        print_exc()
+        _say(f"limiterd: stopped by a defect: {type(error).__name__}: {error}; limits stay as they are in the kernel")
+        status = EXIT_FAILED
+    sys.stderr.flush()
+    os._exit(status)  # threads that wait for a disk must not hold up a restart
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _run(path: str, *, check: bool, cleanup: bool) -> int:
+    from limiterd import config  # noqa: PLC0415 - a usage error needs no YAML
+    from limiterd.daemon.loop import has_capability, hostname  # noqa: PLC0415 - likewise
+
+    if cleanup:
+        from limiterd.daemon.cleanup import clean_up  # noqa: PLC0415 - a command of its own
+
+        return clean_up(path)
+    loaded = config.load_all(path, host=hostname())
+    if check:
+        for line in (*loaded.notes, *map(str, loaded.damaged)):
+            _say(line)
+        sys.stdout.write(f"{path}: valid, {len(loaded.rules.config.policies)} policies, {len(loaded.rules.overrides)} overrides\n")
+        return EXIT_DONE
+    if _enforces(loaded.rules) and not has_capability(CAP_NET_ADMIN):
+        _say(NO_CAPABILITY)
+        return EXIT_NOPERM
+    return _serve(path, loaded)
+
+
+def _enforces(rules: Rules) -> bool:
+    return any(policy.mode is PolicyMode.ENFORCE for policy in rules.config.policies)
+
+
+def _serve(path: str, loaded: object) -> int:
+    from limiterd.config import Loaded  # noqa: PLC0415 - the daemon proper
+    from limiterd.daemon.house import House  # noqa: PLC0415 - likewise
+    from limiterd.log import Log, bridged  # noqa: PLC0415 - likewise
+
+    if not isinstance(loaded, Loaded):
+        raise TypeError("not a loaded configuration")
+    settings = loaded.rules.config
+    for directory, mode in ((settings.state_directory, 0o750), (str(Path(settings.control.socket).parent), 0o755)):
+        _make(directory, mode)
+    log = Log(level=settings.log.level, form=settings.log.format)
+    with bridged(log):
+        try:
+            House(path, loaded, log).run()
+        finally:
+            log.close(0.3)
+    return EXIT_DONE
+
+
+def _make(directory: str, mode: int) -> None:
+    """Make a directory where it is missing and may be made; where not, its user says so."""
+    try:
+        os.makedirs(directory, mode, exist_ok=True)
+    except OSError as error:
+        raise LimiterdError(f"{directory} cannot be made: {error.strerror}; make it, writable for this user") from error

@@ -1,0 +1,5 @@
+"""`python -m limiterd.daemon` is `limiterd`."""
+
+from limiterd.daemon import main
+
+main()

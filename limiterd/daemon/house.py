@@ -1,0 +1,511 @@
+"""The house: every adapter wired to the one engine, and what the outside asks of it.
+
+Threads: the loop owns the engine's state; control workers, the metrics server, the chronicle and the evidence sampler only
+ever hand functions to the loop or read what it published. What may block on a disk is done by whoever asked for it.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from limiterd import __version__, config, evidence, jsonsafe
+from limiterd.audit import AuditTrail
+from limiterd.control import ControlServer
+from limiterd.core import engine, status
+from limiterd.core.diff import describe, needs_restart
+from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError, Problem
+from limiterd.core.histogram import Buckets
+from limiterd.core.model import Event, Now, OnExit, Override, OverrideAction, Reason, Rules, Snapshot, Status
+from limiterd.core.policy import Effective
+from limiterd.core.state import Inputs, Output, State
+from limiterd.core.status import RATE_SPAN_NS, Frame, Surroundings
+from limiterd.core.units import exact_rate, exact_wall
+from limiterd.daemon.chronicle import Chronicle
+from limiterd.daemon.hands import Hands
+from limiterd.daemon.loop import Loop, boot_ns, hostname
+from limiterd.daemon.problems import Problems
+from limiterd.daemon.verbs import VERBS, Who, by
+from limiterd.journal import JournalStore
+from limiterd.kernel.events import EventSocket
+from limiterd.kernel.links import LinkTable, open_sampler
+from limiterd.kernel.tc import TcKernel
+from limiterd.log import Log
+from limiterd.metrics import MetricsServer
+from limiterd.overrides import Store, record_from_mapping
+from limiterd.protocol import Answer, Call
+from limiterd.requests import RequestState, RequestStore, Wish
+from limiterd.systemd import Notifier
+
+_HOUSEKEEPING_NS: Final = 1_000_000_000
+_STALLED_NS: Final = 3_000_000_000
+_EXIT_NS: Final = 1_200_000_000
+_SETTLE_PAUSE_S: Final = 0.02
+
+
+def clocks() -> Now:
+    """Both clocks, now."""
+    return Now(boot_ns(), time.time_ns())
+
+
+class House:
+    """The daemon, assembled. Raises EnvironmentFault where it cannot be (a second instance, no netlink)."""
+
+    def __init__(self, config_path: str, loaded: config.Loaded, log: Log) -> None:
+        self.config_path = config_path
+        self.log = log
+        self.rules = loaded.rules
+        settings = loaded.rules.config
+        state_directory = Path(settings.state_directory)
+        self.problems = Problems(time.time_ns, self._tell_problem)
+        self.notifier = Notifier()
+        self.control = ControlServer(settings.control, self._answer, denied=self._denied)
+        self.control.lock()
+        self.audit = AuditTrail(state_directory)
+        self.journal = JournalStore(state_directory)
+        self.requests_kept = RequestStore(state_directory)
+        self.overrides_kept = Store(config.store_directory(settings))
+        self.evidence = evidence.EvidenceSampler()
+        self.chronicle = Chronicle(log, self.audit, self._evidence_of)
+        self.table = LinkTable()
+        self.sampler = open_sampler(settings.sampling.source, self.table, settings.sampling.interval_ns)
+        self.tc = TcKernel()
+        self.events = EventSocket(self.table, lambda: (self.tc.port_id,))
+        self.hands = Hands(self.tc, clocks, self.chronicle.tell, self.journal.save, self.journal.save_now)
+        self.metrics = MetricsServer(settings.metrics, self.status_or_last, self.alive)
+        self.loop = Loop(settings.sampling.interval_ns, self._tick)
+        self.tick_duration = Buckets()
+        self.started_wall_ns = time.time_ns()
+        self.config_error: str | None = None
+        self.config_loaded_wall_ns = self.started_wall_ns
+        self._recent: deque[Snapshot] = deque()
+        self._touched: set[int] = set()
+        self._resync = True
+        self._frame: Frame | None = None
+        self._housekeeping_ns = 0
+        self._reload_lock = threading.Lock()
+        self._reload_wanted = threading.Event()
+        self._event_descriptor = self.events.fileno()
+        self._note_damage(loaded)
+        kept, troubles = self.journal.load()
+        for topic, text in (("journal", "; ".join(troubles)), ("requests", "; ".join(self.requests_kept.load()))):
+            if text:
+                log.warning("state", text=text, file=topic)
+        self.state: State = engine.start(loaded.rules, kept, self.tc.abilities(), clocks())
+
+    # ---- life ----
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        self.chronicle.start()
+        self.audit.append("start", "", {"version": __version__, "sha256": self.rules.sha256})
+        self._take_sample()
+        self.metrics.start()
+        self.control.start()
+        self.loop.watch(self._event_descriptor, self._on_events)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.on_signal(number, self.loop.stop)
+        self.loop.on_signal(signal.SIGHUP, self._reload_wanted.set)
+        threading.Thread(target=self._reload_on_demand, name="reload", daemon=True).start()
+        self.notifier.ready(self.summary())
+        try:
+            self.loop.run()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Stop in order: lift limits if so configured, then let everything be written, within two seconds."""
+        self.notifier.stopping()
+        if self.rules.config.on_exit is OnExit.REMOVE:
+            self.lift_all_for_exit()
+        self.control.close()
+        self.metrics.close()
+        self.evidence.close()
+        self.chronicle.close(0.3)
+        self.audit.append("stop", "", {})
+        self.audit.close(0.3)
+        self.journal.save(self.state.journal())
+        self.journal.close(0.3)
+        self.loop.close()
+        self.events.close()
+        self.sampler.close()
+        self.table.close()
+        self.tc.close()
+        self.notifier.close()
+
+    def lift_all_for_exit(self) -> None:
+        """Lift every limit and wait, for a bounded time, until the kernel shows it."""
+        until_ns = boot_ns() + _EXIT_NS
+        output: Output = engine.release_for_exit(self.state, clocks())
+        self.hands.publish(self.state, output)
+        while self.state.cases and boot_ns() < until_ns:
+            links = frozenset(case.link.ifindex for case in self.state.cases.values())
+            self.hands.settle(self.state, self.rules, self.hands.read_now(links))
+            if self.state.cases:
+                time.sleep(_SETTLE_PAUSE_S)
+
+    # ---- the tick ----
+
+    def _tick(self) -> None:
+        self._take_sample()
+        now_ns = boot_ns()
+        self.tick_duration.observe((now_ns - self.loop.pace.last_ns) / 1e9)
+        if now_ns >= self._housekeeping_ns:
+            self._housekeeping_ns = now_ns + _HOUSEKEEPING_NS
+            self._keep_house()
+
+    def _take_sample(self) -> None:
+        try:
+            snapshot = self.sampler.sample()
+        except EnvironmentFault as fault:
+            self.hands.errors[fault.operation or "sample", fault.errno_name or "none"] += 1
+            self.problems.note("sampling", f"links cannot be sampled: {fault}")
+            return
+        self.problems.note("sampling", None)
+        inputs = Inputs(clocks(), snapshot=snapshot)
+        if self._touched and not self._resync:
+            inputs = replace(self.hands.read_now(frozenset(self._touched)), snapshot=snapshot)
+        if self._resync:
+            self._resync = False
+            inputs = self.hands.with_roots(inputs)
+        self._touched.clear()
+        if snapshot is not None:
+            self._remember(snapshot)
+        self._settle(inputs)
+
+    def _remember(self, snapshot: Snapshot) -> None:
+        recent = self._recent
+        recent.append(snapshot)
+        while len(recent) > 2 and recent[1].t_ns <= snapshot.t_ns - RATE_SPAN_NS:
+            recent.popleft()
+
+    def _settle(self, inputs: Inputs) -> None:
+        self.hands.settle(self.state, self.rules, inputs)
+        self._frame = None
+        self.evidence.want(bool(self.state.cases) or bool(self.state.detector.pending()))
+
+    def _on_events(self) -> None:
+        try:
+            found = self.events.drain()
+        except EnvironmentFault as fault:
+            self.hands.errors["events", fault.errno_name or "none"] += 1
+            self._resync = True
+            return
+        self._follow_event_socket()
+        self._resync |= found.resync
+        self._touched |= found.tc_ifindexes
+        held = {case.link.ifindex for case in self.state.cases.values()} & self._touched
+        if held:
+            self._touched -= held
+            self._settle(self.hands.read_now(frozenset(held)))
+
+    def _follow_event_socket(self) -> None:
+        """After an overrun the events come through another descriptor."""
+        descriptor = self.events.fileno()
+        if descriptor != self._event_descriptor:
+            self.loop.unwatch(self._event_descriptor)
+            self.loop.watch(descriptor, self._on_events)
+            self._event_descriptor = descriptor
+
+    def _keep_house(self) -> None:
+        """Once a second: the service manager, and the adapters' own troubles."""
+        self.notifier.watchdog()
+        self.notifier.status(self.summary())
+        for topic, trouble in (
+            ("metrics", self.metrics.problem),
+            ("journal", self.journal.problem),
+            ("audit", self.audit.problem),
+            ("control", self.control.problem),
+            ("systemd", self.notifier.problem),
+            ("evidence", self.evidence.problem),
+        ):
+            self.problems.note(topic, trouble)
+        lost = self.chronicle.lost
+        self.problems.note("chronicle", f"{lost} events were not logged: the log or the audit trail is too slow" if lost else None)
+
+    def summary(self) -> str:
+        """One line for systemctl status."""
+        cases = self.state.cases.values()
+        limited = [case.link.name for case in cases if case.stage == "standing"]
+        faults = [case.link.name for case in cases if case.obstacle is not None]
+        parts = [f"watching {len(self.state.effective)} links by {self.sampler.name}", f"{len(limited)} limited" + _some(limited)]
+        if faults:
+            parts.append(f"{len(faults)} in fault{_some(faults)}")
+        if self.state.paused:
+            parts.append("paused")
+        if self.config_error:
+            parts.append("the last reload failed")
+        return ", ".join(parts)
+
+    # ---- status ----
+
+    def frame(self) -> Frame:
+        """One moment of the engine, taken in the loop; the same one until something changes."""
+        if self._frame is None:
+            newest = self._recent[-1] if self._recent else None
+            oldest = self._recent[0] if self._recent else None
+            self._frame = status.frame(self.state, clocks(), newest, oldest, self._surroundings())
+        return self._frame
+
+    def _surroundings(self) -> Surroundings:
+        pace = self.loop.pace
+        counts: Counter[tuple[str, str]] = Counter(self.control.counts)
+        return Surroundings(
+            version=__version__,
+            started_wall_ns=self.started_wall_ns,
+            config_error=self.config_error,
+            config_loaded_wall_ns=self.config_loaded_wall_ns,
+            requests_pending=self.requests_kept.pending,
+            source=self.sampler.name,
+            last_tick_age_ns=max(0, boot_ns() - pace.last_ns) if pace.last_ns else 0,
+            missed_ticks=pace.missed,
+            netlink_resyncs=self.events.resyncs,
+            audit_errors=self.audit.errors,
+            dropped_snapshots=self.sampler.dropped,
+            kernel_errors=dict(self.hands.errors),
+            control_requests=counts,
+            histograms={
+                "tick_duration_seconds": self.tick_duration.view(),
+                "tick_lateness_seconds": pace.lateness.view(),
+                "enforcement_seconds": self.hands.enforcement.view(),
+            },
+            faults=self.problems.all(),
+        )
+
+    def status(self) -> Status:
+        """The status now. Raises EnvironmentFault when the loop does not answer."""
+        return status.build(self.loop.call(self.frame))
+
+    def status_or_last(self) -> Status:
+        """The status now, or the last one while the loop is stalled (alive() tells)."""
+        try:
+            return self.status()
+        except EnvironmentFault:
+            if self._frame is None:
+                raise
+            return status.build(self._frame)
+
+    def alive(self) -> bool:
+        """Whether the loop has ticked lately."""
+        pace = self.loop.pace
+        return boot_ns() - pace.last_ns < _STALLED_NS + pace.interval_ns
+
+    def inside(self, interface: str) -> tuple[Effective, tuple[tuple[int, int], ...]]:
+        """What applies to a watched link, and its detector's trail. Raises PeerError where it is not there."""
+
+        def look() -> tuple[Effective, tuple[tuple[int, int], ...]]:
+            applies = self.state.effective.get(interface)
+            if applies is None:
+                raise PeerError(f"{interface}: there is no such link now")
+            return applies, self.state.detector.trail(interface)
+
+        return self.loop.call(look)
+
+    def last_firing(self, interface: str) -> Mapping[str, object] | None:
+        """The figures, samples and evidence of the link's last firing, from the audit trail."""
+        entries = self.audit.read(interface, {"limit", "would_limit", "noted"}, limit=20)
+        found = next((entry for entry in entries if entry.fields.get("reason") != Reason.OPERATOR), None)
+        return None if found is None else {"at": found.wall, "kind": found.kind, **found.fields}
+
+    def history(self, **wanted: object) -> object:
+        """Entries of the audit trail, newest first, as JSON."""
+        entries = self.audit.read(**wanted)  # type: ignore[arg-type]  # the verb has checked each of them
+        return {"entries": [jsonsafe.encode(entry) for entry in entries], "head": self.audit.head}
+
+    def verify(self) -> object:
+        """Whether the audit trail's chain is whole."""
+        return jsonsafe.encode(self.audit.verify())
+
+    # ---- commands ----
+
+    def command(self, act: Callable[[State, Now], Output]) -> None:
+        """Let an operator's command change the state, and settle the kernel at once."""
+
+        def work() -> None:
+            self.hands.publish(self.state, act(self.state, clocks()))
+            self._settle(Inputs(clocks()))
+
+        self.loop.call(work)
+
+    def _answer(self, call: Call) -> Answer:
+        act = VERBS.get(call.verb)
+        if act is None:
+            raise PeerError(f"{call.verb}: there is no such verb", exit_code=EXIT_USAGE)
+        return Answer(ok=True, data=act(self, call.args, call.peer))
+
+    def _denied(self, call: Call) -> None:
+        self.audit.append("refused", str(call.args.get("interface") or ""), {"verb": call.verb, "by": by(call.peer)})
+        self.log.warning("refused", text=f"{by(call.peer)} may not {call.verb}", verb=call.verb)
+
+    # ---- reload ----
+
+    def reload(self, who: str) -> tuple[str, ...]:
+        """Read, validate and diff everything, then swap it in. Raises ConfigError: nothing changed then."""
+        with self._reload_lock:
+            self.notifier.reloading()
+            try:
+                loaded = config.load_all(self.config_path, host=hostname())
+                self._refuse_restarts(loaded.rules)
+            except ConfigError as error:
+                self.config_error = str(error)
+                self._frame = None
+                self.audit.append("reload_failed", "", {"by": who, "error": str(error)})
+                self.log.error("reload_failed", text=f"the configuration is kept as it was: {error}", by=who)
+                raise
+            finally:
+                self.notifier.ready(self.summary())
+            changes = describe(self.rules, loaded.rules, time.time_ns())
+            self.loop.call(lambda: self._swap(loaded.rules))
+            self._note_damage(loaded)
+            self.audit.append("reload", "", {"by": who, "sha256": loaded.rules.sha256, "changes": list(changes)})
+            for line in changes or ("nothing changed",):
+                self.log.info("reload", text=line, by=who)
+            return changes
+
+    def _refuse_restarts(self, rules: Rules) -> None:
+        refused = needs_restart(self.rules, rules)
+        if refused:
+            raise ConfigError([Problem(self.config_path, 1, 1, *text.split(": ", 1)) for text in refused])
+
+    def _swap(self, rules: Rules) -> None:
+        before, self.rules = self.rules.config, rules
+        after = rules.config
+        self.config_error = None
+        self.config_loaded_wall_ns = time.time_ns()
+        self.log.configure(after.log.level, after.log.format)
+        if after.metrics != before.metrics:
+            self.metrics.reconfigure(after.metrics)
+        if after.control != before.control:
+            self.control.reconfigure(after.control)
+        if after.sampling.source != before.sampling.source:
+            self.sampler.close()
+            self.sampler = open_sampler(after.sampling.source, self.table, after.sampling.interval_ns)
+        if after.sampling.interval_ns != before.sampling.interval_ns:
+            self.sampler.set_interval(after.sampling.interval_ns)
+            self.loop.pace.change(after.sampling.interval_ns, boot_ns())
+        self._settle(Inputs(clocks()))
+
+    def _reload_on_demand(self) -> None:
+        """SIGHUP: a storm of them is one reload after the other until none is new."""
+        while True:
+            self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            try:
+                self.reload("SIGHUP")
+            except ConfigError:
+                continue  # told in the log, the metric and status
+            except EnvironmentFault as fault:
+                self.log.error("reload_failed", text=str(fault))
+
+    def _note_damage(self, loaded: config.Loaded) -> None:
+        text = "; ".join(str(problem) for problem in loaded.damaged)
+        self.problems.note("overrides", f"own override records cannot be read: {text}" if text else None)
+        for note in loaded.notes:
+            self.log.info("note", text=note)
+
+    # ---- overrides and requests ----
+
+    def add_override(self, fields: Mapping[str, object], who: str) -> object:
+        """Keep a record in the daemon's own store, apply it, and tell its effect."""
+        return self._keep_override(record_from_mapping(fields), who)
+
+    def _keep_override(self, record: Override, who: str) -> object:
+        with self._reload_lock:
+            self.overrides_kept.validate(record, self.rules, time.time_ns())
+            kept = self.overrides_kept.add(record)
+            self.audit.append("override_added", "", {"by": who, "id": kept.id, "expires": _until(kept), "reason": kept.reason})
+        return self._apply_overrides(who)
+
+    def revoke_override(self, identifier: str, reason: str, who: str) -> object:
+        """Forget a record of the daemon's own store."""
+        with self._reload_lock:
+            ours = next((o for o in self.rules.overrides if o.id == identifier), None)
+            if ours is not None and ours.origin != "state" and not self._in_store(identifier):
+                raise PeerError(f"override {identifier} stands in {ours.origin}, which only its owner changes; edit that file and reload")
+            self.overrides_kept.revoke(identifier)
+            self.audit.append("override_revoked", "", {"by": who, "id": identifier, "reason": reason})
+        return self._apply_overrides(who)
+
+    def _in_store(self, identifier: str) -> bool:
+        return any(placed.record.id == identifier for placed in self.overrides_kept.load().records)
+
+    def _apply_overrides(self, who: str) -> object:
+        """Reload, and say what became of the limited links."""
+        began_ns = boot_ns()
+        limited = {view.interface for view in self.status().links if view.limit_bps is not None}
+        changes = self.reload(who)
+        after = {view.interface: view for view in self.status().links}
+        spent_s = (boot_ns() - began_ns) / 1e9
+        effects = [f"{name}: limit lifted {spent_s:.1f} s later" for name in sorted(limited) if name in after and after[name].limit_bps is None]
+        return {"changes": list(changes), "effects": effects}
+
+    def file_request(self, wish: Wish) -> object:
+        """Record an increase request."""
+        request = self.requests_kept.add(wish, time.time_ns(), {o.id for o in self.rules.overrides})
+        fields = {"id": request.id, "by": f"{request.user} (uid {request.uid})", "reason": request.reason, "until": exact_wall(request.until_wall_ns)}
+        self.audit.append("request", request.interface, fields)
+        self.log.info("request", interface=request.interface, text=f"increase request {request.id} by {request.user}: {request.reason}")
+        return jsonsafe.encode(request)
+
+    def requests(self) -> list[object]:
+        """Every request that is kept."""
+        return [jsonsafe.encode(request) for request in self.requests_kept.requests]
+
+    def approve(self, identifier: str, terms: Mapping[str, object], who: Who) -> object:
+        """Turn a request into an override record, and apply it."""
+        request = self.requests_kept.get(identifier)
+        if request.state is not RequestState.PENDING:
+            raise PeerError(f"request {request.id} was {request.state} already")
+        threshold, limit = terms.get("threshold_bps"), terms.get("limit_bps")
+        until = terms.get("until_wall_ns") or request.until_wall_ns
+        fields: dict[str, object] = {
+            "id": request.id,
+            "interfaces": [request.interface],
+            "hosts": [hostname()],
+            "expires": exact_wall(until) if isinstance(until, int) else "never",
+            "approved_by": who.name,
+            "reason": request.reason,
+        }
+        rates = {"threshold": threshold, "limit": limit}
+        if not terms.get("exempt") and threshold is None and limit is None and request.rate_bps is not None:
+            rates["threshold"] = request.rate_bps
+        chosen = {key: exact_rate(rate) for key, rate in rates.items() if isinstance(rate, int)}
+        fields |= {"action": str(OverrideAction.LIMIT if chosen else OverrideAction.EXEMPT), **chosen}
+        effect = self.add_override(fields, by(who))
+        decided = self.requests_kept.decide(identifier, RequestState.APPROVED, by=by(who), wall_ns=time.time_ns(), reason=str(terms.get("reason") or ""))
+        self.audit.append("request_approved", request.interface, {"id": identifier, "by": by(who)})
+        return {"request": jsonsafe.encode(decided), **(effect if isinstance(effect, dict) else {})}
+
+    def deny(self, identifier: str, reason: str, who: str) -> object:
+        """Deny a request."""
+        decided = self.requests_kept.decide(identifier, RequestState.DENIED, by=who, wall_ns=time.time_ns(), reason=reason)
+        self.audit.append("request_denied", decided.interface, {"id": identifier, "by": who, "reason": reason})
+        return jsonsafe.encode(decided)
+
+    # ---- telling ----
+
+    def _evidence_of(self, event: Event) -> Mapping[str, object] | None:
+        samples = event.detail.get("samples")
+        if not isinstance(samples, list) or len(samples) < 2:
+            return None
+        return self.evidence.at_firing(event.interface, samples[0][0], samples[-1][0], samples[-1][1] - samples[0][1])
+
+    def _tell_problem(self, topic: str, text: str | None) -> None:
+        if text is None:
+            self.log.info("recovered", text=f"{topic} works again", topic=topic)
+        else:
+            self.log.error("degraded", text=text, topic=topic)
+
+
+def _some(names: list[str]) -> str:
+    return f" ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else ""
+
+
+def _until(record: Override) -> str:
+    return "never" if record.expires_wall_ns is None else exact_wall(record.expires_wall_ns)
