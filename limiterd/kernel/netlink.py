@@ -294,7 +294,7 @@ class NetlinkSocket:
         """
         acks: list[Ack] = []
         for start in range(0, len(messages), _MESSAGES_A_SEND):
-            with self._clean(operation):
+            with self.cleaned(operation):
                 acks += self._exchange(messages[start : start + _MESSAGES_A_SEND], operation)
         return acks
 
@@ -305,7 +305,7 @@ class NetlinkSocket:
         and as EINTR when the objects changed during every try.
         """
         for _ in range(_DUMP_TRIES):
-            with self._clean(operation):
+            with self.cleaned(operation):
                 found, interrupted, ended = self._dump_once(kind, body, operation)
             code, text = ended
             if code:
@@ -320,7 +320,7 @@ class NetlinkSocket:
         Raises Overrun when the kernel dropped notifications (the socket has been replaced: resync), MalformedMessage,
         EnvironmentFault.
         """
-        with self._clean(operation):
+        with self.cleaned(operation):
             try:
                 data = self._datagram(socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -340,6 +340,27 @@ class NetlinkSocket:
             fresh.close()
             raise EnvironmentFault("netlink: the socket would reopen in another network namespace", errno_name="EXDEV")
         self._socket = fresh
+
+    @contextlib.contextmanager
+    def cleaned(self, operation: str) -> Iterator[None]:
+        """Around every exchange: whatever breaks it half-way leaves a fresh socket and one of the documented errors."""
+        try:
+            yield
+        except OSError as error:
+            code = error.errno or 0
+            self.reopen()
+            if code == errno.ENOBUFS:
+                raise Overrun("netlink: the receive buffer overran", operation=operation, errno_name="ENOBUFS") from error
+            if code in _TIMED_OUT:
+                raise self._no_answer(operation) from error
+            raise fault("netlink", code, operation=operation) from error
+        except EnvironmentFault as error:
+            if not error.operation:
+                error.operation = operation
+            if error.errno_name == "EXDEV" or isinstance(error, Overrun):
+                raise
+            self.reopen()
+            raise
 
     # ---- inside
 
@@ -369,27 +390,6 @@ class NetlinkSocket:
         made.connect((0, 0))
         for group in self._groups:
             made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
-
-    @contextlib.contextmanager
-    def _clean(self, operation: str) -> Iterator[None]:
-        """Whatever breaks an exchange half-way leaves a fresh socket and one of the documented errors."""
-        try:
-            yield
-        except OSError as error:
-            code = error.errno or 0
-            self.reopen()
-            if code == errno.ENOBUFS:
-                raise Overrun("netlink: the receive buffer overran", operation=operation, errno_name="ENOBUFS") from error
-            if code in _TIMED_OUT:
-                raise self._no_answer(operation) from error
-            raise fault("netlink", code, operation=operation) from error
-        except EnvironmentFault as error:
-            if not error.operation:
-                error.operation = operation
-            if error.errno_name == "EXDEV" or isinstance(error, Overrun):
-                raise
-            self.reopen()
-            raise
 
     def _no_answer(self, operation: str) -> EnvironmentFault:
         return EnvironmentFault(
