@@ -41,6 +41,7 @@ NEIGHBOURS = {
     # importer: what it may know besides core and ground
     "limiterd.config": {"limiterd.overrides"},  # the rules are both, and are loaded as one
     "limiterd.kernel.events": {"limiterd.kernel.links"},  # link messages are applied to the one link table
+    "limiterd.kernel.tc": {"limiterd.kernel.tcwire"},  # one adapter in two files: the port, and its bytes
     "limiterd.metrics": {"limiterd.landing"},  # the page at / beside /metrics
 }
 

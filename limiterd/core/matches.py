@@ -83,7 +83,7 @@ def filters_for(exempt: Sequence[Match], lifeline: Sequence[Match]) -> tuple[Fil
 
 def is_link(item: Filter) -> bool:
     """Whether a filter only finds the transport header for others."""
-    return item.flowid == 0
+    return item.flowid == 0 and bool(item.keys)
 
 
 def _filters(prio: int, flowid: int, found: Iterable[tuple[int, tuple[Key, ...]]]) -> Iterator[Filter]:

@@ -16,7 +16,7 @@ Several steps may travel in one datagram, whose later messages the kernel carrie
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -197,12 +197,22 @@ def _converge(steps: _Steps, wanted: TcTree, tree: TcTree) -> Iterator[Action]:
     blocked = _blocked_prios(wanted, tree)
     kept = replace(tree, filters=tuple(f for f in tree.filters if f.prio not in blocked))
     missing, surplus = _filter_balance(wanted, kept)
-    for prio in blocked:
-        yield steps.make(ActionKind.DELETE_FILTERS, prio)
+    yield from _clearing(steps, (f for f in tree.filters if f.prio in blocked), blocked)
     for classid in _INSTALL_ORDER:
         yield from _class_steps(steps, classid, wanted, tree)
         yield from (steps.make(ActionKind.ADD_FILTER, f) for f in missing if _class_of(f) == classid)
-    yield from _surplus_steps(steps, wanted, kept, surplus)
+    yield from _clearing(steps, surplus, {f.prio for f in surplus} - {f.prio for f in wanted.filters})
+    for classid in (CLASS_LIFELINE, CLASS_EXEMPT):
+        if classid in _by_classid(tree) and classid not in _by_classid(wanted):
+            yield steps.make(ActionKind.DELETE_CLASS, classid)
+
+
+def _clearing(steps: _Steps, filters: Iterable[Filter], prios: Iterable[int]) -> Iterator[Action]:
+    """Filters go one by one, links last (what hangs in a link's table would outlive its prio, unseen); then whole prios."""
+    for item in sorted(filters, key=is_link):
+        yield steps.make(ActionKind.DELETE_FILTER, item)
+    for prio in sorted(prios):
+        yield steps.make(ActionKind.DELETE_FILTERS, prio)
 
 
 def _class_steps(steps: _Steps, classid: int, wanted: TcTree, tree: TcTree) -> Iterator[Action]:
@@ -229,18 +239,6 @@ def _leaf_steps(steps: _Steps, leaf: Leaf, found: Leaf | None) -> Iterator[Actio
     if found is not None:
         yield steps.make(ActionKind.DELETE_LEAF, found)
     yield steps.make(ActionKind.ADD_LEAF, leaf)
-
-
-def _surplus_steps(steps: _Steps, wanted: TcTree, tree: TcTree, surplus: Sequence[Filter]) -> Iterator[Action]:
-    """What stands but is not wanted any more: whole prios, single filters (links last), then classes."""
-    wanted_prios = {f.prio for f in wanted.filters}
-    for prio in sorted({f.prio for f in surplus} - wanted_prios):
-        yield steps.make(ActionKind.DELETE_FILTERS, prio)
-    for item in sorted((f for f in surplus if f.prio in wanted_prios), key=is_link):
-        yield steps.make(ActionKind.DELETE_FILTER, item)
-    for classid in (CLASS_LIFELINE, CLASS_EXEMPT):
-        if classid in _by_classid(tree) and classid not in _by_classid(wanted):
-            yield steps.make(ActionKind.DELETE_CLASS, classid)
 
 
 # ---- comparing -----------------------------------------------------------------------------------
@@ -296,10 +294,10 @@ def _fields_that_differ(what: str, wanted: HtbClass | Leaf, found: HtbClass | Le
     return f"{what}: " + ", ".join(f"{name} {is_}, wanted {due}" for name, is_, due in pairs if is_ != due)
 
 
-def _blocked_prios(wanted: TcTree, tree: TcTree) -> list[int]:
+def _blocked_prios(wanted: TcTree, tree: TcTree) -> set[int]:
     """Prios that hold what no filter of ours can stand beside: another classifier, another ethertype."""
     kinds = {f.prio: (f.kind, f.ethertype) for f in wanted.filters}
-    return sorted({f.prio for f in tree.filters if f.prio in kinds and (f.kind, f.ethertype) != kinds[f.prio]})
+    return {f.prio for f in tree.filters if f.prio in kinds and (f.kind, f.ethertype) != kinds[f.prio]}
 
 
 def _filter_balance(wanted: TcTree, tree: TcTree) -> tuple[list[Filter], list[Filter]]:
