@@ -136,9 +136,10 @@ h1 span{color:var(--soft);font-weight:400}
 .stale main{opacity:.45}
 .note{border-left:4px solid var(--fault);background:var(--card);border-radius:0 8px 8px 0;padding:.6rem .9rem;margin:0 0 .75rem}
 .note.mild{border-color:var(--pending)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.5rem,1fr));gap:.75rem;margin-bottom:1rem;padding:0;list-style:none}
+.tiles{display:flex;flex-wrap:wrap;gap:.75rem;margin:0 0 1rem;padding:0;list-style:none}
 .tiles li,.card{background:var(--card);border:1px solid var(--line);border-radius:10px}
-.tiles li{padding:.65rem .9rem}
+.tiles li{flex:1 1 6.5rem;padding:.65rem .9rem}
+.tiles li:last-child{flex-basis:9.5rem;white-space:nowrap}
 .tiles b{display:block;font-size:1.5rem;font-weight:600;line-height:1.25;font-variant-numeric:tabular-nums}
 .tiles .none b{color:var(--soft);font-weight:400}
 .tiles span{color:var(--soft);font-size:.8125rem}
@@ -271,11 +272,11 @@ def _table(status: Status, history: History) -> str:
     chosen.sort(key=lambda link: (_RANK[link.phase], link.interface))
     rows = "".join(_row(link, status.wall_ns, history) for link in chosen)
     hidden = len(status.links) - len(chosen)
-    more = f'<p class="empty">and {hidden} more links: the slowest of the phases above, or calmer ones</p>' if hidden else ""
+    more = f'<p class="empty">and {hidden} more links, all of them calmer or slower</p>' if hidden else ""
     span = span_text(int(POINTS * SAMPLE_PERIOD_S) * NS_PER_SECOND)
     return (
-        f'<table><thead><tr><th>Interface</th><th>Phase</th><th class="n">Rate</th><th>Last {span}</th>'
-        f'<th class="n">Limit</th></tr></thead><tbody>{rows}</tbody></table>{more}'
+        f'<table><thead><tr><th>Interface</th><th>Phase</th><th class="n">Rate</th><th class="n">Limit</th>'
+        f"<th>Last {span}</th></tr></thead><tbody>{rows}</tbody></table>{more}"
     )
 
 
@@ -292,6 +293,6 @@ def _row(link: LinkView, wall_ns: int, history: History) -> str:
     return (
         f'<tr><td class="i">{_safe(link.interface)}</td><td><span class="badge {link.phase}">{link.phase}</span>{detail}</td>'
         f'<td class="n">{dash if absent else rate_text(link.rate_bps)}</td>'
-        f"<td>{'' if absent else sparkline([*history.rates_bps(link), link.rate_bps][-POINTS:], limit_bps)}</td>"
-        f'<td class="n">{dash if limit_bps is None else rate_text(limit_bps)}</td></tr>'
+        f'<td class="n">{dash if limit_bps is None else rate_text(limit_bps)}</td>'
+        f"<td>{'' if absent else sparkline([*history.rates_bps(link), link.rate_bps][-POINTS:], limit_bps)}</td></tr>"
     )
