@@ -1,0 +1,183 @@
+"""The real daemon in a private namespace, for tests that look at it from outside as its users do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from limiterd.control import call
+from limiterd.kernel.lab import Namespace, inside, run
+from tests.netns import wait_for
+
+METRICS: Final = "127.0.0.1:9817"
+FAST: Final = "detect: {threshold: 100mbit, window: 2s}, limit: {rate: 20mbit}"
+"""The default policy scaled down by ten (rates) and five (time)."""
+
+
+@dataclass(slots=True)
+class Rig:
+    """One daemon, its files and its namespace."""
+
+    namespace: Namespace
+    home: Path
+    policy: str = ""
+    extra: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        """The configuration file."""
+        return self.home / "limiterd.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        """The operator's override directory."""
+        return self.home / "overrides.d"
+
+    @property
+    def state(self) -> Path:
+        """The state directory."""
+        return self.home / "state"
+
+    @property
+    def socket(self) -> str:
+        """The control socket."""
+        return str(self.home / "run" / "control.sock")
+
+    def configure(self, policy: str | None = None, extra: str | None = None) -> None:
+        """Write the configuration: one policy named fair-use for eth*, with these keys; extra are further top-level lines."""
+        self.policy = self.policy if policy is None else policy
+        self.extra = self.extra if extra is None else extra
+        self.overrides.mkdir(exist_ok=True)
+        keys = f", {self.policy}" if self.policy else ""
+        self.config.write_text(
+            f"policies: [{{name: fair-use, interfaces: ['eth*']{keys}}}]\n"
+            f"control: {{socket: {self.socket}}}\n"
+            f"state: {{directory: {self.state}}}\n"
+            f"overrides: {{directory: {self.overrides}}}\n"
+            f"{self.extra}\n"
+        )
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start the daemon; wait until it answers."""
+        command = [sys.executable, "-m", "limiterd.daemon", "--config", str(self.config)]
+        with inside(self.namespace), (self.home / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, env={**os.environ, **self.environment})
+        if wait:
+            wait_for(self.answers, f"the daemon answers; its log: {self.log()}", longest_s=20)
+
+    def answers(self) -> bool:
+        """Whether the daemon answers with a sample taken."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}: {self.log()}"
+        with contextlib.suppress(Exception):
+            return bool(self.status()["links"] or self.status()["source"])
+        return False
+
+    def log(self) -> str:
+        """All that the daemon logged."""
+        path = self.home / "log"
+        return path.read_text() if path.exists() else ""
+
+    def stop(self, number: int = signal.SIGTERM, *, within_s: float = 10) -> int:
+        """End the daemon and return its exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(within_s)
+        self.process = None
+        return status
+
+    def restart(self) -> None:
+        """Stop in order, and start again."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """End the daemon if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+
+    # ---- asking ----
+
+    def ask(self, verb: str, **args: object) -> Any:
+        """One question over the control socket."""
+        return call(self.socket, verb, args, 10)
+
+    def status(self) -> Any:
+        """The whole of status --json."""
+        return self.ask("status")
+
+    def link(self, interface: str = "eth0") -> Any:
+        """One link of the status."""
+        return next(link for link in self.status()["links"] if link["interface"] == interface)
+
+    def phase(self, interface: str = "eth0") -> str:
+        """One link's phase."""
+        return str(self.link(interface)["phase"])
+
+    def wait_phase(self, phase: str, interface: str = "eth0", *, longest_s: float = 10) -> Any:
+        """The link once it is in that phase."""
+        wait_for(lambda: self.phase(interface) == phase, f"{interface} is {phase}; log: {self.log()[-3000:]}", longest_s=longest_s)
+        return self.link(interface)
+
+    def ctl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """limiterctl as a user runs it."""
+        command = [sys.executable, "-m", "limiterd.cli", *words, "--config", str(self.config)]
+        return run(self.namespace, command, check=check)
+
+    def metrics(self) -> dict[str, float]:
+        """One scrape: series → value."""
+        with inside(self.namespace):
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            text = opener.open(f"http://{METRICS}/metrics", timeout=5).read().decode()
+        lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in lines}
+
+    # ---- the kernel's own word, by tc ----
+
+    def tc(self, *words: str) -> Any:
+        """What `tc -j …` says."""
+        return json.loads(run(self.namespace, ["tc", "-j", *words]).stdout or "[]")
+
+    def root(self, interface: str = "eth0") -> str:
+        """Kind and handle of the root qdisc, e.g. "htb 1d1d:" or "noqueue 0:"."""
+        found = [q for q in self.tc("qdisc", "show", "dev", interface) if q.get("root")]
+        return f"{found[0]['kind']} {found[0]['handle']}" if found else "none"
+
+    def class_bytes(self, classid: str = "1d1d:1", interface: str = "eth0") -> int:
+        """The bytes that a class has sent (the limit's own class)."""
+        text = run(self.namespace, ["tc", "-s", "class", "show", "dev", interface]).stdout
+        blocks = text.split("class htb ")
+        block = next(b for b in blocks if b.startswith(f"{classid} "))
+        return int(block.split("Sent ")[1].split()[0])
+
+
+@contextlib.contextmanager
+def rig(namespace: Namespace, home: Path, policy: str = "", extra: str = "") -> Iterator[Rig]:
+    """A rig with its files in a directory of its own; the daemon ends with the block."""
+    made = Rig(namespace, home, policy, extra)
+    made.configure()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def measured_bps(read_bytes: Callable[[], int], seconds: float) -> float:
+    """The mean rate of a byte counter over a span, in bit/s."""
+    first, start = read_bytes(), time.monotonic()
+    time.sleep(seconds)  # the measurement itself: a span of time is what is wanted
+    return 8 * (read_bytes() - first) / (time.monotonic() - start)
