@@ -38,18 +38,26 @@ help: ## this list
 	  printf '  make %-13s %s\n' "$$word" "$$does"
 	done
 
+# .ready: what the daemon needs. .tools: what tests, lint and builds need besides.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@umask 022
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
 	  { echo "limiterd needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12 …" >&2; exit 1; }
 	$(call need,$(PYTHON) -c 'import ensurepip',python3-venv,the virtual environment)
+	[ ! -e $(VENV) ] || [ -w $(VENV) ] || { echo '.venv belongs to another user and is out of date: sudo make venv' >&2; exit 1; }
 	echo "setting up $(VENV)"
-	[ -x $(PY) ] && $(PY) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable .
+	chmod -R a+rX $(VENV)
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.ready
+	@umask 022
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,build]'
 	chmod -R a+rX $(VENV)
 	touch $@
 
-venv: $(VENV)/.ready ## the virtual environment alone
+venv: $(VENV)/.tools ## the virtual environment alone
 
 run: $(VENV)/.ready ## the daemon in the foreground with config/limiterd.yaml (root; CONFIG=FILE for another)
 	@[ "$$(id -u)" = 0 ] || { echo 'shaping needs root here: sudo make run' >&2; exit 77; }
@@ -60,30 +68,30 @@ run: $(VENV)/.ready ## the daemon in the foreground with config/limiterd.yaml (r
 demo: $(VENV)/.ready ## the policy at work on real traffic in private namespaces, about 30 s (DEMO_ARGS=--fast)
 	@exec $(PY) -m limiterd.cli demo $(DEMO_ARGS)
 
-test: $(VENV)/.ready ## the test suite; as root with namespaces and real traffic (PYTEST_ARGS=…)
+test: $(VENV)/.tools ## the test suite; as root with namespaces and real traffic (PYTEST_ARGS=…)
 	@$(call need,PATH="$$PATH:/usr/sbin:/sbin" tc -V,iproute2,comparing with tc)
 	$(call need,command -v ping,iputils-ping,the tests that measure latency)
 	PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest $(PYTEST_ARGS)
 
-coverage: $(VENV)/.ready ## the core's tests alone, every branch of limiterd/core taken
+coverage: $(VENV)/.tools ## the core's tests alone, every branch of limiterd/core taken
 	@$(PY) -m coverage run -m pytest -q -m 'not root and not slow' $(PYTEST_ARGS)
 	$(PY) -m coverage report
 
-lint: $(VENV)/.ready ## ruff: rules and format
+lint: $(VENV)/.tools ## ruff: rules and format
 	@$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: $(VENV)/.ready ## ruff puts right what it can
+format: $(VENV)/.tools ## ruff puts right what it can
 	@$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-types: $(VENV)/.ready ## mypy, strict
+types: $(VENV)/.tools ## mypy, strict
 	@$(PY) -m mypy
 
-bench: $(VENV)/.ready ## the benchmarks (BENCH=NAME for one), see bench/RESULTS.md
+bench: $(VENV)/.tools ## the benchmarks (BENCH=NAME for one), see bench/RESULTS.md
 	@for script in bench/bench_$(or $(BENCH),*).py; do echo "== $$script"; $(PY) "$$script"; done
 
-wheel: $(VENV)/.ready ## wheel and sdist in dist/
+wheel: $(VENV)/.tools ## wheel and sdist in dist/
 	@$(PY) -m build --outdir dist
 
 deb: ## the Debian package in dist/, from the distribution's own libraries
@@ -95,8 +103,8 @@ deb-test: ## installs dist/*.deb in a clean root made by debootstrap and uses it
 vm-test: ## checks inside a machine with systemd: make vm-test RUN="ssh root@host"
 	@RUN='$(RUN)' tests/vm/run
 
-docs: $(VENV)/.ready ## rewrites the generated parts of docs/ (metrics, commands, configuration)
-	@$(PY) docs/generate.py
+docs: $(VENV)/.tools ## rewrites the parts of docs/ that are made from the code
+	@$(PY) docs/man.py
 
 constraints: ## renews constraints.txt with the newest versions
 	@umask 022
