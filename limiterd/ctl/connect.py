@@ -77,9 +77,13 @@ def ask(ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_
 
 def advise(message: str, exit_code: int, path: str) -> str:
     """The error with what to do about it, where it does not say so itself."""
-    return message + _ADVICE.get(exit_code, "").format(path=path) if _lacks_advice(message, exit_code) else message
+    if any(word in message for word in _ADVISED.get(exit_code, ())):
+        return message
+    advice = _STALLED if "in time" in message else _ADVICE.get(exit_code, "")
+    return message.rstrip(".") + advice.format(path=path)
 
 
+_STALLED: Final = "; it may be stalled. See: systemctl status limiterd, journalctl -u limiterd -e"
 _ADVICE: Final[Mapping[int, str]] = {
     EXIT_UNREACHABLE: "; is limiterd running? See: systemctl status limiterd",
     EXIT_NOPERM: "; run this as root or as a member of the group that control.group or control.admin_group names",
@@ -88,10 +92,6 @@ _ADVISED: Final[Mapping[int, tuple[str, ...]]] = {
     EXIT_UNREACHABLE: ("systemctl", "is it running", "is limiterd running"),
     EXIT_NOPERM: ("group",),
 }
-
-
-def _lacks_advice(message: str, exit_code: int) -> bool:
-    return not any(word in message for word in _ADVISED.get(exit_code, ()))
 
 
 # ---- reading JSON of unknown make ------------------------------------------------------------------

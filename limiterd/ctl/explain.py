@@ -20,14 +20,6 @@ from limiterd.ctl.terminal import Terminal, say, say_json, terminal
 
 CHART_COLUMNS: Final = 60
 TOP_FLOWS: Final = 5
-FLOWS: Final = 5
-CONDITIONS: Final = {
-    "flanks": "first and last interval at the threshold or over",
-    "length": "long enough",
-    "mean": "mean at the threshold or over",
-    "floor": "no slice below the floor",
-    "guard": "no more than the burst over the threshold",
-}
 FLOWS: Final = (
     Column("SENT", right=True),
     Column("SHARE", right=True),

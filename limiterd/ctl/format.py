@@ -260,24 +260,33 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A table column; least is the width down to which it may be cut (None: never)."""
+    """A table column; least is the width down to which it may be cut (None: never), short its title where room is scarce."""
 
     title: str
     right: bool = False
     least: int | None = None
+    short: str = ""
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], width: int | None, palette: Palette = PLAIN) -> list[str]:
     """Aligned lines, header first, that fit width columns by cutting the columns that allow it (None: never cut)."""
     body = [list(row) for row in rows]
-    widths = [max([display_width(c.title), *(display_width(row[i].text) for row in body)]) for i, c in enumerate(columns)]
-    gap = "  "
-    if width is not None:
-        if sum(widths) + len(gap) * (len(columns) - 1) > width:
-            gap = " "
-        _shrink(widths, columns, sum(widths) + len(gap) * (len(columns) - 1) - width)
-    head = [Cell(c.title, "bold") for c in columns]
+    titles, gap = [c.title for c in columns], "  "
+    widths = _widths(titles, body)
+    if width is not None and _total(widths, gap) > width:
+        titles, gap = [c.short or c.title for c in columns], " "
+        widths = _widths(titles, body)
+        _shrink(widths, columns, _total(widths, gap) - width)
+    head = [Cell(title, "bold") for title in titles]
     return [_line(row, columns, widths, gap, palette) for row in [head, *body]]
+
+
+def _widths(titles: Sequence[str], body: Sequence[Sequence[Cell]]) -> list[int]:
+    return [max([display_width(title), *(display_width(row[i].text) for row in body)]) for i, title in enumerate(titles)]
+
+
+def _total(widths: Sequence[int], gap: str) -> int:
+    return sum(widths) + len(gap) * (len(widths) - 1)
 
 
 def _shrink(widths: list[int], columns: Sequence[Column], excess: int) -> None:

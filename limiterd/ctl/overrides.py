@@ -26,8 +26,6 @@ COLUMNS: Final = (
     Column("INTERFACES", least=6),
     Column("ALLOWS", least=10),
     Column("EXPIRES"),
-    Column("SOURCE", least=5),
-    Column("REASON", least=6),
 )
 
 
@@ -185,7 +183,10 @@ def render(data: Data, *, width: int = 80, palette: Palette = PLAIN, now: float 
     items = records(data.get("overrides", data.get("data")))
     if not items:
         return ["no overrides: every policy applies as it is written"]
-    lines = fmt.table(COLUMNS, [_row(item, now) for item in items], width, palette)
+    head, *rows_shown = fmt.table(COLUMNS, [_row(item, now) for item in items], width, palette)
+    lines = [head]
+    for row, item in zip(rows_shown, items, strict=True):
+        lines += [row, *(palette.paint(line, "dim") for line in fmt.wrap(_story(item), width, "    "))]
     endless = [clean(item.get("id", "")) for item in items if fmt.moment(item.get("expires")) is None]
     if endless:
         lines += ["", *fmt.wrap(f"never expires: {', '.join(endless)}", width)]
@@ -200,6 +201,14 @@ def _row(item: Data, now: float) -> list[Cell]:
         Cell(clean(",".join(texts(item.get("interfaces"))))),
         Cell(allows(item)),
         Cell(_expiry(item, now)),
-        Cell(clean(item.get("source", item.get("origin", "")) or NOTHING)),
-        Cell(clean(item.get("reason", ""))),
     ]
+
+
+def _story(item: Data) -> str:
+    """Why there is this record, who approved it and where it lives."""
+    parts = [clean(item.get("reason", "")), f"approved by {clean(item.get('approved_by', '?'))}"]
+    if item.get("hosts"):
+        parts.append(f"hosts {clean(', '.join(texts(item.get('hosts'))))}")
+    source = clean(item.get("source") or "")
+    parts.append("kept by the daemon" if source == "state" else source)
+    return "; ".join(part for part in parts if part)

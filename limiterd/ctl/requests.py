@@ -25,11 +25,10 @@ COLUMNS: Final = (
     Column("ID"),
     Column("STATE"),
     Column("LINK"),
-    Column("WANTS", least=6),
+    Column("WANTS"),
     Column("UNTIL"),
-    Column("BY", least=6),
     Column("ASKED"),
-    Column("REASON", least=8),
+    Column("BY", least=6),
 )
 
 
@@ -121,7 +120,20 @@ def render(data: Data, *, everything: bool = False, width: int = 80, palette: Pa
     if not shown:
         answered = len(items)
         return ["no request waits for an answer" + (f" ({fmt.plural(answered, 'answered one')}: --all)" if answered else "")]
-    return fmt.table(COLUMNS, [_row(item, now) for item in shown], width, palette)
+    head, *rows_shown = fmt.table(COLUMNS, [_row(item, now) for item in shown], width, palette)
+    lines = [head]
+    for row, item in zip(rows_shown, shown, strict=True):
+        lines += [row, *(palette.paint(line, "dim") for line in fmt.wrap(_story(item), width, "    "))]
+    return lines
+
+
+def _story(item: Data) -> str:
+    """What it is for, and what was answered."""
+    parts = [clean(item.get("reason", ""))]
+    if item.get("decided_by"):
+        answer = f": {clean(item['decision_reason'])}" if item.get("decision_reason") else ""
+        parts.append(f"{clean(item.get('state', ''))} by {clean(item['decided_by'])}{answer}")
+    return "; ".join(parts)
 
 
 def _row(item: Data, now: float) -> list[Cell]:
@@ -134,7 +146,6 @@ def _row(item: Data, now: float) -> list[Cell]:
         Cell(clean(item.get("interface", ""))),
         Cell("no limit" if rate is None else fmt.rate(rate)),
         Cell(clean(item.get("until", NOTHING)) if until is None else f"{fmt.local(until):%Y-%m-%d}"),
-        Cell(clean(item.get("user") or item.get("by") or f"uid {item.get('uid', '?')}")),
         Cell(fmt.brief(fmt.moment(item.get("submitted") or item.get("at")), now)),
-        Cell(clean(item.get("reason", ""))),
+        Cell(clean(item.get("user") or item.get("by") or f"uid {item.get('uid', '?')}")),
     ]

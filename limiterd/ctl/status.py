@@ -24,9 +24,9 @@ COLUMNS: Final = (
     Column("RATE", right=True),
     Column("LIMIT/TIMER"),
     Column("SINCE"),
-    Column("STRIKES", right=True, least=2),
-    Column("OVERRIDE", least=6),
-    Column("REASON", least=6),
+    Column("STRIKES", right=True, short="STR"),
+    Column("OVERRIDE", least=4, short="OVER"),
+    Column("REASON"),
 )
 
 
@@ -283,10 +283,11 @@ def _faults(data: Data, now: float) -> Sequence[Notice]:
 
 def _fault(fault: Data, now: float) -> Notice:
     style, label = ("yellow", "warning") if fault.get("warning") else ("alarm", "fault")
-    where = clean(fault.get("interface") or "limiterd")
+    where, message = clean(fault.get("interface") or "limiterd"), clean(fault.get("message", ""))
+    said = message if message.startswith(where) else f"{where}: {message}"
     since = fmt.moment(fault.get("since"))
     when = f" (since {fmt.absolute(since)}, {fmt.relative(since, now)})" if since is not None else ""
-    return style, label, f"{where}: {clean(fault.get('reason', ''))}: {clean(fault.get('message', ''))}{when}"
+    return style, f"{label} ({clean(fault.get('reason', ''))})", f"{said}{when}"
 
 
 def _config(data: Data) -> Sequence[Notice]:

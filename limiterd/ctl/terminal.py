@@ -46,9 +46,11 @@ def tolerant_streams() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def say(lines: Iterable[str]) -> None:
-    """Print lines."""
+def say(lines: Iterable[str], *, flush: bool = False) -> None:
+    """Print lines; flush: at once, also into a pipe."""
     sys.stdout.write("".join(line + "\n" for line in lines))
+    if flush:
+        sys.stdout.flush()
 
 
 def say_json(data: object, *, one_line: bool = False) -> None:

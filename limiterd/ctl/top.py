@@ -140,8 +140,9 @@ def _title(board: Board, screen: Terminal, now: float) -> str:
 def _trouble(board: Board, screen: Terminal, now: float) -> list[str]:
     if not board.error:
         return []
-    old = f" The figures below are of {fmt.relative(board.heard_wall, now)}." if board.heard_wall else ""
-    return [screen.palette.paint(line, "alarm") for line in fmt.wrap(f"{clean(board.error)}.{old} Trying again.", screen.width)]
+    old = f"The figures below are of {fmt.relative(board.heard_wall, now)}. " if board.heard_wall else ""
+    text = f"{old}Trying again. {clean(board.error)}"
+    return [screen.palette.paint(line, "alarm") for line in fmt.wrap(text, screen.width)]
 
 
 def _body(board: Board, links: list[dict[str, object]], screen: Terminal) -> list[str]:

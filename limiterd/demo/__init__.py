@@ -1,0 +1,91 @@
+"""limiterctl demo: the policy seen working, on real traffic, with nothing outside touched.
+
+The parts: scale.py (what is played and how it is judged), stage.py (namespaces, traffic, the real daemon), simulated.py (the
+same engine on the in-memory kernel), story.py (the acts), chart.py and show.py (how it looks). Exit code 0 only when every
+promise was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from types import FrameType
+
+from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, EnvironmentFault
+from limiterd.ctl.format import PLAIN, wrap
+from limiterd.ctl.terminal import Terminal, complain, say, terminal
+from limiterd.demo.scale import FAST, FULL, Findings, Scale
+from limiterd.demo.show import LineShow, LiveShow, introduction, summary
+from limiterd.demo.stage import RealStage, Stage
+from limiterd.demo.story import Director
+from limiterd.kernel import lab
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `demo`."""
+    parser.add_argument("--fast", action="store_true", help="the same story in small: 100mbit for 2s, limited to 20mbit")
+    parser.add_argument("--simulate", action="store_true", help="no namespaces and no traffic: the engine on an in-memory kernel")
+    parser.add_argument("--no-color", action="store_true", help="no colours (NO_COLOR does the same)")
+
+
+def run(ns: argparse.Namespace) -> int:
+    """Play the story. Raises LimiterdError where the stage cannot be built or breaks down."""
+    scale = FAST if ns.fast else FULL
+    screen = terminal()
+    if ns.no_color:
+        screen = replace(screen, palette=PLAIN)
+    simulated = ns.simulate or not _can_be_real()
+    say(wrap(introduction(scale, simulated=simulated), screen.width), flush=True)
+    with _interruptible():
+        findings = _simulate(scale, screen) if simulated else _play_for_real(scale, screen)
+    say(summary(findings, scale, screen, simulated=simulated))
+    return EXIT_DONE if findings.good(scale) else EXIT_FAILED
+
+
+def _can_be_real() -> bool:
+    """Whether namespaces can be made here, in a user namespace of our own if need be; says so where they cannot."""
+    if lab.can_make_namespaces():
+        return True
+    try:
+        lab.enter_user_namespace()
+    except EnvironmentFault as fault:
+        complain(f"no namespaces can be made here ({fault}): what follows is SIMULATED")
+        return False
+    if lab.can_make_namespaces():
+        return True
+    complain("network namespaces are refused here: what follows is SIMULATED")
+    return False
+
+
+def _play_for_real(scale: Scale, screen: Terminal) -> Findings:
+    with RealStage(scale) as stage:
+        return _play(stage, scale, screen)
+
+
+def _simulate(scale: Scale, screen: Terminal) -> Findings:
+    from limiterd.demo.simulated import SimulatedStage  # noqa: PLC0415 - the engine is for this alone
+
+    return _play(SimulatedStage(scale), scale, screen)
+
+
+def _play(stage: Stage, scale: Scale, screen: Terminal) -> Findings:
+    with LiveShow(screen) if screen.is_terminal else LineShow(screen) as show:
+        return Director(stage, scale, show).play()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Being told to end (kill, a closed terminal) is Ctrl-C: everything is put away first."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
