@@ -125,12 +125,14 @@ class Rig:
         return next(link for link in self.status()["links"] if link["interface"] == interface)
 
     def phase(self, interface: str = "eth0") -> str:
-        """One link's phase."""
-        return str(self.link(interface)["phase"])
+        """One link's phase; "gone" where status does not list it."""
+        return next((str(link["phase"]) for link in self.status()["links"] if link["interface"] == interface), "gone")
 
     def wait_phase(self, phase: str, interface: str = "eth0", *, longest_s: float = 10) -> Any:
         """The link once it is in that phase."""
-        wait_for(lambda: self.phase(interface) == phase, f"{interface} is {phase}; log: {self.log()[-3000:]}", longest_s=longest_s)
+        wait_for(
+            lambda: self.phase(interface) == phase, f"{interface} is {phase}; log: {self.log()[-3000:]}", longest_s=longest_s
+        )
         return self.link(interface)
 
     def ctl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -146,7 +148,12 @@ class Rig:
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 
-    # ---- the kernel's own word, by tc ----
+    # ---- the kernel's own word ----
+
+    def mac(self, interface: str = "eth0") -> str:
+        """The link's hardware address."""
+        shown = json.loads(run(self.namespace, ["ip", "-j", "link", "show", interface]).stdout)
+        return str(shown[0]["address"])
 
     def tc(self, *words: str) -> Any:
         """What `tc -j …` says."""

@@ -48,7 +48,9 @@ def _lowest_slice_bps(samples: Sequence[Sample], slice_ns: int) -> int | None:
     return lowest
 
 
-def _conditions(detect: Detect, flanks_bps: tuple[int, int], span_ns: int, mean_bps: int, lowest_bps: int | None) -> tuple[Condition, ...]:
+def _conditions(
+    detect: Detect, flanks_bps: tuple[int, int], span_ns: int, mean_bps: int, lowest_bps: int | None
+) -> tuple[Condition, ...]:
     floor_bps = detect.threshold_bps * detect.floor_ppm // PPM
     at = format_rate(detect.threshold_bps)
     return (
@@ -58,7 +60,12 @@ def _conditions(detect: Detect, flanks_bps: tuple[int, int], span_ns: int, mean_
             f"first interval {format_rate(flanks_bps[0])}, last {format_rate(flanks_bps[1])}",
             f"both at least {at}",
         ),
-        Condition("length", span_ns >= detect.window_ns, format_duration(_rounded(span_ns)), f"at least {format_duration(detect.window_ns)}"),
+        Condition(
+            "length",
+            span_ns >= detect.window_ns,
+            format_duration(_rounded(span_ns)),
+            f"at least {format_duration(detect.window_ns)}",
+        ),
         Condition("mean", mean_bps >= detect.threshold_bps, format_rate(mean_bps), f"at least {at}"),
         Condition(
             "floor",
@@ -79,7 +86,13 @@ def of_trail(detect: Detect, trail: Sequence[Sample]) -> tuple[Condition, ...]:
         return ()
     a, b = trail[0], trail[-1]
     rates = [_rate_bps(p, q) for p, q in pairwise(trail)]
-    return _conditions(detect, (max(rates[0], detect.threshold_bps), rates[-1]), b[0] - a[0], _rate_bps(a, b), _lowest_slice_bps(trail, detect.slice_ns))
+    return _conditions(
+        detect,
+        (max(rates[0], detect.threshold_bps), rates[-1]),
+        b[0] - a[0],
+        _rate_bps(a, b),
+        _lowest_slice_bps(trail, detect.slice_ns),
+    )
 
 
 def of_firing(detect: Detect, figures: Mapping[str, object]) -> tuple[Condition, ...]:
@@ -100,13 +113,17 @@ def what_lifts(view: LinkView, release: Release) -> tuple[str, ...]:
         return ()
     name = view.interface
     ways = [
-        f"an approved increase request: limiterctl request --interface {name} --rate RATE --until DATE --reason '…', then limiterctl approve ID",
+        f"an approved increase request: limiterctl request --interface {name} --rate RATE --until DATE --reason '…', "
+        "which an administrator approves with limiterctl approve ID",
         f"an operator's command: limiterctl release {name} --reason '…'",
     ]
     if view.manual:
         return ("it was set by hand and stands until a manual release or an override", *ways)
     if release.mode is ReleaseMode.AUTO:
         until = view.since_wall_ns + hold_ns(release, view.strikes)
-        quiet = f"{format_duration(release.quiet_for_ns)} without demand (below {format_share(release.quiet_rate_ppm)} of the limit, no drops, empty queue)"
+        quiet = (
+            f"{format_duration(release.quiet_for_ns)} without demand "
+            f"(below {format_share(release.quiet_rate_ppm)} of the limit, no drops, empty queue)"
+        )
         ways.insert(0, f"by itself, not before {format_wall(until)} and after {quiet}")
     return tuple(ways)

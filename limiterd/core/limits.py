@@ -165,7 +165,9 @@ def stray(turn: Turn, link: Link, actual: TcActual) -> None:
 def _whole(turn: Turn, link: Link, effective: Effective, actual: TcActual) -> bool:
     """Whether a tree of ours is a finished limit of some rate; a raised one is on its way out, whatever its shape."""
     tree = actual.tree
-    if tree is None or not any(c.classid == CLASS_LIMIT and c.rate_bps < effective.policy.detect.threshold_bps for c in tree.classes):
+    if tree is None or not any(
+        c.classid == CLASS_LIMIT and c.rate_bps < effective.policy.detect.threshold_bps for c in tree.classes
+    ):
         return False
     return not differences(tree_for(effective.limit, tree.rate_bps, link, turn.state.abilities), actual)
 
@@ -259,8 +261,11 @@ def _drive_due(turn: Turn, case: Case) -> None:
 
 
 def _still_due(turn: Turn, case: Case) -> bool:
-    """First look at a link whose decision comes back: a limit that still stands is adopted, whatever policy applies now;
-    one that is gone is put back only under the policy that it was made by."""
+    """Take the first look at a link whose decision comes back.
+
+    A limit that still stands is adopted, whatever policy applies now; one that is gone is put back only under the policy
+    that it was made by.
+    """
     actual, effective = turn.state.tc.get(case.link.ifindex), turn.state.effective.get(case.link.name)
     case.found_ours = actual is not None and actual.ours
     if case.decision is None or effective is None:
@@ -278,7 +283,9 @@ def _seen(turn: Turn, case: Case) -> None:
     if tree is None or decision is None:
         return
     before = case.tree_standing
-    no_lifeline = None if state.abilities.u32 else f"{name}: the limit stands without its lifeline; this kernel has no u32 filters"
+    no_lifeline = (
+        None if state.abilities.u32 else f"{name}: the limit stands without its lifeline; this kernel has no u32 filters"
+    )
     turn.warn(name, "lifeline", FaultReason.MISSING_MODULE, no_lifeline)
     case.signal(Signal.SEEN)
     case.tree_standing = tree
@@ -317,7 +324,7 @@ def _drive_standing(turn: Turn, case: Case) -> None:
 
 def _fight_words(case: Case, count: int, planned: Plan) -> str:
     what = "; ".join(planned.drift) or "its root was replaced"
-    return f"{case.link.name}: the limit was undone {count} times within a minute ({what}); find out who else changes tc on this link"
+    return f"{case.link.name}: the limit was undone {count} times within a minute ({what}); find out who else changes tc there"
 
 
 def _watch_bypass(turn: Turn, case: Case) -> None:

@@ -62,7 +62,7 @@ class State:
 
     detector: Detector
     rules: Rules
-    abilities: KernelAbilities = KernelAbilities()
+    abilities: KernelAbilities
     links: tuple[Link, ...] = ()
     by_name: dict[str, Link] = field(default_factory=dict)
     by_index: dict[int, Link] = field(default_factory=dict)

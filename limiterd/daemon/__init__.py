@@ -66,7 +66,9 @@ def _run(path: str, *, check: bool, cleanup: bool) -> int:
     if check:
         for line in (*loaded.notes, *map(str, loaded.damaged)):
             _say(line)
-        sys.stdout.write(f"{path}: valid, {len(loaded.rules.config.policies)} policies, {len(loaded.rules.overrides)} overrides\n")
+        sys.stdout.write(
+            f"{path}: valid, {len(loaded.rules.config.policies)} policies, {len(loaded.rules.overrides)} overrides\n"
+        )
         return EXIT_DONE
     if _enforces(loaded.rules) and not has_capability(CAP_NET_ADMIN):
         _say(NO_CAPABILITY)
@@ -86,7 +88,7 @@ def _serve(path: str, loaded: object) -> int:
     if not isinstance(loaded, Loaded):
         raise TypeError("not a loaded configuration")
     settings = loaded.rules.config
-    for directory, mode in ((settings.state_directory, 0o750), (str(Path(settings.control.socket).parent), 0o755)):
+    for directory, mode in ((Path(settings.state_directory), 0o750), (Path(settings.control.socket).parent, 0o755)):
         _make(directory, mode)
     log = Log(level=settings.log.level, form=settings.log.format)
     with bridged(log):
@@ -97,9 +99,9 @@ def _serve(path: str, loaded: object) -> int:
     return EXIT_DONE
 
 
-def _make(directory: str, mode: int) -> None:
+def _make(directory: Path, mode: int) -> None:
     """Make a directory where it is missing and may be made; where not, its user says so."""
     try:
-        os.makedirs(directory, mode, exist_ok=True)
+        directory.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
         raise LimiterdError(f"{directory} cannot be made: {error.strerror}; make it, writable for this user") from error

@@ -62,7 +62,10 @@ def _who(event: Event) -> str:
 def _excess(event: Event) -> str:
     if event.reason == "guard":
         return f"sent {_bits(event)} above {_rate(event, 'threshold_bps')} in bursts"
-    return f"sent {_rate(event, 'mean_bps')} on average for {_time(event, 'span_ns')} (threshold {_rate(event, 'threshold_bps')}, peak {_rate(event, 'peak_bps')})"
+    return (
+        f"sent {_rate(event, 'mean_bps')} on average for {_time(event, 'span_ns')} "
+        f"(threshold {_rate(event, 'threshold_bps')}, peak {_rate(event, 'peak_bps')})"
+    )
 
 
 def _bits(event: Event) -> str:
@@ -102,7 +105,11 @@ def _released(event: Event) -> str:
 
 def _gone(event: Event) -> str:
     name = _text(event, "renamed_to")
-    return f"renamed to {name}; its limit goes with it" if name else "the limited link is gone; it will be limited again when it returns"
+    return (
+        f"renamed to {name}; its limit goes with it"
+        if name
+        else "the limited link is gone; it will be limited again when it returns"
+    )
 
 
 def _expiring(event: Event) -> str:
@@ -118,7 +125,10 @@ _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
     EventKind.LIMITED: ("warning", lambda e: f"limited to {_rate(e, 'limit_bps')}, read back from the kernel"),
     EventKind.RELEASING: ("info", lambda e: f"release asked for{_who(e)}"),
     EventKind.RELEASED: ("warning", _released),
-    EventKind.RATE_CHANGED: ("info", lambda e: f"limit changed in place from {_rate(e, 'before_bps')} to {_rate(e, 'limit_bps')}"),
+    EventKind.RATE_CHANGED: (
+        "info",
+        lambda e: f"limit changed in place from {_rate(e, 'before_bps')} to {_rate(e, 'limit_bps')}",
+    ),
     EventKind.POSSIBLE: ("info", lambda _: "possible excess; the samples are too coarse to say"),
     EventKind.EPOCH: ("debug", lambda e: f"a fresh epoch begins ({e.reason})"),
     EventKind.FAULT: ("error", lambda e: _text(e, "message")),
@@ -127,14 +137,20 @@ _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
     EventKind.REPAIR: ("warning", lambda e: f"repairing the limit: {'; '.join(map(str, _differences(e))) or 'it was undone'}"),
     EventKind.ADOPTED: ("info", lambda e: f"found the limit of {_rate(e, 'limit_bps')} standing and adopted it"),
     EventKind.RESTORED: ("warning", lambda e: f"put the limit of {_rate(e, 'limit_bps')} back"),
-    EventKind.OVERRIDE_ACTIVE: ("info", lambda e: f"override {e.reason} applies ({_text(e, 'action')}, approved by {_text(e, 'approved_by')})"),
+    EventKind.OVERRIDE_ACTIVE: (
+        "info",
+        lambda e: f"override {e.reason} applies ({_text(e, 'action')}, approved by {_text(e, 'approved_by')})",
+    ),
     EventKind.OVERRIDE_ENDED: ("info", lambda e: f"override {e.reason} applies no more"),
     EventKind.OVERRIDE_EXPIRING: ("warning", _expiring),
     EventKind.LINK_GONE: ("info", _gone),
     EventKind.LINK_BACK: ("info", lambda _: "a link that was limited is back"),
     EventKind.PAUSED: ("warning", lambda e: f"new limits are paused{_who(e)}"),
     EventKind.RESUMED: ("info", lambda e: f"new limits are no longer paused{_who(e)}"),
-    EventKind.UNDRAINED: ("warning", lambda e: f"{e.detail.get('backlog_bytes')} bytes were still queued when the limit was removed"),
+    EventKind.UNDRAINED: (
+        "warning",
+        lambda e: f"{e.detail.get('backlog_bytes')} bytes were still queued when the limit was removed",
+    ),
     EventKind.LEFTOVER: ("warning", lambda _: "removed what an earlier run had left half done"),
 }
 

@@ -23,10 +23,10 @@ from limiterd.core.diff import describe, needs_restart
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError, Problem
 from limiterd.core.histogram import Buckets
 from limiterd.core.model import Event, Now, OnExit, Override, OverrideAction, Reason, Rules, Snapshot, Status
-from limiterd.core.policy import Effective
+from limiterd.core.policy import Effective, literal_names
 from limiterd.core.state import Inputs, Output, State
 from limiterd.core.status import RATE_SPAN_NS, Frame, Surroundings
-from limiterd.core.units import exact_rate, exact_wall
+from limiterd.core.units import exact_rate, exact_wall, format_duration, format_rate
 from limiterd.daemon.chronicle import Chronicle
 from limiterd.daemon.hands import Hands
 from limiterd.daemon.loop import Loop, boot_ns, hostname
@@ -114,6 +114,7 @@ class House:
         self.loop.on_signal(signal.SIGHUP, self._reload_wanted.set)
         threading.Thread(target=self._reload_on_demand, name="reload", daemon=True).start()
         self.notifier.ready(self.summary())
+        self.log.info("started", text=self._inventory(), version=__version__)
         try:
             self.loop.run()
         finally:
@@ -227,7 +228,9 @@ class House:
         ):
             self.problems.note(topic, trouble)
         lost = self.chronicle.lost
-        self.problems.note("chronicle", f"{lost} events were not logged: the log or the audit trail is too slow" if lost else None)
+        self.problems.note(
+            "chronicle", f"{lost} events were not logged: the log or the audit trail is too slow" if lost else None
+        )
 
     def summary(self) -> str:
         """One line for systemctl status."""
@@ -242,6 +245,21 @@ class House:
         if self.config_error:
             parts.append("the last reload failed")
         return ", ".join(parts)
+
+    def _inventory(self) -> str:
+        """What is watched and how, for the first line of the log."""
+        names = sorted(self.state.effective)
+        watched = (
+            f"watching {', '.join(names[:20])}{' …' if len(names) > 20 else ''}" if names else "no link matches a policy yet"
+        )
+        rules = "; ".join(
+            f"policy {p.name} ({p.mode}): {format_rate(p.detect.threshold_bps)} for more than {format_duration(p.detect.window_ns)} "
+            f"→ {format_rate(p.limit.rate_bps)}"
+            for p in self.rules.config.policies
+        )
+        absent = [name for name, _ in literal_names(self.rules) if name not in self.state.by_name]
+        missing = f"; absent: {', '.join(absent)}" if absent else ""
+        return f"{watched} by {self.sampler.name} every {format_duration(self.loop.pace.interval_ns)}{missing}; {rules}"
 
     # ---- status ----
 
@@ -427,7 +445,9 @@ class House:
         with self._reload_lock:
             ours = next((o for o in self.rules.overrides if o.id == identifier), None)
             if ours is not None and ours.origin != "state" and not self._in_store(identifier):
-                raise PeerError(f"override {identifier} stands in {ours.origin}, which only its owner changes; edit that file and reload")
+                raise PeerError(
+                    f"override {identifier} stands in {ours.origin}, which only its owner changes; edit that file and reload"
+                )
             self.overrides_kept.revoke(identifier)
             self.audit.append("override_revoked", "", {"by": who, "id": identifier, "reason": reason})
         return self._apply_overrides(who)
@@ -442,15 +462,26 @@ class House:
         changes = self.reload(who)
         after = {view.interface: view for view in self.status().links}
         spent_s = (boot_ns() - began_ns) / 1e9
-        effects = [f"{name}: limit lifted {spent_s:.1f} s later" for name in sorted(limited) if name in after and after[name].limit_bps is None]
+        effects = [
+            f"{name}: limit lifted {spent_s:.1f} s later"
+            for name in sorted(limited)
+            if name in after and after[name].limit_bps is None
+        ]
         return {"changes": list(changes), "effects": effects}
 
     def file_request(self, wish: Wish) -> object:
         """Record an increase request."""
         request = self.requests_kept.add(wish, time.time_ns(), {o.id for o in self.rules.overrides})
-        fields = {"id": request.id, "by": f"{request.user} (uid {request.uid})", "reason": request.reason, "until": exact_wall(request.until_wall_ns)}
+        fields = {
+            "id": request.id,
+            "by": f"{request.user} (uid {request.uid})",
+            "reason": request.reason,
+            "until": exact_wall(request.until_wall_ns),
+        }
         self.audit.append("request", request.interface, fields)
-        self.log.info("request", interface=request.interface, text=f"increase request {request.id} by {request.user}: {request.reason}")
+        self.log.info(
+            "request", interface=request.interface, text=f"increase request {request.id} by {request.user}: {request.reason}"
+        )
         return jsonsafe.encode(request)
 
     def requests(self) -> list[object]:
@@ -478,7 +509,9 @@ class House:
         chosen = {key: exact_rate(rate) for key, rate in rates.items() if isinstance(rate, int)}
         fields |= {"action": str(OverrideAction.LIMIT if chosen else OverrideAction.EXEMPT), **chosen}
         effect = self.add_override(fields, by(who))
-        decided = self.requests_kept.decide(identifier, RequestState.APPROVED, by=by(who), wall_ns=time.time_ns(), reason=str(terms.get("reason") or ""))
+        decided = self.requests_kept.decide(
+            identifier, RequestState.APPROVED, by=by(who), wall_ns=time.time_ns(), reason=str(terms.get("reason") or "")
+        )
         self.audit.append("request_approved", request.interface, {"id": identifier, "by": by(who)})
         return {"request": jsonsafe.encode(decided), **(effect if isinstance(effect, dict) else {})}
 

@@ -68,8 +68,8 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)  # noqa: FBT003 - the method's only form
-        self._wake_write.setblocking(False)  # noqa: FBT003 - likewise
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
         self._signals: dict[int, Callable[[], None]] = {}
         self._stopping = False
@@ -103,7 +103,9 @@ class Loop:
             return future.result(timeout_s)  # type: ignore[return-value]  # the queue forgets T, the future brings it back
         except FutureTimeout:
             future.cancel()
-            raise EnvironmentFault(f"the daemon's loop did not answer within {timeout_s:g} s; it may be stalled", operation="loop") from None
+            raise EnvironmentFault(
+                f"the daemon's loop did not answer within {timeout_s:g} s; it may be stalled", operation="loop"
+            ) from None
 
     def _poke(self) -> None:
         try:

@@ -92,7 +92,9 @@ def _status(house: House, args: Args, _: Who) -> Data:
     if interface is not None:
         wanted = text(args, "interface")
         links = shown["links"]
-        shown["links"] = [link for link in links if isinstance(link, dict) and link["interface"] == wanted] if isinstance(links, list) else []
+        shown["links"] = (
+            [link for link in links if isinstance(link, dict) and link["interface"] == wanted] if isinstance(links, list) else []
+        )
         if not shown["links"]:
             raise PeerError(f"{wanted}: no policy watches a link of this name; `limiterctl status` lists the watched ones")
     return shown
@@ -161,7 +163,9 @@ def _reload(house: House, _args: Args, who: Who) -> Data:
 def _limit(house: House, args: Args, who: Who) -> Data:
     interface, rate_bps, reason = text(args, "interface"), number(args, "rate_bps"), text(args, "reason")
     force = flag(args, "force")
-    house.command(lambda state, now: commands.limit(state, now, interface, rate_bps=rate_bps, reason=reason, force=force, by=by(who)))
+    house.command(
+        lambda state, now: commands.limit(state, now, interface, rate_bps=rate_bps, reason=reason, force=force, by=by(who))
+    )
     return {"link": link_document(_row(house, interface))}
 
 
