@@ -270,9 +270,9 @@ def listen(node: Node, path: str, context: Context) -> str | _Invalid:
     value = text_of(node, path, context)
     if value is INVALID:
         return INVALID
-    host, _, number_text = value.rpartition(":")
+    host, colon, number_text = value.rpartition(":")
     form = 'write it like "127.0.0.1:9817", "[::1]:9817", or null for no server'
-    if re.fullmatch(r"[1-9][0-9]{0,4}", number_text, re.ASCII) is None or int(number_text) > 65_535:
+    if not colon or re.fullmatch(r"[1-9][0-9]{0,4}", number_text, re.ASCII) is None or int(number_text) > 65_535:
         return context.fail(node.place, path, f"{_short(value)} has no port from 1 to 65535; {form}")
     if not _is_host(host):
         return context.fail(node.place, path, f"{_short(host)} is no address to listen on; {form}")
@@ -363,15 +363,19 @@ def many(parser: Parser, *, least: int = 0, most: int = MAX_LIST, what: str) -> 
             return INVALID
         if not isinstance(node, Items):
             given = "is empty" if is_null(node) else "is not a list"
-            return context.fail(node.place, path, f"{given}; write a list of {what}s, like [first, second]")
+            return context.fail(node.place, path, f"{given}; write a list of {what} entries, like [first, second]")
         if not least <= len(node.items) <= most:
-            form = f"at most {most} {what}s are allowed" if len(node.items) > most else f"name at least one {what}"
+            form = f"at most {most} are allowed" if len(node.items) > most else f"name at least one {what}"
             return context.fail(node.place, path, f"has {len(node.items)} entries; {form}")
         values = []
         for index, item in enumerate(node.items):
             where = f"{path}[{index}]"
             context.places[where] = item.place
-            value = parser(item, where, context)
+            value = (
+                context.fail(item.place, where, f"is empty; write a {what}, or remove the dash")
+                if is_null(item)
+                else parser(item, where, context)
+            )
             if value is INVALID:
                 context.invalid.update((path, where))
             else:

@@ -181,6 +181,11 @@ MATCH: Final = Section(
             lambda m: f"protocol {m.protocol} has no ports; write tcp, udp or sctp, or leave the port out",
         ),
         Check(
+            ("port", "source_port", "destination_port"),
+            lambda m: m.port is None or (m.source_port is None and m.destination_port is None),
+            lambda _: "port means either side; beside source_port or destination_port leave it out",
+        ),
+        Check(
             ("to", "from", "protocol"),
             lambda m: len(_families(m)) <= 1,
             lambda _: "IPv4 and IPv6 are mixed, which no packet does; write one entry for each",

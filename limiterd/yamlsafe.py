@@ -406,7 +406,8 @@ class _Composer:
     def _check_end(self) -> None:
         end, closed = self._last
         rest = self._text[end:]
-        if not closed and not rest.strip(" \t") and self._root is not None:
+        bare = isinstance(self._root, Scalar) and not self._root.text  # only `---`: there is nothing to cut
+        if not closed and not rest.strip(" \t") and not bare:
             message = "ends within a value, as a half-written file does; end the last line with a newline"
             self._problems.add(_place_after(self._text), "file", message)
 
