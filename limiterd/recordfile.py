@@ -61,6 +61,40 @@ def _record(entry: object) -> Record | None:
     return (kind, value) if entry["crc"] == _crc(kind, _canonical(value)) else None
 
 
+def text_of(magic: str, version: int, records: Iterable[Record]) -> str:
+    """A whole file's text, from records of plain JSON."""
+    body = ",\n".join(_line(kind, value) for kind, value in records)
+    return f'{{"{magic}":{version},"records":[\n{body}\n]}}\n'
+
+
+def records_of(data: bytes) -> tuple[list[Record], str]:
+    """The sound records of a file's text, and what is wrong with the others ("" for nothing)."""
+    entries: list[object]
+    lost = ""
+    try:
+        entries = _entries(jsonsafe.parse(data, errors=_NAMES))
+    except ValueError as error:
+        entries, lost = list(_lines(data)), f"it is not whole ({error})"
+    checked = [_record(entry) for entry in entries]
+    records = [record for record in checked if record is not None]
+    if not lost and len(records) < len(entries):
+        lost = f"{len(entries) - len(records)} of its records are altered"
+    return records, lost
+
+
+def _entries(value: object) -> list[object]:
+    records = value.get("records") if isinstance(value, dict) else None
+    if not isinstance(records, list):
+        raise ValueError('there is no list "records"')  # noqa: TRY004  # one error type for all input
+    return records
+
+
+def _lines(data: bytes) -> Iterator[object]:
+    for line in data.split(b"\n")[1:]:
+        with contextlib.suppress(ValueError):  # reported for the file as a whole
+            yield jsonsafe.parse(line.rstrip(b", \r"), errors=_NAMES)
+
+
 class RecordFile:
     """One such file. Not for several threads at once: its owner holds a lock."""
 
@@ -85,7 +119,7 @@ class RecordFile:
         version = self._version_of(data)
         if version is not None and version > self._version:
             return Contents(problems=(self._set_newer_aside(version),))
-        records, lost = self._records(data)
+        records, lost = records_of(data)
         why = "" if whole else f"it is larger than {self._max_bytes} bytes"
         why = why or ("" if version is not None else f"it does not begin as a {self._magic} file")
         why = why or lost
@@ -97,20 +131,6 @@ class RecordFile:
     def _version_of(self, data: bytes) -> int | None:
         match = re.match(rb'\s*\{\s*"%s"\s*:\s*([0-9]{1,9})\b' % self._magic.encode(), data[:200])
         return int(match[1]) if match else None
-
-    def _records(self, data: bytes) -> tuple[list[Record], str]:
-        """The sound records, and what is wrong with the others ("" for nothing)."""
-        entries: list[object]
-        lost = ""
-        try:
-            entries = _entries(jsonsafe.parse(data, errors=_NAMES))
-        except ValueError as error:
-            entries, lost = list(_lines(data)), f"it is not whole ({error})"
-        checked = [_record(entry) for entry in entries]
-        records = [record for record in checked if record is not None]
-        if not lost and len(records) < len(entries):
-            lost = f"{len(entries) - len(records)} of its records are altered"
-        return records, lost
 
     def _keep_damaged(self) -> str:
         aside = self.path.with_name(f"{self.path.name}.damaged")
@@ -155,24 +175,10 @@ class RecordFile:
         """
         if self._newer:
             self._move_newer()
-        body = ",\n".join(_line(kind, value) for kind, value in records)
-        data = f'{{"{self._magic}":{self._version},"records":[\n{body}\n]}}\n'.encode()
+        data = text_of(self._magic, self._version, records).encode()
         if len(data) > self._max_bytes:
             raise EnvironmentFault(
                 f"{self.path} would be {len(data)} bytes, more than the {self._max_bytes} that are read back: not written",
                 operation="write",
             )
         write_atomic(self.path, data)
-
-
-def _entries(value: object) -> list[object]:
-    records = value.get("records") if isinstance(value, dict) else None
-    if not isinstance(records, list):
-        raise ValueError('there is no list "records"')  # noqa: TRY004  # one error type for all input
-    return records
-
-
-def _lines(data: bytes) -> Iterator[object]:
-    for line in data.split(b"\n")[1:]:
-        with contextlib.suppress(ValueError):  # reported for the file as a whole
-            yield jsonsafe.parse(line.rstrip(b", \r"), errors=_NAMES)
