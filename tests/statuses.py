@@ -107,7 +107,9 @@ def rich() -> Status:
 def quiet(links: int = 1) -> Status:
     """An uneventful machine with that many links."""
     views = tuple(link(f"eth{i}", ifindex=i + 2) for i in range(links))
-    return replace(rich(), links=views, faults=(), overrides=(), paused=False, config_error=None, counters=Counters(), requests_pending=0)
+    return replace(
+        rich(), links=views, faults=(), overrides=(), paused=False, config_error=None, counters=Counters(), requests_pending=0
+    )
 
 
 class Machine:
