@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -88,11 +89,20 @@ def tree_of(path: Path) -> ast.Module:
 NAMES = {name_of(path): path for path in MODULES}
 
 
+def nodes_at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below, without the blocks that only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from nodes_at_run_time(child)
+
+
 @cache
-def imports_of(path: Path) -> frozenset[str]:
+def imports_of(path: Path, *, run_time: bool = False) -> frozenset[str]:
     """Every module that a file imports anywhere in it, in full; `from package import module` counts as the module."""
     found: set[str] = set()
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_at_run_time(tree_of(path)) if run_time else ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -132,7 +142,7 @@ def reachable(start: str) -> set[str]:
         if name in seen or name not in NAMES:
             continue
         seen.add(name)
-        todo.extend(own(imports_of(NAMES[name])))
+        todo.extend(own(imports_of(NAMES[name], run_time=True)))
         todo.append(name.rpartition(".")[0])
     return seen
 
@@ -239,7 +249,7 @@ def test_imports_form_no_circle() -> None:
             return
         assert name not in path, " → ".join([*path[path.index(name) :], name])
         path.append(name)
-        for target in sorted(own(imports_of(NAMES[name]))):
+        for target in sorted(own(imports_of(NAMES[name], run_time=True))):
             visit(target)
         path.pop()
         done.add(name)
