@@ -73,6 +73,10 @@ _STATS_REQUEST: Final = struct.Struct("=B3xII")
 """if_stats_msg: family, ifindex, filter mask."""
 _IFLA_STATS_LINK_64: Final = 1
 _STATS_OF_ALL: Final = Message(RTM_GETSTATS, 0, _STATS_REQUEST.pack(0, 0, 1 << (_IFLA_STATS_LINK_64 - 1)))
+_SEQUENCE: Final = struct.Struct("=I")
+_SEQUENCE_AT: Final = 8
+_NUMBER: Final = struct.Struct("=II")
+"""The part of a header that changes with every dump, and who it is for: sequence and port id."""
 _IFINDEX_AT: Final = HEADER_BYTES + 4
 _ATTR_AT: Final = HEADER_BYTES + _STATS_REQUEST.size
 _TX_BYTES_IN_STATS: Final = 3 * 8
@@ -236,7 +240,9 @@ class NetlinkSampler:
         self._limit_ns = interval_ns // 2
         self._clock = clock
         self._socket = NetlinkSocket()
+        self._request = bytearray(encode(_STATS_OF_ALL, 0, NLM_F_REQUEST | NLM_F_DUMP))
         self._view = memoryview(bytearray(2 * _DATAGRAM_BYTES))
+        self._columns = Columns(self._view[:0])
         self._ids = b""
         self._links: tuple[Link, ...] = ()
         self._kept: list[int] | None = None
@@ -282,13 +288,25 @@ class NetlinkSampler:
         return self._dump_once()[:2]
 
     def _dump_once(self) -> tuple[bytes, list[int], bool]:
-        with self._socket.cleaned("sample"):
-            sequence = self._socket.next_sequence()
+        sequence = self._socket.next_sequence()
+        _SEQUENCE.pack_into(self._request, _SEQUENCE_AT, sequence)
+        try:
             # tc equivalent: ip stats show group link
-            self._socket.raw.send(encode(_STATS_OF_ALL, sequence, NLM_F_REQUEST | NLM_F_DUMP))
+            self._socket.raw.send(self._request)
             end = self._collect(sequence)
-            columns = plain_columns(self._view[:end], sequence) if end > 0 else None
-            return (*columns, False) if columns is not None else decode_stats(self._view[: abs(end)], sequence)
+            if end > 0:
+                if end != self._columns.end:
+                    self._columns = Columns(self._view[:end])
+                found = self._columns.read(sequence)
+                if found is not None:
+                    return (*found, False)
+                self._columns = Columns(self._view[:0])
+            return decode_stats(self._view[: abs(end)], sequence)
+        except EnvironmentFault as error:
+            self._socket.recovered(error, "sample")
+            raise
+        except OSError as error:
+            raise self._socket.recovered(error, "sample") from error
 
     def _collect(self, sequence: int) -> int:
         """Receive the whole dump end to end; where its records end, or negative: where a dump of odd messages ends."""
@@ -316,6 +334,7 @@ class NetlinkSampler:
         grown = bytearray(size_bytes + (-size_bytes % _WORD))
         grown[: len(self._view)] = self._view
         self._view = memoryview(grown)
+        self._columns = Columns(self._view[:0])
 
     def _reconcile(self, ids: bytes) -> None:
         """Line the dump's ifindexes up with the link table, which is read anew where the two differ."""
@@ -330,30 +349,44 @@ class NetlinkSampler:
         self._of_table = self._table.links
 
 
-def plain_columns(view: memoryview, sequence: int) -> tuple[bytes, list[int]] | None:
-    """(ifindexes as packed native u32, tx_bytes) where view is nothing but equal, complete records; None where not.
+class Columns:
+    """The columns of a buffer that holds nothing but equal, complete records; made once, read at every dump into it.
 
-    Column by column, without an object a record. Every record's length, type, flags, sequence, receiver and attribute
-    header is checked, by comparing whole columns with the first record's, which is checked itself.
+    Column by column, without an object a record. What the records must have in common (length, type, flags, receiver, attribute
+    header) is taken from the first record, checked, and then expected of each record of each dump; so is the sequence
+    number. A buffer whose first record is not plain has no columns: read then always gives None.
     """
-    length, kind, flags, number, _ = NLMSG_HEADER.unpack_from(view)
-    if length % _WORD or length <= _TX_BYTES_AT or len(view) % length:
-        return None
-    if (kind, number) != (RTM_NEWSTATS, sequence) or flags & NLM_F_DUMP_INTR:
-        return None
-    size, attribute = _NLA.unpack_from(view, _ATTR_AT)
-    if size != length - _ATTR_AT or attribute != _IFLA_STATS_LINK_64:
-        return None
-    count, step = len(view) // length, length // _WORD
-    longs, words = view.cast("Q"), view.cast("I")
-    constant = (
-        (longs[0::step], view[:8]),
-        (longs[1::step], view[8:16]),
-        (words[_ATTR_AT // 4 :: 2 * step], view[_ATTR_AT : _ATTR_AT + 4]),
-    )
-    if any(column.tobytes() != bytes(first) * count for column, first in constant):
-        return None
-    return words[_IFINDEX_AT // 4 :: 2 * step].tobytes(), longs[_TX_BYTES_AT // _WORD :: step].tolist()
+
+    def __init__(self, view: memoryview) -> None:
+        self.end = len(view)
+        self._count = 0
+        if self.end < _TX_BYTES_AT:
+            return
+        length, kind, flags, _, self._receiver = NLMSG_HEADER.unpack_from(view)
+        size, attribute = _NLA.unpack_from(view, _ATTR_AT)
+        if length % _WORD or length < _TX_BYTES_AT + _WORD or self.end % length or size != length - _ATTR_AT:
+            return
+        if kind != RTM_NEWSTATS or attribute != _IFLA_STATS_LINK_64 or flags & NLM_F_DUMP_INTR:
+            return
+        longs, words, step = view.cast("Q"), view.cast("I"), length // _WORD
+        self._count = self.end // length
+        self._heads, self._heads_due = longs[0::step], bytes(view[:_WORD]) * self._count
+        self._numbers = longs[1::step]
+        self._attributes = words[_ATTR_AT // 4 :: 2 * step]
+        self._attributes_due = bytes(view[_ATTR_AT : _ATTR_AT + _NLA.size]) * self._count
+        self._ids = words[_IFINDEX_AT // 4 :: 2 * step]
+        self._tx_bytes = longs[_TX_BYTES_AT // _WORD :: step]
+
+    def read(self, sequence: int) -> tuple[bytes, list[int]] | None:
+        """(ifindexes as packed native u32, tx_bytes) of the dump that is in the buffer now; None where it is not plain."""
+        if (
+            not self._count
+            or self._heads.tobytes() != self._heads_due
+            or self._attributes.tobytes() != self._attributes_due
+            or self._numbers.tobytes() != _NUMBER.pack(sequence, self._receiver) * self._count
+        ):
+            return None
+        return self._ids.tobytes(), self._tx_bytes.tolist()
 
 
 def decode_stats(view: memoryview, sequence: int) -> tuple[bytes, list[int], bool]:

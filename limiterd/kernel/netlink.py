@@ -75,6 +75,7 @@ _MESSAGES_A_SEND: Final = 64
 """All acks of a sendmsg are queued before the first is read: with about 1 KiB each this stays far inside the smallest
 usual receive buffer, and is several times the longest plan for one link."""
 _DUMP_TRIES: Final = 8
+_ELSEWHERE: Final = "EXDEV"
 _TIMED_OUT: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
 
@@ -338,29 +339,35 @@ class NetlinkSocket:
         fresh = self._open(port_id)
         if _namespace_of(fresh) != self._namespace:
             fresh.close()
-            raise EnvironmentFault("netlink: the socket would reopen in another network namespace", errno_name="EXDEV")
+            raise EnvironmentFault("netlink: the socket would reopen in another network namespace", errno_name=_ELSEWHERE)
         self._socket = fresh
+
+    def recovered(self, error: OSError | EnvironmentFault, operation: str) -> EnvironmentFault:
+        """What to raise after an exchange broke half-way; the socket has been replaced by a fresh one.
+
+        Raises EnvironmentFault itself where the socket cannot be replaced.
+        """
+        if isinstance(error, EnvironmentFault):
+            error.operation = error.operation or operation
+            if error.errno_name != _ELSEWHERE:
+                self.reopen()
+            return error
+        self.reopen()
+        code = error.errno or 0
+        if code == errno.ENOBUFS:
+            return Overrun("netlink: the receive buffer overran", operation=operation, errno_name="ENOBUFS")
+        return self._no_answer(operation) if code in _TIMED_OUT else fault("netlink", code, operation=operation)
 
     @contextlib.contextmanager
     def cleaned(self, operation: str) -> Iterator[None]:
         """Around every exchange: whatever breaks it half-way leaves a fresh socket and one of the documented errors."""
         try:
             yield
-        except OSError as error:
-            code = error.errno or 0
-            self.reopen()
-            if code == errno.ENOBUFS:
-                raise Overrun("netlink: the receive buffer overran", operation=operation, errno_name="ENOBUFS") from error
-            if code in _TIMED_OUT:
-                raise self._no_answer(operation) from error
-            raise fault("netlink", code, operation=operation) from error
         except EnvironmentFault as error:
-            if not error.operation:
-                error.operation = operation
-            if error.errno_name == "EXDEV" or isinstance(error, Overrun):
-                raise
-            self.reopen()
+            self.recovered(error, operation)
             raise
+        except OSError as error:
+            raise self.recovered(error, operation) from error
 
     # ---- inside
 

@@ -20,13 +20,13 @@ from limiterd.core.units import NS_PER_SECOND
 from limiterd.kernel.lab import Lab, Namespace, Pair, inside, route_in, run
 from limiterd.kernel.links import (
     RTM_NEWSTATS,
+    Columns,
     LinkTable,
     NetlinkSampler,
     PsutilSampler,
     boottime_ns,
     decode_stats,
     open_sampler,
-    plain_columns,
 )
 from limiterd.kernel.netlink import NLM_F_DUMP_INTR, NLMSG_DONE, MalformedMessage, Message, attr, encode
 from tests.netns import in_child, wait_for
@@ -235,7 +235,7 @@ def test_both_decoders_agree(dump: list[tuple[int, int]], words: int) -> None:
     """On equal records, of any kernel's length, columns and walking give the same."""
     view = memoryview(bytearray(b"".join(stats_record(i, tx, words=words) for i, tx in dump)))
     ids, tx_bytes = struct.pack(f"={len(dump)}I", *(i for i, _ in dump)), [tx for _, tx in dump]
-    assert plain_columns(view, SEQUENCE) == (ids, tx_bytes)
+    assert Columns(view).read(SEQUENCE) == (ids, tx_bytes)
     assert decode_stats(view, SEQUENCE) == (ids, tx_bytes, False)
 
 
@@ -247,7 +247,7 @@ def test_one_odd_record_sends_the_dump_to_the_walker(dump: list[tuple[int, int]]
     options: list[dict[str, Any]] = [odd if i == odd_at else {} for i in range(len(dump))]
     view = memoryview(bytearray(b"".join(stats_record(*r, **o) for r, o in zip(dump, options, strict=True))))
     alone = len(dump) == 1 and "words" in odd
-    assert (plain_columns(view, SEQUENCE) is None) != alone
+    assert (Columns(view).read(SEQUENCE) is None) != alone
     kept = [record for record, option in zip(dump, options, strict=True) if "sequence" not in option]
     ids, tx_bytes, interrupted = decode_stats(view, SEQUENCE)
     assert list(zip(memoryview(ids).cast("I").tolist(), tx_bytes, strict=True)) == kept
@@ -258,7 +258,7 @@ def test_a_padded_attribute_is_found() -> None:
     """Machines that need alignment put an empty attribute in front: the walker reads behind it."""
     body = struct.pack("=B3xII", 0, 5, 1) + attr(0, b"") + attr(1, struct.pack("=25Q", 1, 2, 3, 42, *range(21)))
     view = memoryview(bytearray(encode(Message(RTM_NEWSTATS, 2, body), SEQUENCE, 0)))
-    assert plain_columns(view, SEQUENCE) is None
+    assert Columns(view).read(SEQUENCE) is None
     assert decode_stats(view, SEQUENCE) == (struct.pack("=I", 5), [42], False)
 
 
@@ -266,7 +266,7 @@ def test_a_padded_attribute_is_found() -> None:
 def test_noise_raises_only_the_documented_errors(noise: bytes, sequence: int) -> None:
     """Any bytes yield a list as long as its ifindexes, or one of the documented errors."""
     view = memoryview(bytearray(noise[: len(noise) - len(noise) % 8]))
-    columns = plain_columns(view, sequence)
+    columns = Columns(view).read(sequence)
     if columns is not None:
         assert len(columns[0]) == 4 * len(columns[1])
     with contextlib.suppress(EnvironmentFault):
