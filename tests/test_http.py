@@ -554,11 +554,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Tls]:
     made = []
     for name in ("first", "second"):
         tls = Tls(str(directory / f"{name}.pem"), str(directory / f"{name}.key"))
-        options = (
-            "-x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -addext subjectAltName=IP:127.0.0.1".split()
-        )
-        files = ["-subj", f"/CN={name}", "-out", tls.certificate, "-keyout", tls.key]
-        subprocess.run([openssl, "req", *options, *files], check=True, capture_output=True)
+        kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        files = ["-out", tls.certificate, "-keyout", tls.key]
+        subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+        subprocess.run([openssl, "req", *kind, *subject, *files], check=True, capture_output=True)
         made.append(tls)
     return made
 
