@@ -221,14 +221,15 @@ class AuditTrail:
         return True
 
     def _batch(self) -> list[bytes]:
+        """The first queued lines, as many as fit a batch and a file; the same ones first at every attempt."""
         batch: list[bytes] = []
-        size = 0
+        room = min(_BATCH_BYTES, self._bounds.file_bytes)
         with self._lock:
             for line in self._lines:
-                batch.append(line)
-                size += len(line)
-                if size >= _BATCH_BYTES:
+                room -= len(line)
+                if batch and room < 0:
                     break
+                batch.append(line)
         return batch
 
     def _write(self, data: bytes) -> None:
