@@ -40,8 +40,8 @@ from limiterd.core.units import PPM
 
 UNLIMITED_BPS: Final = 10**12
 """1 Tbit/s: the rate of exempt traffic, and of a limit that is being lifted; beyond any link this daemon meets."""
-LOWEST_BPS: Final = 8_000
-"""No class gets less: HTB refuses a rate of 0, and a share of nothing still has to move."""
+LOWEST_BPS: Final = 16_000
+"""No class gets less: HTB refuses a rate of 0, and its 32-bit clock must hold the largest GSO packet (512 KiB)."""
 TICK_NS: Final = 64
 _MOST_TICKS: Final = 0xFFFFFFFF
 _BYTE_NS: Final = 10**9
@@ -67,7 +67,7 @@ LEAF_OF: Final = {CLASS_LIFELINE: LEAF_LIFELINE, CLASS_DEFAULT: LEAF_DEFAULT, CL
 
 
 def tree_for(limit: Limit, rate_bps: int, link: Link, abilities: KernelAbilities) -> TcTree:
-    """The tree that holds `link` to `rate_bps` (rounded down to whole bytes per second, at least 16 kbit/s).
+    """The tree that holds `link` to `rate_bps` (rounded down to whole bytes per second, at least 32 kbit/s).
 
     Where the kernel has no u32 classifier the limit goes without its lifeline; with exempt matches such a limit is
     refused (TcTree.refused), since it would also hold what it must not.
