@@ -16,7 +16,8 @@ from limiterd.cli import build_parser
 
 PAGE: Final = Path(__file__).resolve().parent / "man" / "limiterctl.1"
 
-HEAD: Final = r"""'\" Made by docs/man.py from the command line's own description; do not edit.
+HEAD: Final = r"""'\" t
+.\" Made by docs/man.py from the command line's own description; do not edit.
 .TH LIMITERCTL 1 "" "limiterd {version}" "User Commands"
 .SH NAME
 limiterctl \- show and steer limiterd, the egress rate limiter
