@@ -8,7 +8,6 @@ that what is read here can be typed there. Times are shown both ways, absolute a
 from __future__ import annotations
 
 import itertools
-import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -79,14 +78,27 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
 
 
 def wrap(text: str, width: int, indent: str = "", first: str | None = None) -> list[str]:
-    """Lines of text broken at words to width columns; first is the first line's indent where it differs."""
-    return textwrap.wrap(
-        text,
-        max(20, width),
-        initial_indent=indent if first is None else first,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-    ) or [indent if first is None else first]
+    """Lines of at most width columns, broken at words (a longer word anywhere); first is the first line's indent."""
+    lines, line, empty = [], indent if first is None else first, True
+    for word in text.split():
+        for piece in _pieces(word, max(8, width - len(indent))):
+            if not empty and display_width(line) + 1 + display_width(piece) > width:
+                lines.append(line)
+                line, empty = indent, True
+            line += piece if empty else f" {piece}"
+            empty = False
+    return [*lines, line]
+
+
+def _pieces(word: str, width: int) -> list[str]:
+    """The word in parts of at most width columns each."""
+    pieces, piece = [], ""
+    for char in word:
+        if display_width(piece + char) > width:
+            pieces.append(piece)
+            piece = ""
+        piece += char
+    return [*pieces, piece]
 
 
 def plural(count: int, noun: str) -> str:

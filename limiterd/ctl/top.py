@@ -32,6 +32,7 @@ MEMORY: Final = 600
 PERIOD_S: Final = 1.0
 POLL_TIMEOUT_S: Final = 1.0
 LEAST_CHART: Final = 10
+LEAST_BODY: Final = 12
 GRAVITY: Final = {"fault": 0, "limited": 1, "pending": 2, "exempt": 3, "conforming": 4, "absent": 5}
 COLUMNS: Final = (Column("INTERFACE"), Column("PHASE"), Column("RATE", right=True), Column("LIMIT/TIMER"))
 WIDTHS: Final = (11, 8, 11)
@@ -109,20 +110,23 @@ SORTS: Final[Mapping[str, tuple[str, SortKey]]] = {
 
 def frame(board: Board, screen: Terminal, height: int, sort: str, now: float) -> list[str]:
     """The board as at most height lines (0: as many as it takes) for this screen, links in the order of SORTS[sort]."""
-    head = [_title(board, screen, now), *_trouble(board, screen, now)]
-    notes = notices(board.data, now, screen.width, screen.palette)
-    keys = screen.palette.paint(f"sorted by {SORTS[sort][0]}   r rate   n name   p phase   q quit", "dim")
-    foot = [*notes, "", keys] if height else notes
     links = sorted(records(board.data.get("links")), key=SORTS[sort][1])
-    body = _body(board, links, screen)
-    room = height - len(head) - len(foot) - 1
-    if height and len(body) > room:
-        foot = foot if room > LEAST_CHART else ["", keys]
-        room = max(2, height - len(head) - len(foot) - 1)
-        hidden = len(body) - room
-        body = [*body[:room], screen.palette.paint(f"({fmt.plural(hidden, 'more line')}: sort, or use a taller terminal)", "dim")]
-    lines = [*head, "", *body, *foot]
-    return lines[:height] if height else lines
+    head = [_title(board, screen, now), *_trouble(board, screen, now), ""]
+    body, notes = _body(board, links, screen), notices(board.data, now, screen.width, screen.palette)
+    if not height:
+        return [*head, *body, *notes]
+    keys = ["", screen.palette.paint(f"sorted by {SORTS[sort][0]}   r rate   n name   p phase   q quit", "dim")]
+    room = max(2, height - len(head) - len(keys))
+    notes = notes[: max(0, room - min(len(body), LEAST_BODY))]
+    return [*head, *_shortened(body, room - len(notes), screen), *notes, *keys][:height]
+
+
+def _shortened(body: list[str], room: int, screen: Terminal) -> list[str]:
+    """The body in room lines; the last says how many more there would be."""
+    if len(body) <= room:
+        return body
+    hidden = fmt.plural(len(body) - room + 1, "more line")
+    return [*body[: room - 1], screen.palette.paint(f"({hidden}: sort otherwise, or use a taller terminal)", "dim")]
 
 
 def _title(board: Board, screen: Terminal, now: float) -> str:

@@ -1,0 +1,763 @@
+"""limiterctl, from the command line to the control socket and back: what is asked, what is shown, how it exits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limiterd import cli
+from limiterd.ctl import connect, explain, history, overrides, requests, status, top
+from limiterd.ctl.format import PLAIN, display_width
+from limiterd.ctl.terminal import Terminal
+from tests.ctl_server import ControlStub, Refusal
+from tests.netns import wait_for
+
+WALL = "2026-11-23T12:00:00.000Z"
+NOW = 1_795_435_200.0
+SCREEN = Terminal(is_terminal=True, width=80, palette=PLAIN, unicode=True)
+DATA_VERBS = {"status", "explain", "history", "reload", "limit", "release", "pause", "resume", "request", "requests"} | {
+    "approve",
+    "deny",
+    "check",
+}
+
+
+def link(interface: str = "eth0", **changes: Any) -> dict[str, Any]:
+    """A row of the status as the daemon gives it."""
+    row: dict[str, Any] = {
+        "interface": interface,
+        "ifindex": 2,
+        "policy": "fair-use",
+        "mode": "enforce",
+        "phase": "conforming",
+        "rate_bps": 94_000_000,
+        "pending_seconds": 0.0,
+        "limit_bps": None,
+        "since": None,
+        "reason": None,
+        "override": None,
+        "strikes": 0,
+        "tx_bytes": 10**12,
+        "threshold_bps": 10**9,
+        "window_s": 10.0,
+        "limit_wanted_bps": None,
+        "manual": False,
+        "note": None,
+        "release": None,
+        "shaped": None,
+    }
+    return row | changes
+
+
+LIMITED: dict[str, Any] = {
+    "phase": "limited",
+    "rate_bps": 199_700_000,
+    "limit_bps": 200_000_000,
+    "limit_wanted_bps": 200_000_000,
+    "since": "2026-11-23T11:55:48.000Z",
+    "reason": "sustained",
+    "strikes": 2,
+    "release": "approval",
+    "shaped": {"sent_bytes": 6 * 10**9, "drops": 12_345, "overlimits": 88_888, "backlog_bytes": 248_000},
+}
+
+
+def document(*links: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A whole status."""
+    whole: dict[str, Any] = {
+        "version": "0.1.0",
+        "wall": WALL,
+        "started": "2026-11-23T09:00:00.000Z",
+        "host": "gpu-7",
+        "source": "netlink",
+        "paused": False,
+        "requests_pending": 0,
+        "links": list(links),
+        "faults": [],
+        "overrides": [],
+        "config": {"sha256": "ab" * 32, "error": None, "loaded": WALL},
+    }
+    return whole | changes
+
+
+Ctl = Callable[..., int]
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[ControlStub]:
+    """A daemon's stand-in with nothing to say but a status of one link."""
+    with ControlStub(tmp_path / "control.sock", {"status": document(link())}) as made:
+        yield made
+
+
+@pytest.fixture
+def ctl(stub: ControlStub) -> Ctl:
+    """Runs limiterctl in this process against the stand-in."""
+    return lambda *words: cli.main([*words, "--socket", str(stub.path)])
+
+
+# ---- the table of verbs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_is_there(verb: str) -> None:
+    """What the table names can be imported, takes --config and --socket, and has help for all that it takes."""
+    made = cli.build_parser([verb])
+    assert callable(cli.resolve(cli.VERBS[verb].run))
+    parser = next(a for a in made._actions if isinstance(a, argparse._SubParsersAction)).choices[verb]
+    assert {"--config", "--socket", "--help"} <= set(parser._option_string_actions)
+    assert ("--json" in parser._option_string_actions) >= (verb in DATA_VERBS)
+    assert all(a.help or a.metavar for a in parser._actions)
+
+
+def test_help_and_version_exit_0(capsys: pytest.CaptureFixture[str]) -> None:
+    """Asking for help or the version is no error, and every verb is in the help."""
+    for words in (["--help"], ["--version"], ["status", "--help"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {verb} " in shown or f"\n    {verb}\n" in shown for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["no-such-verb"],
+        ["status", "--watch", "nan"],
+        ["limit", "eth0"],
+        ["limit", "eth0", "--rate", "200mbps", "--reason", "x"],
+        ["limit", "eth0", "--rate", "0bit", "--reason", "x"],
+        ["release", "--reason", "x"],
+        ["release", "eth0", "--all", "--reason", "x"],
+        ["history", "--limit", "0"],
+        ["history", "--since", "yesterday"],
+        ["override", "add", "--id", "A", "--interface", "eth0", "--until", "7d", "--reason", "x"],
+        ["override", "add", "--id", "A", "--interface", "eth0", "--until", "7d", "--reason", "x", "--exempt", "--limit", "1gbit"],
+        ["override", "add", "--id", "A", "--interface", "eth0", "--exempt", "--reason", "x"],
+        ["override", "add", "--id", "A", "--interface", "eth0", "--exempt", "--until", "2026-12-31T00:00", "--reason", "x"],
+        ["approve", "R-1", "--until", "7d"],
+    ],
+)
+def test_a_wrong_command_line_exits_2(words: list[str], ctl: Ctl) -> None:
+    """Usage errors exit 2 before the daemon is told to do anything."""
+    with pytest.raises(SystemExit) as end:
+        ctl(*words)
+    assert end.value.code == 2
+
+
+# ---- reaching the daemon -----------------------------------------------------------------------------------------
+
+
+def test_no_daemon_exits_3_and_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a daemon the exit code is 3 and one line says where it was looked for and how to find out more."""
+    assert cli.main(["status", "--socket", str(tmp_path / "none")]) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert str(tmp_path / "none") in said.err
+    assert "systemctl status limiterd" in said.err
+
+
+@pytest.mark.parametrize("exit_code", [1, 2, 77, 78])
+def test_a_refusal_is_the_daemons_own(exit_code: int, stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """The daemon's exit code and words are limiterctl's."""
+
+    def refuse(_: dict[str, Any]) -> dict[str, Any]:
+        raise Refusal(exit_code, "a.yaml:3:7: interval: is too long\na.yaml:4:1: polices: unknown key")
+
+    stub.answers["reload"] = refuse
+    assert ctl("reload") == exit_code
+    assert (
+        "limiterctl: a.yaml:3:7: interval: is too long\nlimiterctl: a.yaml:4:1: polices: unknown key" in capsys.readouterr().err
+    )
+
+
+def test_a_refused_user_hears_of_the_groups() -> None:
+    """Who is not permitted is told which groups are."""
+    assert "control.admin_group" in connect.advise("you may not use the control socket", 77, "/run/x")
+
+
+def test_the_configuration_names_the_socket(stub: ControlStub, tmp_path: Path) -> None:
+    """Without --socket the path is the one that --config says."""
+    config = tmp_path / "limiterd.yaml"
+    config.write_text(f"control: {{socket: {stub.path}}}\n")
+    config.chmod(0o600)
+    assert cli.main(["status", "--config", str(config)]) == 0
+
+
+def test_a_broken_configuration_does_not_hide_the_daemon(
+    stub: ControlStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A configuration that cannot be used is noted, and the default socket is asked all the same."""
+    config = tmp_path / "limiterd.yaml"
+    config.write_text("control: [\n")
+    config.chmod(0o600)
+    monkeypatch.setattr(connect, "DEFAULT_SOCKET", str(stub.path))
+    assert cli.main(["status", "--config", str(config)]) == 0
+    said = capsys.readouterr()
+    assert "cannot be used" in said.err
+    assert "eth0" in said.out
+
+
+def test_status_loads_only_what_it_needs(stub: ControlStub) -> None:
+    """With --socket, status pulls in neither YAML nor rich nor psutil nor the engine: it is to answer at once."""
+    script = (
+        "import sys; from limiterd import cli; assert cli.main(sys.argv[1:]) == 0; "
+        "heavy = {'yaml', 'rich', 'psutil', 'pyroute2', 'prometheus_client', 'limiterd.core.engine', 'limiterd.config'}; "
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "status", "--socket", str(stub.path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# ---- being a good neighbour in a pipe --------------------------------------------------------------------------
+
+
+def limiterctl(*words: str, **options: Any) -> subprocess.Popen[str]:
+    """limiterctl as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "limiterd.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_a_reader_that_leaves_is_no_error(stub: ControlStub) -> None:
+    """`limiterctl … | head` ends quietly when head has seen enough."""
+    stub.answers["status"] = document(*(link(f"eth{i}") for i in range(5000)))
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "limiterd.cli", "status", "--socket", str(stub.path)],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_is_quiet(stub: ControlStub) -> None:
+    """Ctrl-C ends --watch with 130 and no word."""
+    with limiterctl("status", "--watch", "0.1", "--socket", str(stub.path)) as process:
+        wait_for(lambda: len(stub.asked) >= 2, "two rounds of --watch")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (130, "")
+
+
+def test_a_pipe_gets_no_colour(stub: ControlStub) -> None:
+    """Without a terminal there is not one escape sequence."""
+    with limiterctl("status", "--socket", str(stub.path)) as process:
+        shown, _ = process.communicate(timeout=20)
+    assert "eth0" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_locale_without_unicode_is_no_error(stub: ControlStub) -> None:
+    """In the C locale everything still prints."""
+    stub.answers["explain"] = {
+        "link": link(),
+        "samples": [[0, 0], [10**9, 10**8]],
+        "lift": ["écrire à l'exploitant"],
+        "wall": WALL,
+    }
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with limiterctl("explain", "eth0", "--socket", str(stub.path), env=environment) as process:
+        shown, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (0, "")
+    assert shown.isascii()
+
+
+# ---- status --------------------------------------------------------------------------------------------------------
+
+
+def test_status_shows_each_phase_truthfully() -> None:
+    """One row a link: what it does, its limit or its timer, since when, and why."""
+    lines = status.render(
+        document(
+            link(),
+            link("eth1", **LIMITED),
+            link("eth2", phase="pending", rate_bps=1_230_000_000, pending_seconds=6.21),
+            link("eth3", phase="exempt", override="REQ-1"),
+            link("eth4", phase="fault", limit_wanted_bps=200_000_000, reason="guard", strikes=1),
+            link("eth5", phase="absent", ifindex=0),
+            link("eth6", mode="observe"),
+        )
+    )
+    fields = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    assert fields["eth0"] == ["conforming", "94mbit", "-", "-", "-", "-", "-"]
+    assert fields["eth1"][:3] == ["limited", "200mbit", "200mbit"]
+    assert fields["eth1"][-4:] == ["(4m)", "2", "-", "sustained"]
+    assert fields["eth2"][:5] == ["pending", "1.23gbit", "6.2s", "of", "10s"]
+    assert fields["eth3"] == ["exempt", "94mbit", "none", "-", "-", "REQ-1", "-"]
+    assert fields["eth4"][:4] == ["fault", "94mbit", "due", "200mbit"]
+    assert fields["eth5"] == ["absent", "-", "-", "-", "-", "-", "-"]
+    assert fields["eth6"][2] == "observe"
+
+
+NAMES = st.text(st.characters(exclude_characters="/"), min_size=1, max_size=15)
+
+
+@given(
+    st.lists(NAMES, max_size=4, unique=True),
+    st.sampled_from(["absent", "conforming", "pending", "limited", "exempt", "fault"]),
+    st.integers(0, 10**14),
+    st.text(max_size=40),
+    st.text(max_size=200),
+    st.integers(0, 999),
+)
+def test_status_fits_80_columns_and_cannot_be_used_against_the_terminal(
+    names: list[str], phase: str, rate_bps: int, override: str, message: str, strikes: int
+) -> None:
+    """Whatever names, ids and messages hold, no line has a control character; with plain names none is wider than 80."""
+    row = {"phase": phase, "rate_bps": rate_bps, "limit_bps": rate_bps, "override": override, "since": WALL, "strikes": strikes}
+    fault = {"interface": "eth0", "reason": "other", "message": message, "since": WALL, "warning": True}
+    plain = status.render(document(*(link(f"enp0s31f6np{i}", **row) for i, _ in enumerate(names)), faults=[fault], paused=True))
+    assert all(display_width(line) <= 80 for line in plain)
+    odd = status.render(document(*(link(name, **row) for name in names), faults=[fault]))
+    assert all(line.isprintable() for line in [*plain, *odd])
+
+
+def test_status_names_everything_that_is_not_well() -> None:
+    """Faults, a refused reload, a pause, a stall and waiting requests stand below the table."""
+    fault = {
+        "interface": "eth0",
+        "reason": "permission",
+        "message": "eth0: EPERM",
+        "since": "2026-11-23T11:00:00Z",
+        "warning": False,
+    }
+    config = {"sha256": "x", "error": "a.yaml:3:7: bad\na.yaml:4:1: worse", "loaded": WALL}
+    data = document(link(), faults=[fault], config=config, paused=True, requests_pending=2, last_tick_age_s=42.0)
+    shown = " ".join(" ".join(status.render(data)).split())
+    assert "stalled: the last sample is 42s old" in shown
+    assert "fault (permission): eth0: EPERM (since 2026-11-23 11:00:00" in shown
+    assert "a.yaml:3:7: bad (and 1 more problem). See: limiterctl check" in shown
+    assert "paused: no new limit is set" in shown
+    assert "2 increase requests wait for an answer" in shown
+
+
+def test_status_of_one_link_is_the_link_in_detail() -> None:
+    """`status IFACE` says in a sentence what the phase means, then the facts with both times."""
+    lines = status.render(document(link("eth1", **LIMITED)), interface="eth1")
+    shown = "\n".join(lines)
+    assert lines[0] == "eth1 is limited to 200mbit (read back from the kernel)."
+    assert "(4m12s ago)" in shown
+    assert "limiterctl explain eth1" in shown
+    assert "12.3k packets dropped" in shown
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("enforce", "it will be limited if it goes on"), ("observe", "would be limited, were its policy not")]
+)
+def test_a_pending_link_says_what_comes_next(mode: str, words: str) -> None:
+    """Pending under an enforcing policy is a warning, under an observing one a remark."""
+    assert words in status.headline(link(phase="pending", mode=mode, pending_seconds=3.0))
+
+
+def test_status_json_is_the_daemons_own(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json prints what the daemon said, all of it."""
+    assert ctl("status", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == document(link())
+
+
+def test_an_unwatched_link_exits_1(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for a link that no policy watches, status says so and fails."""
+    stub.answers["status"] = document()
+    assert ctl("status", "eth9") == 1
+    assert "eth9 is not watched" in capsys.readouterr().err
+
+
+def test_watch_survives_a_daemon_that_goes_away(tmp_path: Path) -> None:
+    """--watch goes on asking while the daemon is down, and shows it again when it is back."""
+    path = tmp_path / "control.sock"
+    with limiterctl("status", "--watch", "0.1", "--json", "--socket", str(path)) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert "systemctl" in process.stderr.readline()
+        with ControlStub(path, {"status": document(link())}):
+            assert json.loads(process.stdout.readline())["host"] == "gpu-7"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+
+
+# ---- top -----------------------------------------------------------------------------------------------------------
+
+
+def heard(*statuses: dict[str, Any]) -> top.Board:
+    """A board that heard these, a second apart."""
+    board = top.Board()
+    for second, data in enumerate(statuses):
+        board.hear(data, 100.0 + second, NOW + second)
+    return board
+
+
+def test_top_fits_an_80x24_terminal() -> None:
+    """However many links there are, the frame is at most 24 lines of 80 columns and keeps the keys in sight."""
+    board = heard(*[document(*(link(f"eth{i}", **(LIMITED if i % 3 else {})) for i in range(40)), paused=True)] * 90)
+    lines = top.frame(board, SCREEN, 24, "r", NOW)
+    assert len(lines) <= 24
+    assert all(display_width(line) <= 80 for line in lines)
+    assert "q quit" in lines[-1]
+    assert any("more lines" in line for line in lines)
+
+
+@pytest.mark.parametrize(("sort", "order"), [("r", ["b", "c", "a"]), ("n", ["a", "b", "c"]), ("p", ["c", "a", "b"])])
+def test_top_sorts(sort: str, order: list[str]) -> None:
+    """By rate, by name, or the gravest phase first."""
+    board = heard(document(link("b", rate_bps=9), link("a", rate_bps=1, phase="pending"), link("c", rate_bps=5, phase="fault")))
+    lines = top.frame(board, SCREEN, 0, sort, NOW)
+    assert [line.split()[0] for line in lines[3:6]] == order
+
+
+def test_top_shows_what_waits_behind_a_limit() -> None:
+    """A limited link has a second line: the queue, and the drops of the last second."""
+    later = LIMITED | {"shaped": LIMITED["shaped"] | {"drops": 12_445}}
+    board = heard(document(link(**LIMITED)), document(link(**later)))
+    demand = next(line for line in top.frame(board, SCREEN, 24, "r", NOW) if "demand" in line)
+    assert "248kB queued, 100 drops/s" in demand
+
+
+def test_top_survives_a_daemon_restart() -> None:
+    """While the daemon is away the last figures stay, marked as old, with a gap in the charts; then it goes on."""
+    board = heard(document(link()))
+    board.miss("limiterd cannot be reached at /run/x; is limiterd running?")
+    shown = " ".join(top.frame(board, SCREEN, 24, "r", NOW + 8))
+    assert "are of 8s ago" in shown
+    assert "eth0" in shown
+    assert list(board.tracks["eth0"].rates) == [94_000_000, None]
+    board.hear(document(link()), 110.0, NOW + 10)
+    assert list(board.tracks["eth0"].rates) == [94_000_000, None, 94_000_000]
+    assert "cannot be reached" not in " ".join(top.frame(board, SCREEN, 24, "r", NOW + 10))
+
+
+def test_top_starts_a_new_chart_for_a_new_link() -> None:
+    """The same name with another ifindex is another link."""
+    board = heard(document(link()), document(link(ifindex=7)))
+    assert len(board.tracks["eth0"].rates) == 1
+
+
+def test_top_without_a_terminal_prints_one_frame(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a pipe top is a single picture."""
+    assert ctl("top") == 0
+    assert "eth0" in capsys.readouterr().out
+
+
+# ---- explain, history -----------------------------------------------------------------------------------------------
+
+
+def explanation(**changes: Any) -> dict[str, Any]:
+    """What the daemon says of a limited link."""
+    samples = [[i * 10**8, i * 15_000_000] for i in range(104)]
+    return {
+        "link": link("eth1", **LIMITED),
+        "detect": {"threshold_bps": 10**9, "window_s": 10.0, "slice_s": 1.0, "floor_percent": 80.0},
+        "samples": samples,
+        "conditions": [
+            {"name": "flanks", "holds": True, "is": "first interval 1.2gbit, last 1.2gbit", "needs": "both at least 1gbit"},
+            {"name": "length", "holds": True, "is": "10.1s", "needs": "at least 10s"},
+        ],
+        "firing": {
+            "at": WALL,
+            "reason": "sustained",
+            "mean_bps": 1_200_000_000,
+            "peak_bps": 1_300_000_000,
+            "threshold_bps": 10**9,
+        },
+        "evidence": None,
+        "lift": ["an operator's command: limiterctl release eth1 --reason '…'"],
+        "override": None,
+        "faults": [],
+        "wall": WALL,
+    } | changes
+
+
+def test_explain_answers_in_the_order_of_the_questions() -> None:
+    """What it is, what was seen, which conditions held, what lifts it."""
+    lines = explain.render(explanation(), SCREEN)
+    shown = " ".join(" ".join(lines).split())
+    order = [
+        "eth1 is limited to 200mbit",
+        "What was seen",
+        "mean 1.2gbit, peak 1.3gbit",
+        "yes length 10.1s",
+        "What lifts it",
+        "release eth1",
+    ]
+    assert [shown.index(words) for words in order] == sorted(shown.index(words) for words in order)
+    assert all(display_width(line) <= 80 for line in lines)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+        lambda i: (
+            st.lists(i)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["link", "firing", "evidence", "flows", "samples", "lift", "conditions", "interface", "phase", "name"]
+                ),
+                i,
+            )
+        ),
+        max_leaves=20,
+    )
+)
+def test_explain_shows_whatever_it_gets(data: Any) -> None:
+    """Missing, odd or hostile fields never break the text nor reach the terminal as control characters."""
+    lines = explain.render(data if isinstance(data, dict) else {"link": data}, SCREEN, now=NOW)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_history_asks_for_what_was_wanted(stub: ControlStub, ctl: Ctl) -> None:
+    """Filters go to the daemon; times may be written as ages."""
+    stub.answers["history"] = {"entries": []}
+    words = ["eth0", "--kind", "limit", "--kind", "released", "--since", "2026-11-23T03:00:00Z", "--limit", "5"]
+    assert ctl("history", *words) == 0
+    assert stub.asked == [
+        ("history", {"limit": 5, "interface": "eth0", "kinds": ["limit", "released"], "since": "2026-11-23T03:00:00Z"})
+    ]
+
+
+def test_history_tells_each_entry_in_the_daemons_words() -> None:
+    """An entry shows its time, its age, its kind, its link and the sentence that was written down, or else its fields."""
+    entries = [
+        {
+            "wall": "2026-11-23T11:58:20Z",
+            "kind": "limit",
+            "interface": "eth1",
+            "fields": {"text": "sent too much", "mean_bps": 1},
+        },
+        {"wall": "2026-11-22T11:00:00Z", "kind": "config", "interface": "", "fields": {"by": "root", "rate_bps": 2 * 10**9}},
+    ]
+    lines = history.render({"entries": entries}, now=NOW)
+    assert "limit            eth1 sent too much" in lines[1]
+    assert "1m" in lines[1]
+    assert "by root, rate 2gbit" in lines[-1]
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_verify_exits_by_the_verdict(code: int, stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """An intact trail is 0 and shows its head; a changed one is 1 and shows where."""
+    intact = code == 0
+    stub.answers["history.verify"] = {"ok": intact, "lines": 7, "head": "abc", "problems": [] if intact else ["line 3: altered"]}
+    assert ctl("history", "--verify") == code
+    assert ("head abc" if intact else "line 3: altered") in capsys.readouterr().out
+
+
+# ---- an operator's hand ----------------------------------------------------------------------------------------------
+
+
+def test_limit_waits_until_the_kernel_shows_it(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command ends when the status says limited, and says how soon that was."""
+    rows = iter([link(), link(), link(**LIMITED), link(**LIMITED)])
+    stub.answers |= {"status": lambda _: document(next(rows)), "limit": {"link": link()}}
+    assert ctl("limit", "eth0", "--rate", "200mbit", "--reason", "abuse") == 0
+    assert ("limit", {"interface": "eth0", "reason": "abuse", "rate_bps": 200_000_000}) in stub.asked
+    assert "eth0: limited to 200mbit" in capsys.readouterr().out
+
+
+def test_a_limit_that_becomes_a_fault_exits_1(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit that the kernel refuses is no success."""
+    rows = iter([link(), link(phase="fault"), link(phase="fault")])
+    stub.answers |= {"status": lambda _: document(next(rows)), "limit": {}}
+    assert ctl("limit", "eth0", "--reason", "abuse") == 1
+    assert "limiterctl explain eth0" in capsys.readouterr().out
+
+
+def test_release_waits_until_the_limit_is_gone(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Releasing all ends when nothing is limited any more; each link is named."""
+    limited, free = document(link("a", **LIMITED), link("b", **LIMITED)), document(link("a"), link("b"))
+    answers = iter([limited, limited, free, free])
+    stub.answers |= {"status": lambda _: next(answers), "release": {}}
+    assert ctl("release", "--all", "--reason", "maintenance") == 0
+    shown = capsys.readouterr().out
+    assert "a: limit lifted" in shown
+    assert "b: limit lifted" in shown
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_pause_and_resume_carry_the_reason(verb: str, stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is paused or resumed is said in a sentence, and why goes along."""
+    stub.answers[verb] = {"paused": verb == "pause"}
+    assert ctl(verb, "--reason", "drill") == 0
+    assert stub.asked == [(verb, {"reason": "drill"})]
+    assert capsys.readouterr().out.startswith(f"{verb}d:")
+
+
+def test_reload_prints_what_changed(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every change is a line; none is said as such."""
+    stub.answers["reload"] = {
+        "changes": ["+ override REQ-1 eth0 exempt until 2026-12-31", "~ policy fair-use limit 200mbit → 300mbit"]
+    }
+    assert ctl("reload") == 0
+    assert capsys.readouterr().out.splitlines() == stub.answers["reload"]["changes"]  # type: ignore[index]
+    stub.answers["reload"] = {"changes": []}
+    assert ctl("reload") == 0
+    assert "nothing changed" in capsys.readouterr().out
+
+
+# ---- overrides and requests --------------------------------------------------------------------------------------------
+
+
+def test_override_add_sends_the_record_as_a_file_would_have_it(
+    stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flags become the record's keys; what follows on the links is watched and told."""
+    rows = iter([link(**LIMITED), link(phase="exempt", override="REQ-1")])
+    stub.answers |= {"status": lambda _: document(next(rows)), "override.add": {"changes": ["+ override REQ-1 eth* exempt"]}}
+    words = [
+        "--id",
+        "REQ-1",
+        "--interface",
+        "eth*",
+        "--exempt",
+        "--until",
+        "2026-12-31",
+        "--approved-by",
+        "me",
+        "--reason",
+        "why",
+    ]
+    assert ctl("override", "add", *words) == 0
+    (record,) = [args["record"] for verb, args in stub.asked if verb == "override.add"]
+    assert record == {
+        "id": "REQ-1",
+        "interfaces": ["eth*"],
+        "action": "exempt",
+        "expires": "2026-12-31",
+        "approved_by": "me",
+        "reason": "why",
+    }
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "+ override REQ-1 eth* exempt"
+    assert shown[1].startswith("eth0: limit lifted")
+
+
+def test_override_add_with_rates(stub: ControlStub, ctl: Ctl) -> None:
+    """A threshold and a limit keep the words that they were written in; never is an expiry."""
+    stub.answers["override.add"] = {}
+    words = [
+        "--id",
+        "A",
+        "--interface",
+        "eth0",
+        "--host",
+        "gpu-*",
+        "--threshold",
+        "5gbit",
+        "--limit",
+        "1gbit",
+        "--never",
+        "--reason",
+        "x",
+    ]
+    assert ctl("override", "add", *words) == 0
+    (record,) = [args["record"] for verb, args in stub.asked if verb == "override.add"]
+    assert record["action"] == "limit"
+    assert (record["threshold"], record["limit"], record["expires"], record["hosts"]) == ("5gbit", "1gbit", "never", ["gpu-*"])
+
+
+def test_socket_may_stand_before_or_after_the_action(stub: ControlStub) -> None:
+    """`override --socket X list` and `override list --socket X` ask the same daemon."""
+    stub.answers["override.list"] = {"overrides": []}
+    assert cli.main(["override", "--socket", str(stub.path), "list"]) == 0
+    assert cli.main(["override", "list", "--socket", str(stub.path)]) == 0
+
+
+def test_override_list_shows_source_and_state() -> None:
+    """Each record with what it allows, its state, when it ends, who approved it and where it lives."""
+    record = {
+        "id": "REQ-1",
+        "state": "active",
+        "interfaces": ["eth0"],
+        "action": "limit",
+        "threshold_bps": 5 * 10**9,
+        "limit_bps": None,
+        "expires": "2026-11-24T12:00:00Z",
+        "approved_by": "ops",
+        "reason": "backup",
+        "source": "/etc/limiterd/overrides.d/a.yaml:3",
+    }
+    lines = overrides.render({"overrides": [record, record | {"id": "B", "expires": "never"}]}, now=NOW)
+    shown = "\n".join(lines)
+    assert "up to 5gbit" in shown
+    assert "(in 1d)" in shown
+    assert "backup; approved by ops; /etc/limiterd/overrides.d/a.yaml:3" in shown
+    assert lines[-1] == "never expires: B"
+
+
+def test_a_request_goes_to_the_daemon(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tenant's request carries link, rate, end and reason, and its id is printed."""
+    stub.answers["request.add"] = {"request": {"id": "R-7"}}
+    assert ctl("request", "--interface", "eth0", "--rate", "2gbit", "--until", "2026-12-31", "--reason", "sync") == 0
+    assert stub.asked == [("request.add", {"interface": "eth0", "until": "2026-12-31", "reason": "sync", "rate_bps": 2 * 10**9})]
+    assert "R-7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "grant"),
+    [
+        (["--exempt"], {"exempt": True}),
+        (["--limit", "1gbit"], {"limit_bps": 10**9}),
+        (["--threshold", "5gbit", "--limit", "1gbit"], {"threshold_bps": 5 * 10**9, "limit_bps": 10**9}),
+    ],
+)
+def test_approving_says_what_is_granted(flags: list[str], grant: dict[str, Any], stub: ControlStub, ctl: Ctl) -> None:
+    """The grant's flags become the daemon's arguments."""
+    stub.answers["request.approve"] = {}
+    assert ctl("approve", "R-7", *flags, "--until", "2026-12-31") == 0
+    assert ("request.approve", {"id": "R-7", "until": "2026-12-31", **grant}) in stub.asked
+
+
+def test_requests_lists_those_that_wait() -> None:
+    """Answered requests are left out unless asked for; reasons are shown whole."""
+    reason = "migration of the archive to the other site, agreed with the network team"
+    waiting = {"id": "R-1", "interface": "eth0", "rate_bps": None, "until": "2026-12-31", "reason": reason, "user": "alice"}
+    answered = waiting | {"id": "R-2", "state": "denied", "decided_by": "root", "decision_reason": "too long"}
+    lines = requests.render({"requests": [waiting, answered]}, now=NOW)
+    assert any(reason in line for line in lines)
+    assert not any("R-2" in line for line in lines)
+    assert any("denied by root: too long" in line for line in requests.render({"requests": [answered]}, everything=True, now=NOW))
+
+
+# ---- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_check_prints_every_problem_and_exits_78(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All problems of all files, with their places, on standard error; the code is 78."""
+    config = tmp_path / "limiterd.yaml"
+    config.write_text("sampling: {interval: 5}\npolices: []\n")
+    config.chmod(0o600)
+    assert cli.main(["check", str(config)]) == 78
+    said = capsys.readouterr().err
+    assert f"{config}:1:" in said
+    assert f"{config}:2:1: polices: " in said
+    assert cli.main(["check", "--json", str(config)]) == 78
+    assert len(json.loads(capsys.readouterr().out)["problems"]) >= 2
+
+
+def test_check_of_a_good_file_exits_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file with none of the keys is valid."""
+    config = tmp_path / "limiterd.yaml"
+    config.write_text("policies: []\n")
+    config.chmod(0o600)
+    assert cli.main(["check", str(config)]) == 0
+    assert "ok" in capsys.readouterr().out
