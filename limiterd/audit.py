@@ -121,7 +121,8 @@ class AuditTrail:
         Raises EnvironmentFault(operation="read").
         """
         with self._lock:
-            waiting = tuple(line[:-1] for line in self._lines)
+            first_seq = self._seq - len(self._lines) + 1
+            waiting = {seq: line[:-1] for seq, line in enumerate(self._lines, first_seq)}
         wanted = chain.Filter(interface, kinds, since_wall_ns, until_wall_ns)
         return chain.read(self._directory, wanted, waiting=waiting, limit=limit, max_bytes=_ANSWER_BYTES)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from limiterd import jsonsafe
+from limiterd.core.errors import EnvironmentFault
 from limiterd.core.units import format_wall
 from limiterd.files import fault
 
@@ -33,6 +34,7 @@ _MAX_FIELDS_DEPTH: Final = jsonsafe.MAX_DEPTH - 2
 _TAIL_BYTES: Final = 4 * MAX_LINE_BYTES
 _BLOCK_BYTES: Final = 64 << 10
 _MAX_FINDINGS: Final = 100
+_OPEN_ATTEMPTS: Final = 50
 
 
 # ---- lines ---------------------------------------------------------------------------------------
@@ -101,6 +103,7 @@ class _Part:
     name: str
     descriptor: int
     size: int
+    inode: tuple[int, int]
 
 
 def _names(directory: Path) -> list[str]:
@@ -109,31 +112,70 @@ def _names(directory: Path) -> list[str]:
     return [FILE_NAME, *(f"{FILE_NAME}.{number}" for number in numbers)]
 
 
+def _open_part(directory: Path, name: str) -> _Part | None:
+    """One file of the trail, None where there is none of that name. Raises OSError, for a link too; a fifo reads as empty."""
+    try:
+        descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    found = os.fstat(descriptor)
+    return _Part(name, descriptor, found.st_size if stat.S_ISREG(found.st_mode) else 0, (found.st_dev, found.st_ino))
+
+
+def _still_named(directory: Path, parts: Sequence[_Part]) -> bool:
+    """Whether the opened files are those of the trail, all and under the same names: nothing was rotated meanwhile."""
+    now = []
+    for name in _names(directory):
+        try:
+            found = (directory / name).lstat()
+        except FileNotFoundError:
+            continue
+        now.append((name, (found.st_dev, found.st_ino)))
+    return now == [(part.name, part.inode) for part in parts]
+
+
+def _close(parts: Sequence[_Part]) -> None:
+    for part in parts:
+        os.close(part.descriptor)
+
+
+def _open_all(directory: Path) -> list[_Part] | None:
+    """All files, newest first; None where they were rotated meanwhile. Raises OSError."""
+    parts: list[_Part] = []
+    try:
+        for name in _names(directory):
+            part = _open_part(directory, name)
+            if part is not None:
+                parts.append(part)
+        whole = _still_named(directory, parts)
+    except OSError:
+        _close(parts)
+        raise
+    if whole:
+        return parts
+    _close(parts)
+    return None
+
+
 @contextmanager
 def _parts(directory: Path) -> Iterator[Sequence[_Part]]:
-    """The trail's files, newest first. A rotation meanwhile is harmless: no file is left out, none comes twice.
+    """The trail's files as of one moment, newest first.
 
     Raises EnvironmentFault(operation="read"), also for what goes wrong while they are read.
     """
-    parts: list[_Part] = []
-    inodes: set[tuple[int, int]] = set()
     try:
-        for name in _names(directory):
-            try:
-                descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            found = os.fstat(descriptor)
-            parts.append(_Part(name, descriptor, found.st_size if stat.S_ISREG(found.st_mode) else 0))
-            if (found.st_dev, found.st_ino) in inodes:
-                os.close(parts.pop().descriptor)
-            inodes.add((found.st_dev, found.st_ino))
+        attempts = (_open_all(directory) for _ in range(_OPEN_ATTEMPTS))
+        parts = next(opened for opened in attempts if opened is not None)
+    except StopIteration:
+        raise EnvironmentFault(f"the audit trail in {directory} is rotated again and again", operation="read") from None
+    except OSError as error:
+        raise fault(f"the audit trail in {directory} cannot be opened", error, "read") from error
+    try:
         yield parts
     except OSError as error:
         raise fault(f"the audit trail in {directory} cannot be read", error, "read") from error
     finally:
-        for part in parts:
-            os.close(part.descriptor)
+        _close(parts)
 
 
 def _backwards(part: _Part) -> Iterator[bytes]:
@@ -215,17 +257,22 @@ class Filter:
         )
 
 
-def read(directory: Path, wanted: Filter, *, waiting: Sequence[bytes] = (), limit: int, max_bytes: int) -> tuple[Entry, ...]:
-    """Newest first, `waiting` lines (oldest first, not on disk for sure) before those of the files.
+def _newest_seq(parts: Sequence[_Part]) -> int:
+    entries = (parse_line(line) for part in parts for line in _backwards(part))
+    return next((entry.seq for entry in entries if entry is not None), 0)
+
+
+def read(directory: Path, wanted: Filter, *, waiting: Mapping[int, bytes], limit: int, max_bytes: int) -> tuple[Entry, ...]:
+    """Newest first; of the `waiting` lines (by seq, oldest first) those that the files do not hold yet come before theirs.
 
     Stops at `limit` entries or about max_bytes of lines. Raises EnvironmentFault(operation="read").
     """
     found: list[Entry] = []
-    pending = set(waiting)
     mark = b"" if wanted.interface is None else jsonsafe.dump(jsonsafe.plain(wanted.interface)).encode()
     with _parts(directory) as parts:
-        on_disk = (line for part in parts for line in _backwards(part) if line not in pending)
-        for line in chain(reversed(waiting), on_disk):
+        newest = _newest_seq(parts) if waiting else 0
+        in_memory = (line for seq, line in reversed([*waiting.items()]) if seq > newest)
+        for line in chain(in_memory, *map(_backwards, parts)):
             if len(found) >= limit or max_bytes < 0:
                 break
             entry = parse_line(line) if mark in line else None  # a cheap test before the dear one

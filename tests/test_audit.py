@@ -555,7 +555,7 @@ def test_an_unreadable_trail_is_reported_to_who_asks(tmp_path: Path) -> None:
     """Reading and verifying raise the documented fault where the files cannot be opened."""
     (tmp_path / "audit.jsonl").symlink_to(tmp_path / "elsewhere")
     trail = trail_in(tmp_path)
-    with pytest.raises(EnvironmentFault, match="cannot be read"):
+    with pytest.raises(EnvironmentFault, match="cannot be opened"):
         trail.read()
     with pytest.raises(EnvironmentFault):
         trail.verify()
