@@ -377,7 +377,7 @@ def many(parser: Parser, *, least: int = 0, most: int = MAX_LIST, what: str) -> 
                 else parser(item, where, context)
             )
             if value is INVALID:
-                context.invalid.update((path, where))
+                context.invalid.add(where)
             else:
                 context.parts[where] = value
                 values.append(value)

@@ -407,7 +407,8 @@ class _Composer:
         end, closed = self._last
         rest = self._text[end:]
         bare = isinstance(self._root, Scalar) and not self._root.text  # only `---`: there is nothing to cut
-        if not closed and not rest.strip(" \t") and not bare:
+        line_ended = self._text[:end].endswith("\n")  # a block scalar takes its newline in
+        if not (closed or line_ended or bare or rest.strip(" \t")):
             message = "ends within a value, as a half-written file does; end the last line with a newline"
             self._problems.add(_place_after(self._text), "file", message)
 
