@@ -43,20 +43,17 @@ def opens(last: Sample | None, new: Sample, sampling: Sampling) -> EpochReason |
     """The first condition, in the rule's order, by which a sample is a baseline; None where none holds."""
     if last is None:
         return EpochReason.NEW
-    if new.ifindex != last.ifindex:
-        return EpochReason.IFINDEX
-    if new.incarnation != last.incarnation:
-        return EpochReason.NEW
-    if new.tx_bytes < last.tx_bytes:
-        return EpochReason.COUNTER
-    if new.t_ns < last.t_ns:
-        return EpochReason.CLOCK
-    if new.t_ns - last.t_ns > sampling.max_gap_ns:
-        return EpochReason.GAP
-    implausible = sampling.max_plausible_bps
-    if implausible and new.t_ns > last.t_ns and rate(last, new) > implausible:
-        return EpochReason.IMPLAUSIBLE
-    return None
+    elapsed_ns = new.t_ns - last.t_ns
+    limit_bps = sampling.max_plausible_bps
+    conditions = (
+        (new.ifindex != last.ifindex, EpochReason.IFINDEX),
+        (new.incarnation != last.incarnation, EpochReason.NEW),
+        (new.tx_bytes < last.tx_bytes, EpochReason.COUNTER),
+        (elapsed_ns < 0, EpochReason.CLOCK),
+        (elapsed_ns > sampling.max_gap_ns, EpochReason.GAP),
+        (limit_bps > 0 and elapsed_ns > 0 and rate(last, new) > limit_bps, EpochReason.IMPLAUSIBLE),
+    )
+    return next((reason for holds, reason in conditions if holds), None)
 
 
 def is_dropped(last: Sample, new: Sample, sampling: Sampling) -> bool:
@@ -69,8 +66,7 @@ def is_dropped(last: Sample, new: Sample, sampling: Sampling) -> bool:
 
 def slice_start(epoch: list[Sample], j: int, slice_ns: int) -> int | None:
     """The latest sample of the epoch at least a slice before sample j."""
-    starts = [s for s in range(j) if epoch[j].t_ns - epoch[s].t_ns >= slice_ns]
-    return starts[-1] if starts else None
+    return next((s for s in reversed(range(j)) if epoch[j].t_ns - epoch[s].t_ns >= slice_ns), None)
 
 
 def floor_holds(epoch: list[Sample], a: int, last: int, detect: Detect) -> bool:
@@ -92,10 +88,9 @@ def sustained(epoch: list[Sample], detect: Detect) -> bool:
     """Whether some a witnesses sustained excess at the epoch's last sample."""
     n = len(epoch) - 1
     b = n - 1
-    return any(
-        hot(epoch, a, detect)
-        and hot(epoch, n, detect)
-        and epoch[b].t_ns - epoch[a].t_ns >= detect.window_ns
+    return hot(epoch, n, detect) and any(
+        epoch[b].t_ns - epoch[a].t_ns >= detect.window_ns
+        and hot(epoch, a, detect)
         and rate(epoch[a], epoch[b]) >= detect.threshold_bps
         and floor_holds(epoch, a, b, detect)
         for a in range(1, b)
@@ -111,8 +106,8 @@ def over_the_line_bits(samples: list[Sample], threshold_bps: int) -> Fraction:
 def earliest_live(epoch: list[Sample], detect: Detect) -> int | None:
     """The earliest candidate that no slice up to the epoch's last sample rules out."""
     last = len(epoch) - 1
-    live = [a for a in range(1, last + 1) if hot(epoch, a, detect) and floor_holds(epoch, a, last, detect)]
-    return live[0] if live else None
+    live = (a for a in range(1, last + 1) if hot(epoch, a, detect) and floor_holds(epoch, a, last, detect))
+    return next(live, None)
 
 
 def judge(samples: Iterable[Sample], detect: Detect, sampling: Sampling) -> list[Step]:
