@@ -286,7 +286,9 @@ def _is_host(host: str) -> bool:
     except ValueError:
         labels = [] if bracketed or not host else host.split(".")
         return not host or (
-            any(not label.isdigit() for label in labels) and all(_HOST_LABEL.fullmatch(label) is not None for label in labels)
+            len(host) <= 253
+            and any(not label.isdigit() for label in labels)
+            and all(_HOST_LABEL.fullmatch(label) is not None for label in labels)
         )
 
 

@@ -297,8 +297,8 @@ class _Composer:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self._stop(START if mark is None else Place(mark.line + 1, mark.column + 1), _explain(error, self._text))
-        except yaml.YAMLError as error:
-            self._stop(START, f"is not YAML: {error}")
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: PyYAML's own parser, on an escape beyond Unicode
+            self._stop(START, f"is not YAML: {' '.join(str(error).split())[:100]}")
         self._check_end()
         return self._root
 
