@@ -150,7 +150,7 @@ def _encode_value(value: object) -> object:
         return encode(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    return value
+    return value.value if isinstance(value, Enum) else value
 
 
 def decode(cls: type[T], value: object) -> T:
