@@ -25,7 +25,6 @@ FLOWS: Final = (
     Column("SHARE", right=True),
     Column("TO", least=12),
     Column("FROM PORT", right=True),
-    Column("PROCESS", least=12),
 )
 
 
@@ -134,56 +133,59 @@ def _rule(data: Data, palette: Palette, width: int) -> list[str]:
 
 def _who(data: Data, palette: Palette, width: int) -> list[str]:
     evidence = record(data.get("evidence"))
-    flows = records(evidence.get("flows"))[:TOP_FLOWS]
-    notes = texts(evidence.get("note")) + texts(evidence.get("notes"))
-    if not flows and not notes:
+    if not evidence:
         return []
-    explained = number(evidence.get("explained_share"))
     title = "Who sent it: the largest flows of that window"
+    explained = number(evidence.get("explained"))
     if explained is not None:
         title += f" (sockets of this machine explain {explained:.0%} of the bytes)"
-    total = number(evidence.get("window_bytes")) or 0
-    table = fmt.table(FLOWS, [_flow(flow, total) for flow in flows], width - 2, palette) if flows else []
+    problem = clean(evidence.get("problem") or "")
+    notes = [f"not known: {problem}" if problem else "", *texts(evidence.get("notes"))]
     return [
         *(palette.paint(line, "bold") for line in fmt.wrap(title, width)),
-        *("  " + line for line in table),
-        *(line for note in notes for line in fmt.wrap(clean(note), width, "  ")),
+        *("  " + line for line in _flows(records(evidence.get("flows"))[:TOP_FLOWS], palette, width - 2)),
+        *(palette.paint(line, "dim") for note in notes if note for line in fmt.wrap(clean(note), width, "  ")),
     ]
 
 
-def _flow(flow: Data, total: float) -> list[Cell]:
-    sent = figure(flow.get("bytes", flow.get("sent_bytes")))
+def _flows(flows: Sequence[Data], palette: Palette, width: int) -> list[str]:
+    if not flows:
+        return ["no TCP socket of this machine is known to have sent by this link"]
+    head, *rows = fmt.table(FLOWS, [_flow(flow) for flow in flows], width, palette)
+    return [head, *(line for row, flow in zip(rows, flows, strict=True) for line in (row, f"    by {process(flow)}"))]
+
+
+def _flow(flow: Data) -> list[Cell]:
     part = number(flow.get("share"))
     return [
-        Cell(fmt.size(sent)),
-        Cell(f"{part:.0%}" if part is not None else fmt.share(sent, total)),
+        Cell(fmt.size(figure(flow.get("bytes")))),
+        Cell(f"{part:.0%}" if part is not None else NOTHING),
         Cell(_address(flow)),
         Cell(clean(flow.get("local_port", NOTHING))),
-        Cell(process(flow)),
     ]
 
 
 def _address(flow: Data) -> str:
-    host, port = clean(flow.get("remote", flow.get("remote_address", "?"))), flow.get("remote_port")
-    if port is None:
-        return host
-    return f"[{host}]:{clean(port)}" if ":" in host else f"{host}:{clean(port)}"
+    host, port = clean(flow.get("remote", "?")), clean(flow.get("remote_port", "?"))
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_UNSEEN: Final = {"not permitted": "a process that limiterd is not permitted to see", "gone": "a process that is gone"}
 
 
 def process(flow: Data) -> str:
     """The process of a flow in one cell: name, pid, user, unit; or why it is not known."""
     owner = flow.get("process")
-    who = record(owner) or flow
-    name = who.get("name") if isinstance(owner, dict) else owner
-    if not name:
-        return clean(flow.get("process_note") or "not known")
-    unit, user = who.get("unit") or who.get("cgroup"), who.get("user", who.get("uid"))
+    who = record(owner)
+    uid = who.get("uid") if who.get("uid") is not None else flow.get("uid")
     facts = [
         f"pid {clean(who['pid'])}" if who.get("pid") is not None else "",
-        clean(user) if isinstance(user, str) else f"uid {user}" if user is not None else "",
-        clean(unit) if unit else "",
+        f"uid {clean(uid)}" if uid is not None else "",
+        clean(who.get("unit") or who.get("cgroup") or ""),
     ]
-    return f"{clean(name)} ({', '.join(f for f in facts if f)})" if any(facts) else clean(name)
+    known = ", ".join(fact for fact in facts if fact)
+    name = clean(who.get("name") or _UNSEEN.get(str(owner), "a process that is not known"))
+    return f"{name} ({known})" if known else name
 
 
 # ---- what lifts it -----------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def _seconds(first_s: float, column_s: float, plot: int) -> str:
     """The labels below the floor, every five seconds."""
     line = [" "] * (plot + AXIS_WIDTH + 8)
     second = int(-(-first_s // 5) * 5)
-    while (index := round((second - first_s) / column_s)) < plot - 2:
+    while (index := round((second - first_s) / column_s)) + len(f"{second}s") <= plot:
         for offset, char in enumerate(f"{second}s"):
             line[AXIS_WIDTH + 1 + index + offset] = char
         second += 5
