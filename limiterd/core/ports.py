@@ -6,7 +6,9 @@ every test, agree on one contract.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from limiterd.core.model import Action, ActionResult, KernelAbilities, RootQdisc, Snapshot, TcActual
@@ -46,6 +48,42 @@ class TcPort(Protocol):
 
     def abilities(self) -> KernelAbilities:
         """What this kernel can do, found without touching any existing link."""
+
+    def close(self) -> None:
+        """Release the descriptors."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpSocket:
+    """One established TCP socket of this host: both ends as text and port, the socket's owner and its inode.
+
+    cookie tells sockets apart for as long as the machine runs; bound_ifindex is 0 unless the socket is tied to a device.
+    """
+
+    cookie: int
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+    bound_ifindex: int
+    uid: int
+    inode: int
+
+
+class SocketsPort(Protocol):
+    """Reads the established TCP sockets of this network namespace. Every method raises EnvironmentFault(operation="sockets")."""
+
+    def read(self) -> array[int]:
+        """(cookie, payload bytes sent since the socket was made), one after the other, of every socket: 16 bytes each."""
+
+    def describe(self, cookies: Collection[int]) -> Mapping[int, TcpSocket]:
+        """Those of these sockets that were there at the last read."""
+
+    def egress(self, sockets: Sequence[TcpSocket]) -> list[int]:
+        """The ifindex by which the kernel would send now what each socket sends; 0 where it does not say."""
+
+    def carried_by(self, ifindex: int) -> frozenset[int]:
+        """The link itself, its masters (bond, bridge, team) and the VLANs and macvlans above them: what leaves by it."""
 
     def close(self) -> None:
         """Release the descriptors."""
