@@ -42,7 +42,10 @@ def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reaso
     link, effective = _watched(state, interface)
     _may_limit(state, interface, effective, force=force)
     if rate_bps is not None and rate_bps < MIN_RATE_BPS:
-        raise PeerError(f"{interface}: a limit of {format_rate(rate_bps)} would cut it off; the least is {format_rate(MIN_RATE_BPS)}", exit_code=EXIT_USAGE)
+        raise PeerError(
+            f"{interface}: a limit of {format_rate(rate_bps)} would cut it off; the least is {format_rate(MIN_RATE_BPS)}",
+            exit_code=EXIT_USAGE,
+        )
     turn = Turn(state, now)
     decision = Decision(
         interface=interface,

@@ -163,7 +163,12 @@ def _take_tc(turn: Turn, ifindex: int, actual: TcActual) -> None:
     case.awaiting = False
     case.fresh = True
     case.read_t_ns = turn.now.boot_ns
-    if before is not None and before.root != actual.root and case.obstacle is not None and case.obstacle.reason is not FaultReason.FIGHT:
+    if (
+        before is not None
+        and before.root != actual.root
+        and case.obstacle is not None
+        and case.obstacle.reason is not FaultReason.FIGHT
+    ):
         case.backoff.hurry()
     applies = state.effective.get(link.name)
     if case.stage is Stage.STANDING and case.tree_standing is not None and applies is not None:
@@ -234,7 +239,9 @@ def _remind(turn: Turn) -> None:
             key = (override.id, override.expires_wall_ns - notice_ns)
             if left_ns <= notice_ns and key not in state.expiry_told:
                 state.expiry_told.add(key)
-                turn.tell(EventKind.OVERRIDE_EXPIRING, "", override.id, left_s=left_ns // 10**9, interfaces=list(override.interfaces))
+                turn.tell(
+                    EventKind.OVERRIDE_EXPIRING, "", override.id, left_s=left_ns // 10**9, interfaces=list(override.interfaces)
+                )
     state.expiry_told = {k for k in state.expiry_told if k[1] > wall_ns - DAY}
 
 

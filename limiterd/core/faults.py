@@ -49,8 +49,10 @@ OPERATION_OF: Final = {
     ActionKind.CHANGE_CLASS: "change",
     ActionKind.DELETE_CLASS: "remove",
     ActionKind.ADD_LEAF: "install",
+    ActionKind.CHANGE_LEAF: "change",
     ActionKind.DELETE_LEAF: "remove",
     ActionKind.ADD_FILTER: "install",
+    ActionKind.DELETE_FILTER: "remove",
     ActionKind.DELETE_FILTERS: "remove",
     ActionKind.RESTORE_ROOT: "restore",
 }

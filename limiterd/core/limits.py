@@ -107,8 +107,9 @@ def lift(turn: Turn, case: Case, reason: ReleaseReason) -> None:
     if reason is ReleaseReason.OVERRIDE:
         state.memories.pop(key, None)
     elif decision is not None and decision.strikes > 0 and case.link.name in state.effective:
-        forget_ns = state.effective[case.link.name].policy.release.forget_after_ns
-        state.memories[key] = Memory(*key, decision.strikes, turn.now.wall_ns + forget_ns)
+        forget_wall_ns = turn.now.wall_ns + state.effective[case.link.name].policy.release.forget_after_ns
+        state.memories[key] = Memory(*key, decision.strikes, forget_wall_ns)
+        state.calendar_due_wall_ns = min(state.calendar_due_wall_ns or forget_wall_ns, forget_wall_ns)
     case.signal(Signal.LIFT)
     case.release_reason = reason
     case.release_announced = False

@@ -102,20 +102,26 @@ def datagrams(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
     """Cut the steps of one link into runs that may each be sent at once.
 
     Where an earlier step of a run fails, the later ones must do no harm: exclusive adds under a missing root or class
-    fail too. But the limit must not begin when the exempt traffic's filters failed; and SAVE_ROOT is a reading that
-    decides about all that follows.
+    fail too. But the limit must not begin when the exempt traffic's filters failed; a prio must not go while one of its
+    filters stayed; and SAVE_ROOT is a reading that decides about all that follows.
     """
     run: list[Action] = []
-    filtered = False
+    done: set[ActionKind] = set()
     for action in actions:
-        begins_limit = isinstance(action.item, HtbClass) and action.item.classid == CLASS_DEFAULT and filtered
-        if run and (begins_limit or run[-1].kind is ActionKind.SAVE_ROOT):
+        if run and _needs_certainty(action, done):
             yield tuple(run)
-            run = []
-        filtered = filtered or action.kind is ActionKind.ADD_FILTER
+            run, done = [], set()
+        done.add(action.kind)
         run.append(action)
     if run:
         yield tuple(run)
+
+
+def _needs_certainty(action: Action, done: set[ActionKind]) -> bool:
+    """Whether a step may only be sent when the answers to these others are known."""
+    if isinstance(action.item, HtbClass) and action.item.classid == CLASS_DEFAULT:
+        return ActionKind.ADD_FILTER in done
+    return ActionKind.SAVE_ROOT in done or (action.kind is ActionKind.DELETE_FILTERS and ActionKind.DELETE_FILTER in done)
 
 
 def name_of(handle: int) -> str:
@@ -261,6 +267,8 @@ def _rebuild_reasons(wanted: TcTree, actual: TcActual, tree: TcTree) -> list[str
     """What cannot be put right inside a standing root."""
     found = _by_classid(tree)
     words = [f"class {name_of(i)} has foreign classes under it and passes its traffic by" for i in actual.inner]
+    if CLASS_EXEMPT in found.keys() - _by_classid(wanted).keys() and not any(_class_of(f) == CLASS_EXEMPT for f in tree.filters):
+        words.append("the filters of exempt traffic were deleted by others, who may have left unseen ones that hold its class")
     if tree.default_classid != wanted.default_classid:
         words.append(f"default class is {name_of(tree.default_classid)}, wanted {name_of(wanted.default_classid)}")
     for item in wanted.classes:

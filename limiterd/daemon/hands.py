@@ -65,7 +65,7 @@ class Hands:
             return []
         refused = self._save_roots(state, actions)
         try:
-            results = self.tc.apply([a for a in actions if a.kind is not ActionKind.SAVE_ROOT and a.ifindex not in refused])
+            results = self.tc.apply([a for a in actions if a.ifindex not in refused])
         except EnvironmentFault as fault:
             self._count(fault)
             return []

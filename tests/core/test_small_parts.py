@@ -1,0 +1,209 @@
+"""The small parts of the core: release rules, back-off, histograms, the response table, status documents, errors."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limiterd.core.case import TRANSITIONS, Case, Signal, Stage
+from limiterd.core.errors import ConfigError, Problem
+from limiterd.core.faults import Backoff, Fight, errno_name, obstacle_of
+from limiterd.core.histogram import Buckets
+from limiterd.core.model import (
+    HOUR,
+    MINUTE,
+    SECOND,
+    Action,
+    ActionKind,
+    ActionResult,
+    ClassStats,
+    EventKind,
+    FaultReason,
+    Link,
+    Override,
+    OverrideAction,
+    Phase,
+    PolicyMode,
+    Release,
+    ReleaseReason,
+    Snapshot,
+)
+from limiterd.core.release import Quiet, hold_ns, release_reason
+from limiterd.core.responses import response
+from limiterd.core.status import Surroundings, build, document, frame
+from tests.world import LIMIT, MBIT, POLICY, START, World, rules_of
+
+
+@given(st.integers(1, 40))
+def test_the_hold_grows_and_is_capped(strikes: int) -> None:
+    """Hold = min_hold · multiplier^(strikes−1), at most max_hold; the reason tells whether the cap cut it."""
+    rule = Release(min_hold_ns=5 * MINUTE, max_hold_ns=24 * HOUR, multiplier_ppm=2_000_000)
+    exact = 5 * MINUTE * 2 ** (strikes - 1)
+    assert hold_ns(rule, strikes) == min(exact, 24 * HOUR)
+    assert release_reason(rule, strikes) is (ReleaseReason.MAX_HOLD if exact > 24 * HOUR else ReleaseReason.DEMAND_ENDED)
+
+
+def test_quiet_is_unbroken_slices_below_the_quiet_rate() -> None:
+    """A second below the rate is quiet; a drop, a backlog, too much traffic or an unobserved gap breaks it."""
+    quiet = Quiet()
+    stats = ClassStats()
+
+    def read(second: float, **more: int) -> int:
+        nonlocal stats
+        stats = replace(stats, **more)
+        quiet.read(stats, int(second * SECOND), 8 * MBIT, 500_000)
+        return quiet.lasted_ns()
+
+    assert read(0) == 0
+    assert read(0.5) == 0
+    assert read(1, sent_bytes=499_000) == SECOND
+    assert read(2) == 2 * SECOND
+    assert read(3, drops=1) == 0
+    assert read(4) == SECOND
+    assert read(5, backlog_bytes=1) == 0
+    assert read(6, backlog_bytes=0) == SECOND
+    assert read(7, sent_bytes=5_000_000) == 0
+    assert read(8) == SECOND
+    assert read(10.5) == 0
+    assert read(11.5, sent_bytes=0) == 0
+
+
+def test_backoff_doubles_to_a_minute() -> None:
+    """1, 2, 4 … 60 s; hurry tries at once and keeps the count, reset forgets it."""
+    backoff = Backoff()
+    pauses = []
+    for _ in range(8):
+        backoff.failed(0)
+        pauses.append(backoff.retry_at_ns // SECOND)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    backoff.hurry()
+    assert (backoff.attempts, backoff.retry_at_ns) == (8, 0)
+    backoff.reset()
+    assert backoff.attempts == 0
+
+
+def test_a_fight_is_six_repairs_within_a_minute() -> None:
+    """Five repairs a minute are chance, the sixth is a fight; slower ones never are."""
+    fight = Fight()
+    assert [fight.repaired(n * SECOND) for n in range(7)] == [False] * 5 + [True] * 2
+    slow = Fight()
+    assert not any(slow.repaired(n * 13 * SECOND) for n in range(50))
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "reason"),
+    [
+        (ActionKind.ADD_ROOT, errno.ENOENT, FaultReason.MISSING_MODULE),
+        (ActionKind.CHANGE_CLASS, errno.ENOENT, FaultReason.OTHER),
+        (ActionKind.ADD_CLASS, errno.EEXIST, FaultReason.OTHER),
+        (ActionKind.ADD_ROOT, errno.EEXIST, FaultReason.FOREIGN_QDISC),
+        (ActionKind.ADD_ROOT, 12345, FaultReason.OTHER),
+    ],
+)
+def test_what_an_errno_means_depends_on_the_step(kind: ActionKind, number: int, reason: FaultReason) -> None:
+    """ENOENT says "kind unknown" only of an add, EEXIST "somebody's root" only of the root."""
+    found = obstacle_of(ActionResult(Action(kind, 2, "eth0"), number, "words"))
+    assert found.reason is reason
+    assert "eth0" in found.message
+    assert errno_name(number) in found.message
+
+
+def test_histogram_counts_cumulatively() -> None:
+    """An observation counts in every bucket at or above it."""
+    buckets = Buckets((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 9.0):
+        buckets.observe(value)
+    view = buckets.view()
+    assert (view.counts, view.total, view.sum_s) == ((2, 3), 4, 12.0)
+
+
+@pytest.mark.parametrize("mode", PolicyMode)
+@pytest.mark.parametrize("exempt", [False, True])
+@pytest.mark.parametrize("paused", [False, True])
+def test_the_response_table(mode: PolicyMode, exempt: bool, paused: bool) -> None:  # noqa: FBT001 - parametrized
+    """Exempt: noted. Observing or paused: would_limit. Else: limit."""
+    wanted = EventKind.NOTED if exempt else EventKind.WOULD_LIMIT if paused or mode is PolicyMode.OBSERVE else EventKind.LIMIT
+    assert response(mode, exempt=exempt, paused=paused) is wanted
+
+
+def test_the_stage_table_is_closed() -> None:
+    """Every stage is left by something, every target is a stage; an unknown signal is a defect that shows."""
+    assert {stage for stage, _ in TRANSITIONS} == set(Stage)
+    case = Case(Link(2, "eth0"))
+    with pytest.raises(KeyError):
+        case.signal(Signal.SEEN)
+
+
+def test_errors_list_every_problem_in_order() -> None:
+    """A ConfigError reads like a compiler: file:line:column: path: message, sorted."""
+    error = ConfigError([Problem("f", 2, 1, "b", "wrong"), Problem("f", 1, 5, "a", "worse")])
+    assert str(error) == "f:1:5: a: worse\nf:2:1: b: wrong"
+
+
+# ---- status --------------------------------------------------------------------------------------
+
+
+def test_status_shows_rates_over_a_span_and_absent_links() -> None:
+    """A rate is the mean between two snapshots of the same link; a policy's literal name without a link is absent."""
+    record = Override("R", ("eth0",), OverrideAction.EXEMPT, None, "ops", "why", not_before_wall_ns=START.wall_ns + HOUR)
+    world = World(rules_of(replace(POLICY, interfaces=("eth0", "eth7")), overrides=[record]))
+    first = world.snapshot()
+    world.run(1, {"eth0": 80 * MBIT})
+    around = Surroundings("1", 0, kernel_errors={("sample", "EPERM"): 2})
+    shot = frame(world.state, world.now, world.snapshot(), first, around)
+    status = build(shot)
+    assert [(v.interface, v.phase, v.rate_bps) for v in status.links] == [
+        ("eth0", Phase.CONFORMING, 80 * MBIT),
+        ("eth7", Phase.ABSENT, 0),
+    ]
+    shown = document(status)
+    assert isinstance(shown["overrides"], list)
+    assert shown["overrides"][0]["expires"] == "never"
+    assert status.counters.kernel_errors == {("sample", "EPERM"): 2}
+    assert build(frame(world.state, world.now, None, None, around)).links[0].phase is Phase.ABSENT
+
+
+def test_status_of_a_limited_link_is_read_from_the_kernel() -> None:
+    """limit_bps and the shaped counters come from what was read back, as JSON too."""
+    world = World()
+    world.fire()
+    world.run(1)
+    shown = document(build(world.frame()))
+    links = shown["links"]
+    assert isinstance(links, list)
+    link = links[0]
+    assert (link["limit_bps"], link["limit_wanted_bps"], link["phase"]) == (LIMIT.rate_bps, LIMIT.rate_bps, "limited")
+    assert link["shaped"]["sent_bytes"] > 0
+
+
+def test_status_shows_faults_with_their_beginning() -> None:
+    """A fault has its reason, its sentence and since when."""
+    world = World()
+    world.kernel.silent = True
+    world.fire()
+    faults = document(build(world.frame()))["faults"]
+    assert isinstance(faults, list)
+    assert faults[0]["reason"] == "no_answer"
+    assert not faults[0]["warning"]
+
+
+def test_a_forgotten_strike_is_not_shown() -> None:
+    """Strikes beyond their time are not shown even before they are cleared away."""
+    world = World()
+    world.fire()
+    world.release()
+    world.run(1)
+    world.now = replace(world.now, wall_ns=world.now.wall_ns + 48 * HOUR)
+    assert world.view().strikes == 0
+
+
+def test_snapshots_of_other_links_make_no_rate() -> None:
+    """A link that is not in the older snapshot has no rate yet."""
+    world = World()
+    old = Snapshot(world.now.boot_ns - SECOND, (), ())
+    shot = frame(world.state, world.now, world.snapshot(), old, Surroundings("1", 0))
+    assert build(shot).links[0].rate_bps == 0
