@@ -63,6 +63,8 @@ class _Htb:
     leaves: dict[int, Leaf] = field(default_factory=dict)
     filters: list[Filter] = field(default_factory=list)
     tables: set[int] = field(default_factory=set)
+    orphans: list[Filter] = field(default_factory=list)
+    """Filters in the table of a prio that was deleted whole: unseen, still bound, seen again with the prio."""
     direct_packets: int = 0
     stats: ClassStats = field(default_factory=ClassStats)
 
@@ -206,9 +208,7 @@ def _save_root(_: _Machine, link: FakeLink, item: RootQdisc) -> None:
 
 def _delete_root(_: _Machine, link: FakeLink, handle: int) -> None:
     root = _root(link)
-    if root is None or not root.handle:
-        raise _RefusalError(errno.ENOENT, "Cannot find specified qdisc on specified device")
-    if root.handle != handle:
+    if root is None or root.handle != handle:
         raise _RefusalError(errno.EINVAL, "Invalid handle")
     link.root = link.htb = None
 
@@ -249,7 +249,7 @@ def _delete_class(_: _Machine, link: FakeLink, classid: int) -> None:
     htb = _tree(link)
     if classid not in htb.classes:
         raise _RefusalError(errno.ENOENT, "")
-    if htb.is_inner(classid) or any(f.flowid == classid for f in htb.filters):
+    if htb.is_inner(classid) or any(f.flowid == classid for f in (*htb.filters, *htb.orphans)):
         raise _RefusalError(errno.EBUSY, "HTB class in use")
     del htb.classes[classid]
     htb.leaves.pop(classid, None)
@@ -262,14 +262,18 @@ def _add_leaf(machine: _Machine, link: FakeLink, item: Leaf) -> None:
     if item.parent in htb.leaves or item.handle in {leaf.handle for leaf in htb.leaves.values()}:
         raise _RefusalError(errno.EEXIST, "Exclusivity flag on, cannot modify")
     machine.know(item.kind)
-    htb.leaves[item.parent] = item
+    if htb.is_inner(item.parent):
+        raise _RefusalError(errno.EINVAL, "Failed to graft")
+    htb.leaves[item.parent] = item if item.kind in {"bfifo", "fq_codel"} else Leaf(item.handle, item.parent, item.kind)
 
 
 def _change_leaf(_: _Machine, link: FakeLink, item: Leaf) -> None:
     htb = _tree(link)
     standing = htb.leaves.get(item.parent)
-    if standing is None or standing.handle != item.handle:
+    if standing is None:
         raise _RefusalError(errno.ENOENT, "Qdisc not found. To create specify NLM_F_CREATE flag")
+    if standing.handle != item.handle:
+        raise _RefusalError(errno.EEXIST, "NLM_F_REPLACE needed to override")
     if standing.kind != item.kind:
         raise _RefusalError(errno.EINVAL, "Invalid qdisc name: must match existing qdisc")
     htb.leaves[item.parent] = item
@@ -278,9 +282,9 @@ def _change_leaf(_: _Machine, link: FakeLink, item: Leaf) -> None:
 def _delete_leaf(_: _Machine, link: FakeLink, item: Leaf) -> None:
     htb = _tree(link)
     standing = htb.leaves.get(item.parent)
-    if standing is None:
+    if item.parent not in htb.classes or htb.is_inner(item.parent):
         raise _RefusalError(errno.ENOENT, "Cannot find specified qdisc on specified device")
-    if standing.handle != item.handle:
+    if standing is None or standing.handle != item.handle:
         raise _RefusalError(errno.EINVAL, "Invalid handle")
     del htb.leaves[item.parent]
 
@@ -295,6 +299,8 @@ def _add_filter(machine: _Machine, link: FakeLink, item: Filter) -> None:
         htb.tables.add(item.prio)
     elif any(relative for *_, relative in item.keys) and item.prio not in htb.tables:
         raise _RefusalError(errno.EINVAL, "Specified hash table not found")
+    htb.filters += [f for f in htb.orphans if f.prio == item.prio]
+    htb.orphans = [f for f in htb.orphans if f.prio != item.prio]
     htb.filters.append(replace(item, handle=next(machine.filter_handles)))
 
 
@@ -308,7 +314,9 @@ def _delete_filter(_: _Machine, link: FakeLink, item: Filter) -> None:
 
 def _delete_filters(_: _Machine, link: FakeLink, prio: int) -> None:
     htb = _tree(link, missing=errno.EINVAL)
+    left = [f for f in htb.filters if f.prio == prio and any(relative for *_, relative in f.keys)]
     htb.filters = [f for f in htb.filters if f.prio != prio]
+    htb.orphans = htb.orphans + left if htb.filters else []  # u32's tables go with the last prio of the root
 
 
 def _vacant(link: FakeLink) -> None:
