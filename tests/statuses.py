@@ -160,7 +160,7 @@ class Machine:
                 kernel_errors={("install", "EEXIST"): 2 + beats},
                 epochs={"new": 7, "gap": beats},
                 control_requests={("status", "ok"): 12 + ticks, ("limit", "denied"): 1},
-                missed_ticks=4 + beats,
+                missed_ticks=4 + ticks,
                 dropped_samples=3 + beats,
                 netlink_resyncs=2 + beats,
                 audit_errors=1 + beats,
