@@ -113,8 +113,10 @@ def what_lifts(view: LinkView, release: Release) -> tuple[str, ...]:
         return ()
     name = view.interface
     ways = [
-        f"an approved increase request: limiterctl request --interface {name} --rate RATE --until DATE --reason '…', "
-        "which an administrator approves with limiterctl approve ID",
+        (
+            f"an approved increase request: limiterctl request --interface {name} --rate RATE --until DATE --reason '…', "
+            "which an administrator approves with limiterctl approve ID"
+        ),
         f"an operator's command: limiterctl release {name} --reason '…'",
     ]
     if view.manual:

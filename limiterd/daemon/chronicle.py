@@ -220,5 +220,14 @@ class Chronicle:
 
 
 def _top(evidence: Mapping[str, object]) -> str:
-    summary = evidence.get("summary")
-    return f"; {summary}" if isinstance(summary, str) and summary else ""
+    """The biggest sender, for the log line."""
+    flows = evidence.get("flows")
+    if not isinstance(flows, list | tuple) or not flows:
+        return ""
+    first = flows[0]
+    process = first.get("process")
+    who = f" by {process.get('name')}[{process.get('pid')}]" if isinstance(process, Mapping) else ""
+    share = first.get("share")
+    part = f", {share:.0%} of it" if isinstance(share, float) else ""
+    ends = (f"{first.get(side)}:{first.get(f'{side}_port')}" for side in ("local", "remote"))
+    return f"; top sender {' → '.join(ends)}{who}{part}"

@@ -15,32 +15,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from limiterd import __version__, config, evidence, jsonsafe
+from limiterd import __version__, config, jsonsafe
 from limiterd.audit import AuditTrail
 from limiterd.control import ControlServer
 from limiterd.core import engine, status
 from limiterd.core.diff import describe, needs_restart
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError, Problem
 from limiterd.core.histogram import Buckets
-from limiterd.core.model import Event, Now, OnExit, Override, OverrideAction, Reason, Rules, Snapshot, Status
+from limiterd.core.model import Event, Now, OnExit, Reason, Rules, Snapshot, Status
 from limiterd.core.policy import Effective, literal_names
 from limiterd.core.state import Inputs, Output, State
 from limiterd.core.status import RATE_SPAN_NS, Frame, Surroundings
-from limiterd.core.units import exact_rate, exact_wall, format_duration, format_rate
+from limiterd.core.units import format_duration, format_rate
 from limiterd.daemon.chronicle import Chronicle
 from limiterd.daemon.hands import Hands
 from limiterd.daemon.loop import Loop, boot_ns, hostname
+from limiterd.daemon.petitions import Petitions
 from limiterd.daemon.problems import Problems
-from limiterd.daemon.verbs import VERBS, Who, by
+from limiterd.daemon.verbs import VERBS, by
+from limiterd.evidence import EvidenceSampler
 from limiterd.journal import JournalStore
 from limiterd.kernel.events import EventSocket
 from limiterd.kernel.links import LinkTable, open_sampler
+from limiterd.kernel.sockets import SocketDiag
 from limiterd.kernel.tc import TcKernel
 from limiterd.log import Log
 from limiterd.metrics import MetricsServer
-from limiterd.overrides import Store, record_from_mapping
+from limiterd.overrides import Store
 from limiterd.protocol import Answer, Call
-from limiterd.requests import RequestState, RequestStore, Wish
+from limiterd.requests import RequestStore
 from limiterd.systemd import Notifier
 
 _HOUSEKEEPING_NS: Final = 1_000_000_000
@@ -69,9 +72,7 @@ class House:
         self.control.lock()
         self.audit = AuditTrail(state_directory)
         self.journal = JournalStore(state_directory)
-        self.requests_kept = RequestStore(state_directory)
-        self.overrides_kept = Store(config.store_directory(settings))
-        self.evidence = evidence.EvidenceSampler()
+        self.evidence = EvidenceSampler(SocketDiag(), boot_ns)
         self.chronicle = Chronicle(log, self.audit, self._evidence_of)
         self.table = LinkTable()
         self.sampler = open_sampler(settings.sampling.source, self.table, settings.sampling.interval_ns)
@@ -80,6 +81,7 @@ class House:
         self.hands = Hands(self.tc, clocks, self.chronicle.tell, self.journal.save, self.journal.save_now)
         self.metrics = MetricsServer(settings.metrics, self.status_or_last, self.alive)
         self.loop = Loop(settings.sampling.interval_ns, self._tick)
+        self.petitions = Petitions(self, RequestStore(state_directory), Store(config.store_directory(settings)))
         self.tick_duration = Buckets()
         self.started_wall_ns = time.time_ns()
         self.config_error: str | None = None
@@ -89,12 +91,12 @@ class House:
         self._resync = True
         self._frame: Frame | None = None
         self._housekeeping_ns = 0
-        self._reload_lock = threading.Lock()
+        self.reload_lock = threading.RLock()
         self._reload_wanted = threading.Event()
         self._event_descriptor = self.events.fileno()
         self._note_damage(loaded)
         kept, troubles = self.journal.load()
-        for topic, text in (("journal", "; ".join(troubles)), ("requests", "; ".join(self.requests_kept.load()))):
+        for topic, text in (("journal", "; ".join(troubles)), ("requests", "; ".join(self.petitions.requests.load()))):
             if text:
                 log.warning("state", text=text, file=topic)
         self.state: State = engine.start(loaded.rules, kept, self.tc.abilities(), clocks())
@@ -189,7 +191,7 @@ class House:
     def _settle(self, inputs: Inputs) -> None:
         self.hands.settle(self.state, self.rules, inputs)
         self._frame = None
-        self.evidence.want(bool(self.state.cases) or bool(self.state.detector.pending()))
+        self.evidence.want(self.state.cases.keys() or self.state.detector.pending().keys())
 
     def _on_events(self) -> None:
         try:
@@ -224,7 +226,7 @@ class House:
             ("audit", self.audit.problem),
             ("control", self.control.problem),
             ("systemd", self.notifier.problem),
-            ("evidence", self.evidence.problem),
+            ("evidence", self.evidence.problem or None),
         ):
             self.problems.note(topic, trouble)
         lost = self.chronicle.lost
@@ -253,8 +255,8 @@ class House:
             f"watching {', '.join(names[:20])}{' …' if len(names) > 20 else ''}" if names else "no link matches a policy yet"
         )
         rules = "; ".join(
-            f"policy {p.name} ({p.mode}): {format_rate(p.detect.threshold_bps)} for more than {format_duration(p.detect.window_ns)} "
-            f"→ {format_rate(p.limit.rate_bps)}"
+            f"policy {p.name} ({p.mode}): {format_rate(p.detect.threshold_bps)} for more than "
+            f"{format_duration(p.detect.window_ns)} → {format_rate(p.limit.rate_bps)}"
             for p in self.rules.config.policies
         )
         absent = [name for name, _ in literal_names(self.rules) if name not in self.state.by_name]
@@ -279,7 +281,7 @@ class House:
             started_wall_ns=self.started_wall_ns,
             config_error=self.config_error,
             config_loaded_wall_ns=self.config_loaded_wall_ns,
-            requests_pending=self.requests_kept.pending,
+            requests_pending=self.petitions.requests.pending,
             source=self.sampler.name,
             last_tick_age_ns=max(0, boot_ns() - pace.last_ns) if pace.last_ns else 0,
             missed_ticks=pace.missed,
@@ -365,7 +367,7 @@ class House:
 
     def reload(self, who: str) -> tuple[str, ...]:
         """Read, validate and diff everything, then swap it in. Raises ConfigError: nothing changed then."""
-        with self._reload_lock:
+        with self.reload_lock:
             self.notifier.reloading()
             try:
                 loaded = config.load_all(self.config_path, host=hostname())
@@ -427,107 +429,13 @@ class House:
         for note in loaded.notes:
             self.log.info("note", text=note)
 
-    # ---- overrides and requests ----
-
-    def add_override(self, fields: Mapping[str, object], who: str) -> object:
-        """Keep a record in the daemon's own store, apply it, and tell its effect."""
-        return self._keep_override(record_from_mapping(fields), who)
-
-    def _keep_override(self, record: Override, who: str) -> object:
-        with self._reload_lock:
-            self.overrides_kept.validate(record, self.rules, time.time_ns())
-            kept = self.overrides_kept.add(record)
-            self.audit.append("override_added", "", {"by": who, "id": kept.id, "expires": _until(kept), "reason": kept.reason})
-        return self._apply_overrides(who)
-
-    def revoke_override(self, identifier: str, reason: str, who: str) -> object:
-        """Forget a record of the daemon's own store."""
-        with self._reload_lock:
-            ours = next((o for o in self.rules.overrides if o.id == identifier), None)
-            if ours is not None and ours.origin != "state" and not self._in_store(identifier):
-                raise PeerError(
-                    f"override {identifier} stands in {ours.origin}, which only its owner changes; edit that file and reload"
-                )
-            self.overrides_kept.revoke(identifier)
-            self.audit.append("override_revoked", "", {"by": who, "id": identifier, "reason": reason})
-        return self._apply_overrides(who)
-
-    def _in_store(self, identifier: str) -> bool:
-        return any(placed.record.id == identifier for placed in self.overrides_kept.load().records)
-
-    def _apply_overrides(self, who: str) -> object:
-        """Reload, and say what became of the limited links."""
-        began_ns = boot_ns()
-        limited = {view.interface for view in self.status().links if view.limit_bps is not None}
-        changes = self.reload(who)
-        after = {view.interface: view for view in self.status().links}
-        spent_s = (boot_ns() - began_ns) / 1e9
-        effects = [
-            f"{name}: limit lifted {spent_s:.1f} s later"
-            for name in sorted(limited)
-            if name in after and after[name].limit_bps is None
-        ]
-        return {"changes": list(changes), "effects": effects}
-
-    def file_request(self, wish: Wish) -> object:
-        """Record an increase request."""
-        request = self.requests_kept.add(wish, time.time_ns(), {o.id for o in self.rules.overrides})
-        fields = {
-            "id": request.id,
-            "by": f"{request.user} (uid {request.uid})",
-            "reason": request.reason,
-            "until": exact_wall(request.until_wall_ns),
-        }
-        self.audit.append("request", request.interface, fields)
-        self.log.info(
-            "request", interface=request.interface, text=f"increase request {request.id} by {request.user}: {request.reason}"
-        )
-        return jsonsafe.encode(request)
-
-    def requests(self) -> list[object]:
-        """Every request that is kept."""
-        return [jsonsafe.encode(request) for request in self.requests_kept.requests]
-
-    def approve(self, identifier: str, terms: Mapping[str, object], who: Who) -> object:
-        """Turn a request into an override record, and apply it."""
-        request = self.requests_kept.get(identifier)
-        if request.state is not RequestState.PENDING:
-            raise PeerError(f"request {request.id} was {request.state} already")
-        threshold, limit = terms.get("threshold_bps"), terms.get("limit_bps")
-        until = terms.get("until_wall_ns") or request.until_wall_ns
-        fields: dict[str, object] = {
-            "id": request.id,
-            "interfaces": [request.interface],
-            "hosts": [hostname()],
-            "expires": exact_wall(until) if isinstance(until, int) else "never",
-            "approved_by": who.name,
-            "reason": request.reason,
-        }
-        rates = {"threshold": threshold, "limit": limit}
-        if not terms.get("exempt") and threshold is None and limit is None and request.rate_bps is not None:
-            rates["threshold"] = request.rate_bps
-        chosen = {key: exact_rate(rate) for key, rate in rates.items() if isinstance(rate, int)}
-        fields |= {"action": str(OverrideAction.LIMIT if chosen else OverrideAction.EXEMPT), **chosen}
-        effect = self.add_override(fields, by(who))
-        decided = self.requests_kept.decide(
-            identifier, RequestState.APPROVED, by=by(who), wall_ns=time.time_ns(), reason=str(terms.get("reason") or "")
-        )
-        self.audit.append("request_approved", request.interface, {"id": identifier, "by": by(who)})
-        return {"request": jsonsafe.encode(decided), **(effect if isinstance(effect, dict) else {})}
-
-    def deny(self, identifier: str, reason: str, who: str) -> object:
-        """Deny a request."""
-        decided = self.requests_kept.decide(identifier, RequestState.DENIED, by=who, wall_ns=time.time_ns(), reason=reason)
-        self.audit.append("request_denied", decided.interface, {"id": identifier, "by": who, "reason": reason})
-        return jsonsafe.encode(decided)
-
     # ---- telling ----
 
     def _evidence_of(self, event: Event) -> Mapping[str, object] | None:
-        samples = event.detail.get("samples")
-        if not isinstance(samples, list) or len(samples) < 2:
+        samples, link = event.detail.get("samples"), self.state.by_name.get(event.interface)
+        if link is None or not isinstance(samples, list) or len(samples) < 2:
             return None
-        return self.evidence.at_firing(event.interface, samples[0][0], samples[-1][0], samples[-1][1] - samples[0][1])
+        return self.evidence.at_firing(link, samples[0][0], samples[-1][0], samples[-1][1] - samples[0][1])
 
     def _tell_problem(self, topic: str, text: str | None) -> None:
         if text is None:
@@ -538,7 +446,3 @@ class House:
 
 def _some(names: list[str]) -> str:
     return f" ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else ""
-
-
-def _until(record: Override) -> str:
-    return "never" if record.expires_wall_ns is None else exact_wall(record.expires_wall_ns)

@@ -202,11 +202,11 @@ def _override_add(house: House, args: Args, who: Who) -> Data:
     record = args.get("record")
     if not isinstance(record, dict):
         raise PeerError("record: the fields of an override are wanted", exit_code=EXIT_USAGE)
-    return house.add_override({"approved_by": who.name, **record}, by(who))
+    return house.petitions.add({"approved_by": who.name, **record}, by(who))
 
 
 def _override_revoke(house: House, args: Args, who: Who) -> Data:
-    return house.revoke_override(text(args, "id"), text(args, "reason", default=""), by(who))
+    return house.petitions.revoke(text(args, "id"), text(args, "reason", default=""), by(who))
 
 
 # ---- increase requests -----------------------------------------------------------------------------
@@ -223,11 +223,11 @@ def _request_add(house: House, args: Args, who: Who) -> Data:
     if firing is not None:
         evidence["firing"] = {key: value for key, value in firing.items() if key != "samples"}
     wish = Wish(interface, number(args, "rate_bps"), until_wall_ns, text(args, "reason"), who.uid, who.name, evidence)
-    return house.file_request(wish)
+    return house.petitions.file(wish)
 
 
 def _request_list(house: House, _args: Args, _: Who) -> Data:
-    return {"requests": house.requests()}
+    return {"requests": house.petitions.listed()}
 
 
 def _request_approve(house: House, args: Args, who: Who) -> Data:
@@ -238,11 +238,11 @@ def _request_approve(house: House, args: Args, who: Who) -> Data:
         "until_wall_ns": moment(args, "until"),
         "reason": text(args, "reason", default=""),
     }
-    return house.approve(text(args, "id"), terms, who)
+    return house.petitions.approve(text(args, "id"), terms, who)
 
 
 def _request_deny(house: House, args: Args, who: Who) -> Data:
-    return house.deny(text(args, "id"), text(args, "reason"), by(who))
+    return house.petitions.deny(text(args, "id"), text(args, "reason"), by(who))
 
 
 VERBS: Final[Mapping[str, Callable[[House, Args, Who], Data]]] = {
