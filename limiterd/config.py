@@ -18,7 +18,7 @@ from typing import Final
 
 from limiterd import overrides
 from limiterd.core.errors import ConfigError, Problem
-from limiterd.core.model import Config, PolicyMode, Rules
+from limiterd.core.model import Config, Override, PolicyMode, Rules
 from limiterd.overrides import Found, Placed, Store
 from limiterd.parsers import Context
 from limiterd.schema import CONFIG, CONFIG_CHECKS
@@ -39,24 +39,27 @@ class Loaded:
 def parse(data: bytes, file: str) -> Config:
     """Read the bytes of a configuration file; without any key it is all defaults. Raises ConfigError."""
     config, problems = _parse(data, file)
-    if problems:
+    if config is None or problems:
         raise ConfigError(problems)
     return config
 
 
-def _parse(data: bytes, file: str) -> tuple[Config, tuple[Problem, ...]]:
-    """Read a configuration as far as it is valid, so that the overrides can be judged in the same pass."""
+def _parse(data: bytes, file: str) -> tuple[Config | None, tuple[Problem, ...]]:
+    """Read a configuration as far as it is valid, so that the overrides can be judged in the same pass.
+
+    The Config is None where not even the directories can be told.
+    """
     context = Context(Problems(file))
-    config = Config()
     try:
         root = compose(decode(data, file), context.problems)
         made = Config() if root is None else CONFIG(root, "", context)
-        config = made if isinstance(made, Config) else config
-        for check in CONFIG_CHECKS:
-            check(config, context)
+        if isinstance(made, Config):
+            for check in CONFIG_CHECKS:
+                check(made, context)
     except ConfigError as error:
-        return config, error.problems
-    return config, context.problems.take()
+        return None, error.problems
+    known = isinstance(made, Config) and context.is_valid("overrides") and context.is_valid("state")
+    return (made if known else None), context.problems.take()
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -84,6 +87,8 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     name = os.fspath(config_path)
     data = read_bytes(name)
     config, problems = _parse(data, shown(name))
+    if config is None:
+        raise ConfigError(problems)
     theirs = overrides.read_directory(config.overrides_directory)
     own = Store(store_directory(config)).load()
     records = [*theirs.records, *own.records]
@@ -98,7 +103,8 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
         wrong += _clashes(theirs.records, rules, now_ns)
     if wrong:
         raise ConfigError(wrong)
-    notes = [*theirs.notes, *_remarks(shown(name), rules, now_ns)]
+    notes = [*theirs.notes, *_policy_remarks(shown(name), rules)]
+    notes += _record_remarks(rules.overrides, rules, now_ns, configured=True)
     notes += [str(problem) for problem in _clashes(own.records, rules, now_ns)]
     return Loaded(rules, tuple(notes), tuple(own.problems))
 
@@ -117,7 +123,7 @@ def _clashes(records: Iterable[Placed], rules: Rules, wall_ns: int) -> Iterator[
             yield placed.problem(key, message)
 
 
-def _remarks(file: str, rules: Rules, wall_ns: int) -> Iterator[str]:
+def _policy_remarks(file: str, rules: Rules) -> Iterator[str]:
     """Yield what is valid but worth a look."""
     config = rules.config
     if not config.policies:
@@ -127,8 +133,13 @@ def _remarks(file: str, rules: Rules, wall_ns: int) -> Iterator[str]:
             yield f"{file}: policy {policy.name} only excludes interfaces, so it matches none"
         if policy.mode is PolicyMode.OBSERVE:
             yield f"{file}: policy {policy.name} observes: it reports and never limits"
-    for record in rules.overrides:
+
+
+def _record_remarks(records: Iterable[Override], rules: Rules, wall_ns: int, *, configured: bool) -> Iterator[str]:
+    for record in records:
         yield from overrides.remarks(record, rules, wall_ns)
+        if configured:
+            yield from overrides.unwatched(record, rules, wall_ns)
 
 
 # ---- limiterctl check ------------------------------------------------------------------------------
@@ -163,15 +174,14 @@ def _check_these(paths: Sequence[str], host: str) -> tuple[tuple[Problem, ...], 
             config, found = _check_file(path)
             if config is not None:
                 rules, given = replace(rules, config=config), True
-                whole.notes += _remarks(shown(path), rules, now_ns)
+                whole.notes += _policy_remarks(shown(path), rules)
         whole.records += found.records
         whole.problems += found.problems
         whole.notes += found.notes
     whole.problems += overrides.duplicates(whole.records)
     if given and not whole.problems:
         whole.problems += _clashes(whole.records, rules, now_ns)
-    for placed in whole.records:
-        whole.notes += [note for note in overrides.remarks(placed.record, rules, now_ns) if given or "no policy" not in note]
+    whole.notes += _record_remarks((placed.record for placed in whole.records), rules, now_ns, configured=given)
     return tuple(sorted(set(whole.problems))), tuple(whole.notes)
 
 

@@ -206,12 +206,16 @@ def _clash(record: Override, policy: Policy) -> tuple[str, str]:
 
 
 def remarks(record: Override, rules: Rules, wall_ns: int) -> Iterator[str]:
-    """Yield what is worth knowing about a valid record."""
+    """Yield what is worth knowing about a valid record by itself: that it never expires, or has."""
     if record.expires_wall_ns is None:
         yield f"{record.origin}: override {record.id} never expires"
-    if override_state(record, rules.host, wall_ns) == OverrideState.EXPIRED:
+    elif override_state(record, rules.host, wall_ns) == OverrideState.EXPIRED:
         yield f"{record.origin}: override {record.id} has expired and has no effect"
-    elif not _is_moot(record, rules, wall_ns):
+
+
+def unwatched(record: Override, rules: Rules, wall_ns: int) -> Iterator[str]:
+    """Yield a remark for each interface that a record of this host names, and that no policy watches."""
+    if not _is_moot(record, rules, wall_ns):
         for name in _literals(record):
             if policy_for(rules, name) is None:
                 yield f"{record.origin}: override {record.id} names {name}, which no policy watches"
@@ -293,7 +297,9 @@ class Store:
         except OSError:
             owners = set()
         found = read_directory(str(self._directory), owners=owners)
-        found.records = [placed._replace(record=replace(placed.record, origin=OWN)) for placed in found.records]
+        found.problems += duplicates(found.records)
+        once = {placed.record.id: placed for placed in reversed(found.records)}
+        found.records = [placed._replace(record=replace(placed.record, origin=OWN)) for placed in reversed(once.values())]
         found.notes.clear()
         return found
 

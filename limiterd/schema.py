@@ -303,8 +303,7 @@ def _policies(context: Context) -> Iterator[tuple[str, Policy]]:
 def _each_slice_holds_an_interval(config: Config, context: Context) -> None:
     """Check interval ≤ slice, policy by policy: the two keys stand in different sections."""
     interval_ns = config.sampling.interval_ns
-    written = dict(_policies(context)) or {"": Policy()}
-    for policy_path, policy in written.items():
+    for policy_path, policy in _policies(context):
         slice_ns, path, other = policy.detect.slice_ns, f"{policy_path}.detect.slice", "sampling.interval"
         if slice_ns < interval_ns and context.is_valid(path) and context.is_valid(other):
             where = path if path in context.places else other
@@ -319,8 +318,10 @@ def _names_are_unique(_: Config, context: Context) -> None:
     first: dict[str, Place] = {}
     for policy_path, policy in _policies(context):
         path = f"{policy_path}.name"
+        if not context.is_valid(path):
+            continue
         place = context.place_of(path)
-        if policy.name in first and context.is_valid(path):
+        if policy.name in first:
             before = first[policy.name]
             message = f"{policy.name!r} is the name of two policies, in line {before.line} and in line {place.line}; rename one"
             context.problems.add(place, path, message)

@@ -187,6 +187,19 @@ def _keys(section: Section, path: str = "") -> set[str]:
     return found
 
 
+def test_the_manual_names_every_key() -> None:
+    """docs/configuration.md has a row for each key of the schema."""
+    manual = (SHIPPED.parent.parent / "docs/configuration.md").read_text()
+    sections = {"sampling.", "policies.", "policies.limit.lifeline.match.", "policies.limit.exempt."}
+    leaves = {key for key in _keys(schema.CONFIG) | _keys(schema.OVERRIDE) | _keys(schema.MATCH) if not _has_parts(key)}
+    short = {max((key.removeprefix(section) for section in sections), key=lambda one: -len(one)) for key in leaves}
+    assert {key for key in short if f"`{key}`" not in manual and f"{key.rpartition('.')[2]}:" not in manual} == set()
+
+
+def _has_parts(key: str) -> bool:
+    return any(other.startswith(f"{key}.") for other in _keys(schema.CONFIG))
+
+
 def test_every_key_reaches_its_field() -> None:
     """A file with every key off its default reads as exactly that; names that YAML takes for values stay names."""
     assert read(OTHER) == OTHER_MEANS
@@ -626,6 +639,49 @@ def test_a_damaged_record_of_the_daemons_own_does_not_stop_it(write: Callable[[s
     assert loaded.damaged
     assert all(problem.file.endswith("bad.yaml") for problem in loaded.damaged)
     assert (own / "bad.yaml").exists()
+
+
+def test_an_id_of_the_daemons_own_is_taken(write: Callable[[str], Path], tmp_path: Path) -> None:
+    """A file of the operator's with that id is refused at its own place, naming both; twice in the store is damage."""
+    own, theirs = tmp_path / "state/overrides.d", tmp_path / "overrides.d"
+    own.mkdir(parents=True)
+    theirs.mkdir()
+    (own / "a.yaml").write_text(RECORD)
+    (own / "b.yaml").write_text(RECORD.replace("test", "again"))
+    loaded = config.load_all(write(""), host="h")
+    assert [record.reason for record in loaded.rules.overrides] == ["test"]
+    assert [Path(problem.file).name for problem in loaded.damaged] == ["b.yaml"]
+    (theirs / "c.yaml").write_text(RECORD)
+    with pytest.raises(ConfigError) as caught:
+        config.load_rules(write(""), host="h")
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.line) == (f"{theirs}/c.yaml", 2)
+    assert f"in {own}/a.yaml:2 and in {theirs}/c.yaml:2" in problem.message
+
+
+def test_an_approved_record_does_not_stop_the_daemon(write: Callable[[str], Path], tmp_path: Path) -> None:
+    """A record of its own that the policies contradict by now is noted; the operator's is refused."""
+    own, theirs = tmp_path / "state/overrides.d", tmp_path / "overrides.d"
+    own.mkdir(parents=True)
+    text = RECORD.replace("exempt", "limit\n    limit: 900mbit").replace("2026-12-31", "never")
+    (own / "a.yaml").write_text(text)
+    path = write("policies: [{detect: {threshold: 500mbit}}]\n")
+    assert any("900mbit is not below the threshold 500mbit" in note for note in config.load_all(path, host="h").notes)
+    (own / "a.yaml").unlink()
+    theirs.mkdir()
+    (theirs / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"a.yaml:5:12: overrides\[0\].limit: the limit 900mbit"):
+        config.load_rules(path, host="h")
+
+
+def test_a_configuration_that_cannot_be_read_leads_nowhere_else(tmp_path: Path) -> None:
+    """Where the overrides live is not guessed: only the configuration's own mistakes are told."""
+    path = tmp_path / "c.yaml"
+    for text in ("on_exit: [\n", f"overrides: {{directory: x}}\nstate: {{directory: {tmp_path}}}\n", "- a\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            config.load_rules(path, host="h")
+        assert {problem.file for problem in caught.value.problems} == {str(path)}
 
 
 def test_notes_say_what_is_worth_a_look(write: Callable[[str], Path], tmp_path: Path) -> None:
