@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -489,6 +491,36 @@ def test_a_strangers_file_is_refused(tmp_path: Path) -> None:
     os.chown(path, 65_533, 0)
     assert "belongs to uid 65533" in refusal(path)
     assert yamlsafe.read_bytes(str(path), owners=(65_533,)) == b"{}\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_a_daemon_under_its_own_user_reads_roots_files() -> None:
+    """A root:limiterd 0640 file is read by a member of the group, and refused with advice to everybody else."""
+    with tempfile.TemporaryDirectory() as home:  # pytest's own directories are closed to other users
+        Path(home).chmod(0o711)
+        path = Path(home) / "limiterd.yaml"
+        path.write_text("on_exit: remove\n")
+        os.chown(path, 0, 65_530)
+        path.chmod(0o640)
+        with acting_as(65_530):
+            assert config.load(path).on_exit is OnExit.REMOVE
+        with acting_as(65_529):
+            assert "may not be read by uid 65529" in refusal(path)
+
+
+@contextmanager
+def acting_as(number: int) -> Iterator[None]:
+    """Be another user, and of that group alone, for a while."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(number)
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
 
 
 def test_size_and_encoding(tmp_path: Path) -> None:
