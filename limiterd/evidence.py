@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ _TOP: Final = 5
 _EXAMINED: Final = 1024
 """How many of the biggest senders are asked where they leave: bounds the work of one firing."""
 _PERIOD_S: Final = 1.0
+_WORTH_TELLING_S: Final = 0.5
+_LOOKUP_S: Final = 2.0
 _LINGER_S: Final = 15.0
 """Readings outlive the wish for them: a firing may end the pending state before its evidence is asked for."""
 _READINGS: Final = 64
@@ -223,8 +226,7 @@ def _notes(first: _Reading, last: _Reading, window_start_ns: int, senders: int) 
     notes = [_NOT_SEEN, _BY_ROUTE]
     if first is last:
         notes.append("no reading was taken before the firing: what was sent since is not known")
-    elif first.t_ns > window_start_ns:
-        late_s = (first.t_ns - window_start_ns) / NS_PER_SECOND
+    elif (late_s := (first.t_ns - window_start_ns) / NS_PER_SECOND) > _WORTH_TELLING_S:
         notes.append(f"the first reading came {late_s:.1f} s after the window's start: what was sent before is not in it")
     if senders > _EXAMINED:
         notes.append(f"of {senders} connections that sent only the {_EXAMINED} biggest were examined")
@@ -248,24 +250,30 @@ def _flow(found: TcpSocket, sent_bytes: int, device_bytes: int, processes: Mappi
 
 
 def processes_of(inodes: Collection[int]) -> dict[int, dict[str, Any] | str]:
-    """For each socket inode its process; "not permitted" where /proc hides some, "gone" where none has it any more."""
+    """For each socket inode its process, or why there is none.
+
+    "not permitted": /proc hides some process's descriptors; "gone": no process has it; "not found in time": after 2 s.
+    """
     missing = set(inodes)
     found: dict[int, dict[str, Any] | str] = {}
-    denied = False
+    why = "gone"
+    deadline = time.monotonic() + _LOOKUP_S
     for pid in psutil.pids():
         if not missing:
+            break
+        if time.monotonic() > deadline:
+            why = "not found in time"
             break
         try:
             held = missing & _socket_inodes(pid)
         except PermissionError:
-            denied = True
+            why = "not permitted"
             continue
         except OSError:
             continue  # it ended while we looked
-        for inode in held:
-            found[inode] = _process(pid)
+        found |= {inode: _process(pid) for inode in held}
         missing -= held
-    return found | dict.fromkeys(missing, "not permitted" if denied else "gone")
+    return found | dict.fromkeys(missing, why)
 
 
 def _socket_inodes(pid: int) -> set[int]:
@@ -274,7 +282,7 @@ def _socket_inodes(pid: int) -> set[int]:
     with os.scandir(f"/proc/{pid}/fd") as entries:
         for entry in entries:
             try:
-                target = str(Path(entry.path).readlink())
+                target = os.readlink(entry.path)  # noqa: PTH115 # a Path for each descriptor of the machine would cost most
             except FileNotFoundError:
                 continue
             if target.startswith("socket:["):

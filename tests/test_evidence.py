@@ -232,6 +232,12 @@ def test_an_inode_of_nobody_is_no_process() -> None:
     assert processes_of({1 << 60})[1 << 60] in {"gone", "not permitted"}
 
 
+def test_the_look_up_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with too many descriptors costs the name, not the time."""
+    monkeypatch.setattr(evidence, "_LOOKUP_S", -1.0)
+    assert processes_of({77}) == {77: "not found in time"}
+
+
 def test_what_may_not_be_read_is_not_permitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a process that hides its descriptors, an unfound socket is "not permitted"."""
 

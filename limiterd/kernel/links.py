@@ -45,6 +45,7 @@ from limiterd.kernel.netlink import (
     encode,
     fault,
     frames,
+    same_words,
     text_of,
 )
 
@@ -322,10 +323,10 @@ class NetlinkSampler:
             at += got
             if _ends_plainly(self._view, at, sequence):
                 return -at if odd else at - _DONE_BYTES
-            if got % _WORD:
+            if not _is_records(free[:got]):
                 odd = True
-            if odd and _has_ended(free[:got], sequence):
-                return -at
+                if _has_ended(free[:got], sequence):
+                    return -at
 
     def _grow(self, size_bytes: int) -> None:
         """Make the buffer that large, keeping what is in it."""
@@ -432,6 +433,16 @@ def _ends_plainly(view: memoryview, at: int, sequence: int) -> bool:
     length, kind, flags, number, _ = NLMSG_HEADER.unpack_from(view, at - _DONE_BYTES)
     (code,) = _U32.unpack_from(view, at - _U32.size)
     return (length, kind, number, code) == (_DONE_BYTES, NLMSG_DONE, sequence, 0) and not flags & NLM_F_DUMP_INTR
+
+
+def _is_records(datagram: memoryview) -> bool:
+    """Whether a datagram is statistics records of one length and nothing else (so the dump does not end in it)."""
+    if len(datagram) < HEADER_BYTES:
+        return False
+    length, kind, *_ = NLMSG_HEADER.unpack_from(datagram)
+    if kind != RTM_NEWSTATS or length < HEADER_BYTES or length % _WORD or len(datagram) % length:
+        return False
+    return same_words(datagram, length, (0, 4))
 
 
 def _has_ended(datagram: memoryview, sequence: int) -> bool:

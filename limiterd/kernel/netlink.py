@@ -76,6 +76,7 @@ _MESSAGES_A_SEND: Final = 64
 usual receive buffer, and is several times the longest plan for one link."""
 _DUMP_TRIES: Final = 8
 _ELSEWHERE: Final = "EXDEV"
+_PEEK: Final = int(socket.MSG_PEEK | socket.MSG_TRUNC)
 _TIMED_OUT: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
 
@@ -223,8 +224,8 @@ def _tlv_offset(frame: Frame) -> int:
 
 
 def errno_name(code: int) -> str:
-    """The symbol of an errno, "EPERM" for 1; the number as text where it has none."""
-    return errno.errorcode.get(code, str(code))
+    """The symbol of an errno, "EPERM" for 1, of two the one the kernel uses; the number as text where it has none."""
+    return "EOPNOTSUPP" if code == errno.EOPNOTSUPP else errno.errorcode.get(code, str(code))
 
 
 def fault(what: str, code: int, text: str = "", *, operation: str) -> EnvironmentFault:
@@ -295,17 +296,18 @@ class NetlinkSocket:
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         return self._sequence
 
-    def request(self, messages: Sequence[Message], *, operation: str = "") -> list[Ack]:
+    def request(self, messages: Sequence[Message], *, operation: str = "", terse: bool = False) -> list[Ack]:
         """Send all messages in one sendmsg (over 64: in several) and read every acknowledgement.
 
-        The acks stand in the order of the messages. What the kernel answers is returned, never raised. Raises
-        EnvironmentFault when an answer does not come in time and Overrun when answers were lost: in both cases any of
-        the messages may have been carried out.
+        The acks stand in the order of the messages. What the kernel answers is returned, never raised. terse: it speaks
+        of failures and of the last message only (a fraction of the time for a long plan); words that would come with a
+        success are lost. Raises EnvironmentFault when an answer does not come in time and Overrun when answers were lost:
+        in both cases any of the messages may have been carried out.
         """
         acks: list[Ack] = []
         for start in range(0, len(messages), _MESSAGES_A_SEND):
             with self.cleaned(operation):
-                acks += self._exchange(messages[start : start + _MESSAGES_A_SEND], operation)
+                acks += self._exchange(messages[start : start + _MESSAGES_A_SEND], operation, terse=terse)
         return acks
 
     def dump(self, kind: int, body: bytes, *, operation: str = "dump") -> list[tuple[int, memoryview]]:
@@ -332,7 +334,7 @@ class NetlinkSocket:
         """
         with self.cleaned(operation):
             try:
-                data = self._datagram(socket.MSG_DONTWAIT)
+                data = self._datagram(int(socket.MSG_DONTWAIT))
             except BlockingIOError:
                 return []
             return [] if data is None else list(frames(data))
@@ -414,10 +416,11 @@ class NetlinkSocket:
             errno_name="ETIMEDOUT",
         )
 
-    def _exchange(self, messages: Sequence[Message], operation: str) -> list[Ack]:
+    def _exchange(self, messages: Sequence[Message], operation: str, *, terse: bool) -> list[Ack]:
+        """Messages without NLM_F_ACK are answered when they fail, ahead of the last one's answer (netlink_rcv_skb)."""
         sequences = [self.next_sequence() for _ in messages]
-        wire = b"".join(encode(m, n, NLM_F_REQUEST | NLM_F_ACK) for m, n in zip(messages, sequences, strict=True))
-        self._socket.send(wire)
+        flags = [NLM_F_REQUEST if terse else NLM_F_REQUEST | NLM_F_ACK] * (len(messages) - 1) + [NLM_F_REQUEST | NLM_F_ACK]
+        self._socket.send(b"".join(map(encode, messages, sequences, flags)))
         replies: dict[int, list[tuple[int, memoryview]]] = {n: [] for n in sequences}
         acks: dict[int, Ack] = {}
         for frame in self._answers(operation):
@@ -425,11 +428,11 @@ class NetlinkSocket:
                 continue
             if frame.type == NLMSG_ERROR:
                 acks[frame.sequence] = Ack(*decode_ack(frame), tuple(replies[frame.sequence]))
-                if len(acks) == len(sequences):
+                if len(acks) == len(sequences) or (terse and frame.sequence == sequences[-1]):
                     break
             else:
                 replies[frame.sequence].append((frame.type, frame.payload))
-        return [acks[n] for n in sequences]
+        return [acks[n] if n in acks else Ack(0, "", tuple(replies[n])) for n in sequences]
 
     def _dump_once(self, kind: int, body: bytes, operation: str) -> tuple[list[tuple[int, memoryview]], bool, tuple[int, str]]:
         """(what came, whether the kernel calls it interrupted, how it ended: errno and text)."""
@@ -460,7 +463,7 @@ class NetlinkSocket:
 
     def _datagram(self, flags: int) -> bytes | None:
         """One whole datagram, however long; None where someone other than the kernel sent it. Raises OSError."""
-        size = self._socket.recv_into(self._peek, 1, flags | socket.MSG_PEEK | socket.MSG_TRUNC)
+        size = self._socket.recv_into(self._peek, 1, flags | _PEEK)
         if size > len(self._buffer):
             if size > _LARGEST_BUFFER_BYTES:
                 raise MalformedMessage(f"netlink: a datagram of {size} bytes is beyond anything the kernel sends")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from limiterd.kernel.links import (
     decode_stats,
     open_sampler,
 )
-from limiterd.kernel.netlink import NLM_F_DUMP_INTR, NLMSG_DONE, MalformedMessage, Message, attr, encode
+from limiterd.kernel.netlink import NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, MalformedMessage, Message, attr, encode
 from tests.netns import in_child, wait_for
 
 INTERVAL_NS = NS_PER_SECOND // 10
@@ -282,6 +283,63 @@ def test_a_flipped_byte_raises_only_the_documented_errors(dump: list[tuple[int, 
     with contextlib.suppress(MalformedMessage, EnvironmentFault):
         ids, tx_bytes, _ = decode_stats(memoryview(wire), SEQUENCE)
         assert len(ids) == 4 * len(tx_bytes)
+
+
+def played(sampler: NetlinkSampler, *datagrams: Callable[[int], bytes]) -> tuple[dict[int, int], bool]:
+    """What the sampler makes of these datagrams ({ifindex: tx_bytes}, interrupted) when the kernel sends them."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    netlink = sampler._socket
+    real, netlink._socket = netlink._socket, near
+    netlink.reopen = lambda: None  # type: ignore[method-assign]
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 200_000))
+    with near, far:
+        for datagram in datagrams:
+            far.send(datagram(netlink._sequence + 1))
+        try:
+            ids, tx_bytes, interrupted = sampler._dump_once()
+        finally:
+            netlink._socket = real
+    return dict(zip(memoryview(ids).cast("I").tolist(), tx_bytes, strict=True)), interrupted
+
+
+def records(dump: list[tuple[int, int]], **options: int) -> Callable[[int], bytes]:
+    """A datagram of records."""
+    return lambda n: b"".join(stats_record(*one, sequence=n, **options) for one in dump)
+
+
+def both(first: Callable[[int], bytes], second: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """Two in one datagram."""
+    return lambda n: first(n) + second(n)
+
+
+def end(text: str = "", code: int = 0) -> Callable[[int], bytes]:
+    """The end of a dump, with the kernel's text where it has one."""
+    tlvs = attr(1, text.encode()) if text else b""
+    flags = 2 | (NLM_F_ACK_TLVS if text else 0)
+    return lambda n: encode(Message(NLMSG_DONE, flags, struct.pack("=i", -code) + tlvs), n, 0)
+
+
+@pytest.mark.root
+def test_every_way_in_which_a_dump_can_arrive(sampler: NetlinkSampler) -> None:
+    """One datagram or many, the end apart or with the last records, with or without a text, records of two lengths."""
+    one, two = [(1, 10), (2, 20)], [(3, 30), (4, 40)]
+    whole = dict(one + two)
+    assert played(sampler, records(one), records(two), end()) == (whole, False)
+    for ended in map(end, ("", "x", "xxxxx", "long enough to be any length")):
+        assert played(sampler, records(one), both(records(two), ended)) == (whole, False)
+        assert played(sampler, records(one), records(two), ended) == (whole, False)
+    assert played(sampler, records(one), records(two, words=27), end()) == (whole, False)
+    assert played(sampler, records(one, flags=2 | NLM_F_DUMP_INTR), records(two), end()) == (whole, True)
+    assert played(sampler, records(one), records(two), end()) == (whole, False)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("text", ["", "no", "no statistics for you", "eight888"])
+def test_a_refused_dump_is_a_fault_at_once(sampler: NetlinkSampler, text: str) -> None:
+    """An error in place of records is raised with the kernel's errno, whatever its length; no time-out is waited for."""
+    with pytest.raises(EnvironmentFault) as caught:
+        played(sampler, end(text, errno.EOPNOTSUPP))
+    assert (caught.value.errno_name, caught.value.operation) == ("EOPNOTSUPP", "sample")
 
 
 # ---- psutil, and choosing ------------------------------------------------------------------------
