@@ -181,7 +181,7 @@ def process(flow: Data) -> str:
     facts = [
         f"pid {clean(who['pid'])}" if who.get("pid") is not None else "",
         f"uid {clean(uid)}" if uid is not None else "",
-        clean(who.get("unit") or who.get("cgroup") or ""),
+        clean(who.get("unit") or str(who.get("cgroup") or "").rstrip("/")),
     ]
     known = ", ".join(fact for fact in facts if fact)
     name = clean(who.get("name") or _UNSEEN.get(str(owner), "a process that is not known"))

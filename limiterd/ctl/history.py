@@ -156,7 +156,8 @@ def _verify(ns: argparse.Namespace) -> int:
     if ns.json:
         say_json(data)
     else:
-        say(verdict(data, intact=intact))
+        width = terminal().width
+        say(line for text in verdict(data, intact=intact) for line in fmt.wrap(text, width, "  "))
     return EXIT_DONE if intact else EXIT_FAILED
 
 
@@ -171,4 +172,4 @@ def verdict(data: Data, *, intact: bool) -> list[str]:
             "compare it with the audit_head of the last limit or release in the log: a trail cut short passes otherwise",
         ]
     problems = texts(data.get("problems")) or texts(data.get("problem")) or ["the chain is broken"]
-    return ["NOT intact: the trail was changed after it was written", *(f"  {clean(problem)}" for problem in problems)]
+    return ["NOT intact: the trail was changed after it was written", *map(clean, problems)]

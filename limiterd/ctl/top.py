@@ -18,7 +18,7 @@ import time
 import tty
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from limiterd.core.errors import EXIT_DONE, EXIT_UNREACHABLE, PeerError
@@ -238,17 +238,20 @@ def top(ns: argparse.Namespace) -> int:
 
 
 def _live(ns: argparse.Namespace, board: Board) -> int:
+    from rich.console import Console  # noqa: PLC0415 - likewise
     from rich.live import Live  # noqa: PLC0415 - slow to import, and needed on a terminal alone
     from rich.text import Text  # noqa: PLC0415 - likewise
 
-    sort = str(ns.sort)
+    sort, screen = str(ns.sort), terminal()
 
     def picture() -> Text:
-        lines = frame(board, terminal(), shutil.get_terminal_size((80, 24)).lines, sort, time.time())
+        size = shutil.get_terminal_size((80, 24))
+        lines = frame(board, replace(screen, width=size.columns), size.lines, sort, time.time())
         return Text.from_ansi("\n".join(lines), no_wrap=True)
 
     listen(ns, board)
-    with Live(picture(), screen=True, auto_refresh=False) as live:
+    console = Console(no_color=not screen.palette.enabled, highlight=False)
+    with Live(picture(), console=console, screen=True, auto_refresh=False) as live:
         due = time.monotonic() + PERIOD_S
         while True:
             key = _key(max(0.0, due - time.monotonic()))

@@ -44,8 +44,8 @@ def columns(points: Sequence[Point], count: int, column_s: float) -> list[Point 
     sums: dict[int, tuple[float, int, str]] = {}
     for point in points:
         index = int(point.at_s / column_s)
-        total, seen, _ = sums.get(index, (0.0, 0, ""))
-        sums[index] = (total + point.rate_bps, seen + 1, point.style)
+        total, seen, style = sums.get(index, (0.0, 0, point.style))
+        sums[index] = (total + point.rate_bps, seen + 1, style)
     first = max(0, max(sums, default=0) - count + 1)
     return [_column(index, column_s, sums) for index in range(first, first + count)]
 
@@ -68,7 +68,7 @@ def chart(
     palette: Palette,
     unicode: bool,
 ) -> list[str]:
-    """The chart as height lines: height − 2 of columns, the floor, and the seconds below it."""
+    """The chart as height lines: height − 2 of columns, the floor, and the seconds below it. Rates over the top are cut there."""
     glyphs = UNICODE if unicode else ASCII
     rows, plot = height - 2, width - AXIS_WIDTH - 1
     cells = columns(points, plot, column_s)

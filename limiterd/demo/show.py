@@ -58,7 +58,7 @@ def picture(scene: Scene, screen: Terminal, height: int) -> list[str]:
         [scene.scale.threshold_bps, scene.scale.limit_bps],
         width=width,
         height=rows,
-        top_bps=max([scene.scale.traffic_bps, *(p.rate_bps for p in scene.points[-400:])]) * HEADROOM,
+        top_bps=scene.scale.traffic_bps * HEADROOM,
         column_s=max(0.1, scene.scale.planned_s / plot),
         palette=screen.palette,
         unicode=screen.unicode,
