@@ -5,9 +5,9 @@ the sampling loop, and nothing here can fail it.
 
 Theory of operation. Families whose size does not grow with the number of links are the library's Metric objects and
 its exposition. Families with one or more series a link are a table of rows (name, kind, help, values) that is written
-out directly, because through the library 4 096 links (49 000 series) take 210 ms and stretch a tick beside them to
-31 ms (bench/RESULTS.md). The library is the referee: a test reads both with its parser. Between blocks of lines the
-writer rests for an instant, so that a tick that is due gets the interpreter at once.
+out directly: through the library 4 096 links (49 000 series) take six times as long, and a tick beside them up to
+ninety milliseconds instead of five (bench/metrics.py). The library is the referee: a test reads both formats with its
+parsers. Between blocks of lines the writer rests for an instant, so that a tick that is due gets the interpreter at once.
 
 Rates and limits are bytes per second here, as Prometheus wants them, while the rest of limiterd speaks bits.
 """

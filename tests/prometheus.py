@@ -21,7 +21,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-SCRAPE_INTERVAL: Final = "250ms"
+SCRAPE_INTERVAL: Final = "500ms"
 PATIENCE_S: Final = 60.0
 
 
@@ -85,7 +85,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(targets: Sequence[str], directory: Path, rules: Path | None = None) -> Iterator[Prometheus]:
-    """Run a server that scrapes these targets as job limiterd four times a second."""
+    """Run a server that scrapes these targets as job limiterd twice a second."""
     program = tool("prometheus")
     with socket.create_server(("127.0.0.1", 0)) as free:
         listen = f"127.0.0.1:{free.getsockname()[1]}"

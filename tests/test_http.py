@@ -201,6 +201,22 @@ def test_one_connection_serves_many_requests() -> None:
         assert bodies == [b"page", b"ok", b"page"]
 
 
+def test_a_client_in_a_hurry_has_its_turn_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many requests sent at once the loop answers one a turn, so that others come in between; all are answered."""
+    turns = [0]
+    turn = HttpServer._turn
+
+    def counted(self: HttpServer) -> None:
+        turns[0] += 1
+        turn(self)
+
+    monkeypatch.setattr(HttpServer, "_turn", counted)
+    with serving() as server, connect(server) as sock:
+        sock.sendall(b"GET /quick HTTP/1.1\r\n\r\n" * 299 + b"GET /quick HTTP/1.0\r\n\r\n")
+        assert everything(sock).count(b"\r\n\r\nok") == 300
+        assert turns[0] >= 300
+
+
 def test_a_body_is_never_read_and_the_answer_arrives() -> None:
     """A client that sends a large body gets its refusal and the end of the connection, not a reset."""
     with serving() as server:
@@ -618,13 +634,21 @@ def test_a_large_answer_arrives_whole_over_tls(tls: Tls, pairs: list[Tls]) -> No
         assert everything(sock).split(b"\r\n\r\n", 1)[1] == BIG
 
 
-def test_silent_tls_peers_block_nobody_and_are_cut_off(tls: Tls, pairs: list[Tls]) -> None:
-    """Peers that never begin their handshake cost nobody else anything, and end at their deadline."""
-    with serving(config_of(tls), Limits(request_s=2.0)) as server, ExitStack() as stack:
-        silent = [stack.enter_context(connect(server)) for _ in range(50)]
+def test_silent_tls_peers_block_nobody(tls: Tls, pairs: list[Tls]) -> None:
+    """Peers that never begin their handshake cost nobody else anything."""
+    with serving(config_of(tls), Limits(request_s=PATIENCE_S)) as server, ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(connect(server))
         until(lambda: open_connections(server) == 50, "all are connected")
         assert secure_get(server, pairs[0]).endswith(b"page")
-        assert [everything(sock) for sock in silent] == [b""] * 50
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["silent", "half a hello"])
+def test_an_unfinished_handshake_is_cut_off(tls: Tls, said: bytes) -> None:
+    """A handshake that does not begin, or does not go on, ends at its deadline."""
+    with serving(config_of(tls), Limits(request_s=0.2)) as server, connect(server) as sock:
+        sock.sendall(said)
+        assert everything(sock) == b""
 
 
 def test_a_missing_certificate_is_a_problem_until_it_is_there(tls: Tls, pairs: list[Tls]) -> None:

@@ -64,6 +64,10 @@ class Route:
     quick: bool = False
 
 
+class _NextTurn(Exception):
+    """The connection could go on at once; others come first."""
+
+
 class State(Enum):
     """Where a connection stands."""
 
@@ -212,7 +216,7 @@ class Exchange:
                 self._steps[connection.state](connection)
         except ssl.SSLWantReadError:
             interest = READ
-        except ssl.SSLWantWriteError:
+        except (ssl.SSLWantWriteError, _NextTurn):  # what can be written to now is ready again in the next turn
             interest = WRITE
         except BlockingIOError:
             interest = _INTEREST[connection.state]
@@ -346,7 +350,8 @@ class Exchange:
         if connection.keep_alive:
             connection.state = State.READ
             self._give(connection, self._limits.request_s if connection.incoming else self._limits.idle_s)
-            return
+            # One request a turn: a client that sends them without pause does not have the loop to itself.
+            raise _NextTurn if connection.incoming else BlockingIOError
         # Closing with unread input would reset the connection and could take the answer with it (RFC 9112, 9.6).
         connection.sock.shutdown(socket.SHUT_WR)
         connection.state = State.LINGER
