@@ -19,15 +19,6 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def table(pair: Pair) -> Iterator[LinkTable]:
-    """The link table of the near namespace."""
-    with inside(pair.near.namespace):
-        made = LinkTable()
-    with contextlib.closing(made):
-        yield made
-
-
-@pytest.fixture
 def own() -> set[int]:
     """The port ids that count as ours."""
     return set()

@@ -37,15 +37,6 @@ SEQUENCE = 77
 
 
 @pytest.fixture
-def table(pair: Pair) -> Iterator[LinkTable]:
-    """The link table of the near namespace."""
-    with inside(pair.near.namespace):
-        made = LinkTable()
-    with contextlib.closing(made):
-        yield made
-
-
-@pytest.fixture
 def sampler(pair: Pair, table: LinkTable) -> Iterator[NetlinkSampler]:
     """A netlink sampler of the near namespace."""
     with inside(pair.near.namespace):

@@ -1,0 +1,20 @@
+"""What the tests of the kernel side share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from limiterd.kernel.lab import Pair, inside
+from limiterd.kernel.links import LinkTable
+
+
+@pytest.fixture
+def table(pair: Pair) -> Iterator[LinkTable]:
+    """The link table of the near namespace."""
+    with inside(pair.near.namespace):
+        made = LinkTable()
+    with contextlib.closing(made):
+        yield made
