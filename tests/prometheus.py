@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +58,8 @@ class Prometheus:
                 points = [data["result"]] if data["resultType"] == "scalar" else [series["value"] for series in data["result"]]
                 found = [float(value) for _, value in points]
         except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.SERVICE_UNAVAILABLE:  # it is still starting
+                raise
             with error:
                 pytest.fail(f"{expression}\n{json.load(error).get('error')}", pytrace=False)
         return [value for value in found if not math.isnan(value)]
