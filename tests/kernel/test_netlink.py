@@ -165,6 +165,15 @@ def test_a_failed_message_does_not_stop_the_next(pair: Pair) -> None:
 
 
 @pytest.mark.root
+def test_a_terse_request_still_tells_every_failure(lab: Lab) -> None:
+    """Acks asked for the last message only: failures anywhere stand in their places, the rest counts as done."""
+    with inside(lab.namespace()), NetlinkSocket() as rtnl:
+        for wanted in ([1, 999, 1], [999, 1, 998], [1, 1, 999], [1], [1, 999] * 50):
+            acks = rtnl.request([link_request(ifindex) for ifindex in wanted], terse=True)
+            assert [ack.errno for ack in acks] == [0 if ifindex == 1 else errno.ENODEV for ifindex in wanted]
+
+
+@pytest.mark.root
 def test_a_refused_dump_raises_with_the_kernels_errno(lab: Lab) -> None:
     """The errno's symbol is on the exception; the socket goes on working."""
     with inside(lab.namespace()), NetlinkSocket() as rtnl:
