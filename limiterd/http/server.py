@@ -224,6 +224,7 @@ class HttpServer:
         self._stop_accepting()
         self._resume_accept = math.inf
         self.address = None
+        self._note("accept", None)
         for listener in self._listeners:
             listener.close()
         self._listeners = []
