@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final, Self
 
@@ -31,7 +32,10 @@ from limiterd.core.model import (
     ActionKind,
     ActionResult,
     ClassStats,
+    Filter,
+    HtbClass,
     KernelAbilities,
+    Leaf,
     RootQdisc,
     TcActual,
     TcTree,
@@ -130,11 +134,11 @@ class TcKernel:
         if raw is None and not self._exists(ifindex):
             return None
         classes: tuple[TcMsg, ...] = ()
-        filters: tuple[TcMsg, ...] = ()
+        filters: tuple[wire.SeenFilter, ...] = ()
         if raw is not None and raw.handle:
             # tc class show dev IF; tc filter show dev IF parent H:
             classes = self._dump(wire.RTM_GETTCLASS, ifindex)
-            filters = self._dump(wire.RTM_GETTFILTER, ifindex, raw.handle)
+            filters = self._filters(ifindex, raw.handle)
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if raw is None or (raw.kind, raw.handle) != ("htb", HANDLE_ROOT):
             return TcActual(ifindex, _root(qdiscs, found=_found(raw, classes, filters), raw=raw), read_t_ns=now_ns)
@@ -143,6 +147,10 @@ class TcKernel:
     def _dump(self, kind: int, ifindex: int, parent: int = 0) -> tuple[TcMsg, ...]:
         messages = (wire.decode(payload) for _, payload in self._socket.dump(kind, wire.dump_request(ifindex, parent)))
         return tuple(m for m in messages if m.ifindex == ifindex)
+
+    def _filters(self, ifindex: int, parent: int) -> tuple[wire.SeenFilter, ...]:
+        payloads = self._socket.dump(wire.RTM_GETTFILTER, wire.dump_request(ifindex, parent))
+        return tuple(wire.seen_filter(wire.without_link(p)) for _, p in payloads if wire.ifindex_of(p) == ifindex)
 
     def _exists(self, ifindex: int) -> bool:
         """Tells a link without a visible root (never up) from one that is gone."""
@@ -177,7 +185,7 @@ class TcKernel:
             head = self._send(run[:-1]) if run[:-1] else []
             return [*head, self._still_saved(run[-1])]
         encoded = [_encode(action) for action in run]
-        acks = iter(self._socket.request([m for messages in encoded for m in messages], operation="apply"))
+        acks = iter(self._socket.request([m for messages in encoded for m in messages], operation="apply", terse=True))
         return [_judge(action, [next(acks) for _ in messages]) for action, messages in zip(run, encoded, strict=True)]
 
     def _still_saved(self, action: Action) -> Ack:
@@ -209,8 +217,19 @@ class TcKernel:
         return ack.errno != errno.ENOENT and not any(text in ack.text for text in _UNKNOWN_KIND)
 
 
-def _encode(action: Action) -> tuple[Message, ...]:
-    encoded = _ENCODERS[action.kind](action.ifindex, action.item)
+def _encode(action: Action) -> Sequence[Message]:
+    if action.kind is ActionKind.DELETE_FILTER:  # two filters are equal though their handles differ: not to be remembered
+        return _messages(_ENCODERS[action.kind](action.ifindex, action.item))
+    return [wire.for_link(message, action.ifindex) for message in _template(action.kind, action.item)]
+
+
+@lru_cache(maxsize=1024)
+def _template(kind: ActionKind, item: HtbClass | Leaf | Filter | RootQdisc | int | None) -> Sequence[Message]:
+    """The messages of a step for whichever link: a thousand links are given the same limit."""
+    return _messages(_ENCODERS[kind](0, item))
+
+
+def _messages(encoded: Message | tuple[Message, ...]) -> Sequence[Message]:
     return (encoded,) if isinstance(encoded, Message) else encoded
 
 
@@ -243,7 +262,7 @@ def _root(qdiscs: Sequence[TcMsg], found: Sequence[str], raw: TcMsg | None) -> R
     return RootQdisc(raw.kind, raw.handle, raw.options, bool(words), "with " + ", ".join(words) if words else "")
 
 
-def _found(raw: TcMsg | None, classes: Sequence[TcMsg], filters: Sequence[TcMsg]) -> tuple[str, ...]:
+def _found(raw: TcMsg | None, classes: Sequence[TcMsg], filters: Sequence[wire.SeenFilter]) -> tuple[str, ...]:
     """Classes and filters on a foreign root, in words."""
     if raw is None:
         return ()
@@ -255,17 +274,16 @@ _MOST_NAMED: Final = 8
 
 
 def _ours(
-    ifindex: int, raw: TcMsg, qdiscs: Sequence[TcMsg], classes: Sequence[TcMsg], filters: Sequence[TcMsg], now_ns: int
+    ifindex: int, raw: TcMsg, qdiscs: Sequence[TcMsg], classes: Sequence[TcMsg], filters: Sequence[wire.SeenFilter], now_ns: int
 ) -> TcActual:
     default_classid, direct_packets = wire.htb_root(raw.options)
     ours = [c for c in classes if c.handle in OUR_CLASSES]
     queues = [q for q in qdiscs if q.parent in LEAF_OF]
-    mine = [(f, wire.filter_(f)) for f in filters if wire.prio_of(f) in OUR_PRIOS]
     tree = TcTree(
         default_classid,
         tuple(wire.htb_class(c.handle, c.parent, c.options) for c in sorted(ours, key=lambda c: c.handle)),
         tuple(wire.leaf(q) for q in sorted(queues, key=lambda q: q.parent)),
-        tuple(found for _, found in mine if found is not None),
+        tuple(f.filter for f in filters if f.filter is not None and f.prio in OUR_PRIOS),
     )
     return TcActual(
         ifindex=ifindex,
@@ -293,12 +311,12 @@ def _stats(classes: Sequence[TcMsg], queues: Sequence[TcMsg]) -> ClassStats:
     )
 
 
-def _foreign(qdiscs: Sequence[TcMsg], classes: Sequence[TcMsg], filters: Sequence[TcMsg]) -> tuple[str, ...]:
+def _foreign(qdiscs: Sequence[TcMsg], classes: Sequence[TcMsg], filters: Sequence[wire.SeenFilter]) -> tuple[str, ...]:
     """Objects inside our tree that are not ours, in words."""
     known = {HANDLE_ROOT, *LEAF_OF.values()}
     strange_classes = {c.handle for c in classes if c.kind == "htb"} - OUR_CLASSES
     below = [q for q in qdiscs if q.handle not in known and q.parent != PARENT_ROOT and q.parent >> 16 != _INGRESS_MAJOR]
-    prios = sorted({(wire.prio_of(f), f.kind) for f in filters if wire.prio_of(f) not in OUR_PRIOS})
+    prios = sorted({(f.prio, f.kind) for f in filters if f.prio not in OUR_PRIOS})
     return (
         *(f"class {name_of(handle)}" for handle in sorted(strange_classes)),
         *(f"qdisc {q.kind} {name_of(q.handle)} under {name_of(q.parent)}" for q in below if q.handle),

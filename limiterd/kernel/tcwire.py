@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -40,6 +41,11 @@ RTM_GETTFILTER: Final = 46
 
 _TCMSG: Final = struct.Struct("=BxHiIII")
 """Family, padding, ifindex, handle, parent, info."""
+_IFINDEX: Final = struct.Struct("=i")
+_IFINDEX_AT: Final = 4
+_AFTER_IFINDEX: Final = 8
+_AFTER_LINK: Final = struct.Struct("=III")
+"""Handle, parent, info."""
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
@@ -137,6 +143,12 @@ def _message(kind: int, flags: int, ifindex: int, handle: int, parent: int, info
 
 def _kind(name: str) -> bytes:
     return attr(_TCA_KIND, name.encode() + b"\0")
+
+
+def for_link(message: Message, ifindex: int) -> Message:
+    """The same message for a certain link."""
+    body = message.body
+    return Message(message.type, message.flags, body[:_IFINDEX_AT] + _IFINDEX.pack(ifindex) + body[_AFTER_IFINDEX:])
 
 
 def link_request(ifindex: int) -> Message:
@@ -315,7 +327,7 @@ def delete_filters(ifindex: int, prio: int) -> Message:
 
 def ifindex_of(payload: memoryview) -> int:
     """The link of a dumped object, without decoding the rest."""
-    return int(_TCMSG.unpack_from(payload)[2])
+    return int(_IFINDEX.unpack_from(payload, _IFINDEX_AT)[0])
 
 
 def decode(payload: memoryview) -> TcMsg:
@@ -384,41 +396,48 @@ def leaf(message: TcMsg) -> Leaf:
     return Leaf(message.handle, message.parent, message.kind)
 
 
-def prio_of(message: TcMsg) -> int:
-    """The prio of a dumped filter."""
-    return message.info >> 16
+class SeenFilter(NamedTuple):
+    """One object of a filter dump; filter is None for what carries no verdict: a prio's head, a table."""
+
+    prio: int
+    kind: str
+    filter: Filter | None
 
 
-def ethertype_of(message: TcMsg) -> int:
-    """The ethertype that a dumped filter looks at."""
-    return socket.ntohs(message.info & 0xFFFF)
+def without_link(payload: memoryview) -> bytes:
+    """A dumped object but for its ifindex: the same on every link that was given the same."""
+    return bytes(payload[_AFTER_IFINDEX:])
 
 
-def filter_(message: TcMsg) -> Filter | None:
-    """A filter as read; None for what carries no verdict: a prio's head, a table. One that is not ours has no keys."""
-    prio, ethertype = prio_of(message), ethertype_of(message)
-    if message.kind != "u32":
-        return Filter(prio, ethertype, (), 0, message.kind, message.handle) if message.handle else None
-    if not message.handle & 0xFFFFF:
-        return None
-    return _u32(prio, ethertype, message.handle, tuple((n, bytes(v)) for n, v in attrs(message.options).items()))
+@lru_cache(maxsize=4096)
+def seen_filter(rest: bytes) -> SeenFilter:
+    """A dumped filter, its ifindex taken off. One at our prios that is not of our making has no keys.
+
+    Remembered by its bytes. (Kernels with CONFIG_CLS_U32_PERF count hits in them: there a busy filter is read anew.)
+    """
+    handle, _, info = _AFTER_LINK.unpack_from(rest)
+    attributes = attrs(rest[_AFTER_LINK.size :])
+    kind = text_of(attributes[_TCA_KIND]) if _TCA_KIND in attributes else ""
+    prio, ethertype = info >> 16, socket.ntohs(info & 0xFFFF)
+    if kind != "u32":
+        return SeenFilter(prio, kind, Filter(prio, ethertype, (), 0, kind, handle) if handle else None)
+    if not handle & 0xFFFFF:
+        return SeenFilter(prio, kind, None)
+    return SeenFilter(prio, kind, _u32(prio, ethertype, handle, attrs(attributes.get(_TCA_OPTIONS, b""))))
 
 
-def _u32(prio: int, ethertype: int, handle: int, options: tuple[tuple[int, bytes], ...]) -> Filter:
-    found = dict(options)
-    flags, keys = _keys(found.get(_U32_SEL, b""))
-    classid, linked = (_U32.unpack(found[n])[0] if n in found else 0 for n in (_U32_CLASSID, _U32_LINK))
-    relative = any(r for *_, r in keys)
+def _u32(prio: int, ethertype: int, handle: int, options: Mapping[int, memoryview]) -> Filter:
+    flags, keys = _keys(bytes(options.get(_U32_SEL, b"")))
+    classid, linked = (_U32.unpack(options[n])[0] if n in options else 0 for n in (_U32_CLASSID, _U32_LINK))
     in_table = handle & 0xFFF00000 == _table(prio)
     is_ours = (
-        _U32_PLAIN.issuperset(found)
-        and relative <= in_table
+        _U32_PLAIN.issuperset(options)
+        and any(relative for *_, relative in keys) <= in_table
         and (flags, linked) == ((_SEL_FLAG_VAROFFSET, _table(prio)) if not classid else (_SEL_FLAG_TERMINAL, 0))
     )
     return Filter(prio, ethertype, keys if is_ours else (), classid if is_ours else 0, "u32", handle)
 
 
-@lru_cache(maxsize=1024)
 def _keys(selector: bytes) -> tuple[int, tuple[tuple[int, int, int, bool], ...]]:
     """(flags, keys) of a selector; an offset of its own (a link) must be that of the IPv4 header, else the flags are 0."""
     if len(selector) < _SEL.size:
