@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,16 @@ def document(*links: dict[str, Any], **changes: Any) -> dict[str, Any]:
 Ctl = Callable[..., int]
 
 
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Times are shown in the machine's zone: here UTC."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
 @pytest.fixture
 def stub(tmp_path: Path) -> Iterator[ControlStub]:
     """A daemon's stand-in with nothing to say but a status of one link."""
@@ -148,7 +159,7 @@ def test_help_and_version_exit_0(capsys: pytest.CaptureFixture[str]) -> None:
         ["override", "add", "--id", "A", "--interface", "eth0", "--until", "7d", "--reason", "x", "--exempt", "--limit", "1gbit"],
         ["override", "add", "--id", "A", "--interface", "eth0", "--exempt", "--reason", "x"],
         ["override", "add", "--id", "A", "--interface", "eth0", "--exempt", "--until", "2026-12-31T00:00", "--reason", "x"],
-        ["approve", "R-1", "--until", "7d"],
+        ["approve", "R-1", "--exempt", "--limit", "1gbit"],
     ],
 )
 def test_a_wrong_command_line_exits_2(words: list[str], ctl: Ctl) -> None:
@@ -203,7 +214,7 @@ def test_a_broken_configuration_does_not_hide_the_daemon(
 ) -> None:
     """A configuration that cannot be used is noted, and the default socket is asked all the same."""
     config = tmp_path / "limiterd.yaml"
-    config.write_text("control: [\n")
+    config.write_text("control: [\nsocket: socket:\n")
     config.chmod(0o600)
     monkeypatch.setattr(connect, "DEFAULT_SOCKET", str(stub.path))
     assert cli.main(["status", "--config", str(config)]) == 0
@@ -212,16 +223,40 @@ def test_a_broken_configuration_does_not_hide_the_daemon(
     assert "eth0" in said.out
 
 
-def test_status_loads_only_what_it_needs(stub: ControlStub) -> None:
-    """With --socket, status pulls in neither YAML nor rich nor psutil nor the engine: it is to answer at once."""
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("", connect.DEFAULT_SOCKET),
+        ("control: {socket: /a/b.sock, group: null}\n", "/a/b.sock"),
+        ("control:\n  group: x\n  socket: '/a/b.sock' # here\n", "/a/b.sock"),
+        ('control: {"socket": /a/b.sock}\n', None),
+        ("# socket: /old\ncontrol: {socket: /a/b.sock}   # socket: /other\n", "/a/b.sock"),
+        ("policies: [ broken\ncontrol: {socket: /a/b.sock}\n", "/a/b.sock"),
+        ("control: {socket: /a/b.sock}\ncontrol: {socket: /c}\n", None),
+        ("control: {socket: &x /a}\n", None),
+        ('control: {socket: "/a\\x20b"}\n', None),
+        ("control:\n  socket:\n    /a/b.sock\n", None),
+        ("control: {socket: /a b/c}\n", None),
+    ],
+)
+def test_the_sockets_path_is_found_in_plain_text(text: str, path: str | None) -> None:
+    """A plainly written path is found without YAML, also in a file that is broken elsewhere; all else is left to the loader."""
+    assert connect.socket_in(text) == path
+
+
+@pytest.mark.parametrize("option", ["--socket", "--config"])
+def test_status_loads_only_what_it_needs(option: str, stub: ControlStub, tmp_path: Path) -> None:
+    """Status pulls in neither YAML nor rich nor psutil nor the engine: it is to answer at once."""
+    config = tmp_path / "limiterd.yaml"
+    config.write_text(f"control: {{socket: {stub.path}}}\n")
     script = (
         "import sys; from limiterd import cli; assert cli.main(sys.argv[1:]) == 0; "
         "heavy = {'yaml', 'rich', 'psutil', 'pyroute2', 'prometheus_client', 'limiterd.core.engine', 'limiterd.config'}; "
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "status", "--socket", str(stub.path)], capture_output=True, text=True, check=False
-    )
+    where = stub.path if option == "--socket" else config
+    command = [sys.executable, "-c", script, "status", option, str(where)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -557,9 +592,10 @@ def test_history_tells_each_entry_in_the_daemons_words() -> None:
 def test_verify_exits_by_the_verdict(code: int, stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
     """An intact trail is 0 and shows its head; a changed one is 1 and shows where."""
     intact = code == 0
-    stub.answers["history.verify"] = {"ok": intact, "lines": 7, "head": "abc", "problems": [] if intact else ["line 3: altered"]}
+    findings = [] if intact else ["audit.jsonl:3: altered"]
+    stub.answers["history.verify"] = {"ok": intact, "entries": 7, "head": "abc", "findings": findings, "notes": []}
     assert ctl("history", "--verify") == code
-    assert ("head abc" if intact else "line 3: altered") in capsys.readouterr().out
+    assert ("head abc" if intact else "audit.jsonl:3: altered") in capsys.readouterr().out
 
 
 # ---- an operator's hand ----------------------------------------------------------------------------------------------
@@ -715,6 +751,7 @@ def test_a_request_goes_to_the_daemon(stub: ControlStub, ctl: Ctl, capsys: pytes
 @pytest.mark.parametrize(
     ("flags", "grant"),
     [
+        ([], {}),
         (["--exempt"], {"exempt": True}),
         (["--limit", "1gbit"], {"limit_bps": 10**9}),
         (["--threshold", "5gbit", "--limit", "1gbit"], {"threshold_bps": 5 * 10**9, "limit_bps": 10**9}),
@@ -722,7 +759,7 @@ def test_a_request_goes_to_the_daemon(stub: ControlStub, ctl: Ctl, capsys: pytes
 )
 def test_approving_says_what_is_granted(flags: list[str], grant: dict[str, Any], stub: ControlStub, ctl: Ctl) -> None:
     """The grant's flags become the daemon's arguments."""
-    stub.answers["request.approve"] = {}
+    stub.answers["request.approve"] = {"request": {"id": "R-7", "interface": "eth0"}}
     assert ctl("approve", "R-7", *flags, "--until", "2026-12-31") == 0
     assert ("request.approve", {"id": "R-7", "until": "2026-12-31", **grant}) in stub.asked
 
@@ -730,10 +767,20 @@ def test_approving_says_what_is_granted(flags: list[str], grant: dict[str, Any],
 def test_requests_lists_those_that_wait() -> None:
     """Answered requests are left out unless asked for; reasons are shown whole."""
     reason = "migration of the archive to the other site, agreed with the network team"
-    waiting = {"id": "R-1", "interface": "eth0", "rate_bps": None, "until": "2026-12-31", "reason": reason, "user": "alice"}
+    waiting = {
+        "id": "R-1",
+        "interface": "eth0",
+        "rate_bps": None,
+        "until_wall_ns": 1_798_675_200 * 10**9,
+        "filed_wall_ns": int(NOW - 500) * 10**9,
+        "reason": reason,
+        "user": "alice",
+        "state": "pending",
+    }
     answered = waiting | {"id": "R-2", "state": "denied", "decided_by": "root", "decision_reason": "too long"}
     lines = requests.render({"requests": [waiting, answered]}, now=NOW)
     assert any(reason in line for line in lines)
+    assert lines[1].split() == ["R-1", "pending", "eth0", "no", "limit", "2026-12-31", "11:51", "(8m)", "alice"]
     assert not any("R-2" in line for line in lines)
     assert any("denied by root: too long" in line for line in requests.render({"requests": [answered]}, everything=True, now=NOW))
 

@@ -2,12 +2,14 @@
 
 The configuration is read for one thing only, the socket's path, and only where --socket does not name it. A configuration
 that cannot be used is no reason to refuse: the daemon goes on under its last good one, and that is exactly when somebody
-asks for its status. The default socket is tried then, with a note.
+asks for its status. So the path is first looked for in the text (`socket` is the name of one key alone); only where that is not
+plain the whole file is read as the daemon would, and where that fails the default is tried, with a note.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -49,14 +51,33 @@ def socket_path(ns: argparse.Namespace) -> str:
     """Where the daemon listens."""
     if ns.socket is not None:
         return str(ns.socket)
-    if not Path(ns.config).exists():
+    try:
+        text = Path(ns.config).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
         if ns.config != DEFAULT_CONFIG:
-            complain(f"there is no {ns.config}; trying the default socket {DEFAULT_SOCKET} (--socket PATH names another)")
+            complain(f"{ns.config}: {error.strerror}; trying the default socket {DEFAULT_SOCKET} (--socket PATH names another)")
         return DEFAULT_SOCKET
-    from limiterd.config import load  # noqa: PLC0415 - only where a configuration names the socket: it brings YAML along
+    return socket_in(text) or _configured_socket(ns.config)
+
+
+def socket_in(text: str) -> str | None:
+    """The socket that a configuration's text names, or the default where it names none; None where that is not plain."""
+    bare = _COMMENT.sub("", text)
+    if "socket" not in bare:
+        return DEFAULT_SOCKET
+    named = _PLAIN_SOCKET.findall(bare)
+    return str(named[0]) if len(named) == 1 and bare.count("socket:") == 1 else None
+
+
+_COMMENT: Final = re.compile(r"(^|\s)#.*")
+_PLAIN_SOCKET: Final = re.compile(r"""(?:^|[\s{,])socket: *["']?(/[^\s"',}#\\]+)["']? *(?=[,}]|$)""", re.MULTILINE)
+
+
+def _configured_socket(config: str) -> str:
+    from limiterd.config import load  # noqa: PLC0415 - it brings YAML along, and is hardly ever needed
 
     try:
-        return load(ns.config).control.socket
+        return load(config).control.socket
     except LimiterdError as error:
         first = str(error).partition("\n")[0]
         complain(f"the configuration cannot be used ({first}); trying the default socket {DEFAULT_SOCKET}")

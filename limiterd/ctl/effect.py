@@ -17,7 +17,7 @@ from limiterd.ctl.connect import Data, ask, number, records, texts
 from limiterd.ctl.format import clean
 from limiterd.ctl.terminal import say, say_json
 
-PATIENCE_S: Final = 3.0
+PATIENCE_S: Final = 2.0
 POLL_S: Final = 0.05
 TOLD_KEYS: Final = ("message", "changes", "effects", "warnings")
 
@@ -77,4 +77,6 @@ def report(ns: argparse.Namespace, data: Data, effects: Sequence[str], otherwise
         say_json({**data, "observed": list(effects)})
         return
     told = [clean(text) for key in TOLD_KEYS for text in texts(data.get(key))]
-    say([*told, *effects] or [otherwise])
+    known = {text.partition(":")[0] for text in texts(data.get("effects"))}
+    news = [effect for effect in effects if effect.partition(":")[0] not in known]
+    say([*told, *news] or [otherwise])

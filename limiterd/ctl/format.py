@@ -101,9 +101,9 @@ def _pieces(word: str, width: int) -> list[str]:
     return [*pieces, piece]
 
 
-def plural(count: int, noun: str) -> str:
-    """ "1 link", "2 links"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def plural(count: int, noun: str, many: str = "") -> str:
+    """ "1 link", "2 links", "3 entries"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {many or noun + 's'}"
 
 
 class Palette:

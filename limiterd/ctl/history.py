@@ -152,24 +152,23 @@ def _field(key: str, value: object) -> str:
 
 def _verify(ns: argparse.Namespace) -> int:
     data = ask(ns, "history.verify", timeout_s=APPLY_TIMEOUT_S)
-    intact = bool(data.get("ok", data.get("intact")))
     if ns.json:
         say_json(data)
     else:
         width = terminal().width
-        say(line for text in verdict(data, intact=intact) for line in fmt.wrap(text, width, "  "))
-    return EXIT_DONE if intact else EXIT_FAILED
+        say(line for text in verdict(data) for line in fmt.wrap(text, width, "  "))
+    return EXIT_DONE if data.get("ok") is True else EXIT_FAILED
 
 
-def verdict(data: Data, *, intact: bool) -> list[str]:
-    """The outcome of a verification as lines."""
-    lines = int(number(data.get("lines", data.get("entries"))) or 0)
-    head = clean(data.get("head", ""))
-    if intact:
-        return [
-            f"intact: {fmt.plural(lines, 'line')}, each carries the hash of the one before",
-            f"head {head}",
-            "compare it with the audit_head of the last limit or release in the log: a trail cut short passes otherwise",
-        ]
-    problems = texts(data.get("problems")) or texts(data.get("problem")) or ["the chain is broken"]
-    return ["NOT intact: the trail was changed after it was written", *map(clean, problems)]
+def verdict(data: Data) -> list[str]:
+    """The outcome of a verification as sentences."""
+    notes = [f"note: {clean(note)}" for note in texts(data.get("notes"))]
+    if data.get("ok") is not True:
+        return ["NOT intact: the trail was changed after it was written", *map(clean, texts(data.get("findings"))), *notes]
+    entries_seen = fmt.plural(int(number(data.get("entries")) or 0), "entry", "entries")
+    return [
+        f"intact: {entries_seen}, each carries the hash of the one before",
+        f"head {clean(data.get('head', ''))}",
+        "compare it with the audit_head of the last limit or release in the log: a trail cut short passes otherwise",
+        *notes,
+    ]

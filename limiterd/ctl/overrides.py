@@ -56,26 +56,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     until_arguments(parser)
 
 
-def grant_arguments(parser: argparse.ArgumentParser) -> None:
+def grant_arguments(parser: argparse.ArgumentParser, rule: str = "one is required") -> None:
     """What an override allows: --exempt, or --threshold and/or --limit."""
-    group = parser.add_argument_group("what it allows (one is required)")
+    group = parser.add_argument_group(f"what it allows ({rule})")
     group.add_argument("--exempt", action="store_true", help="no limit at all")
     group.add_argument("--threshold", type=rate_text, metavar="R", help="limit only from this rate on, like 5gbit")
     group.add_argument("--limit", type=rate_text, metavar="R", help="limit to this rate instead of the policy's, like 1gbit")
 
 
-def until_arguments(parser: argparse.ArgumentParser) -> None:
+def until_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """When an override ends: --until or --never."""
-    end = parser.add_mutually_exclusive_group(required=True)
+    end = parser.add_mutually_exclusive_group(required=required)
     end.add_argument(
         "--until", type=future, metavar="TIME", help="when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d"
     )
     end.add_argument("--never", action="store_true", help="it does not end by itself")
 
 
-def checked_grant(ns: argparse.Namespace, parser_name: str) -> None:
-    """End with a usage error where the flags allow nothing, or contradict one another."""
-    if ns.exempt == bool(ns.threshold or ns.limit):
+def checked_grant(ns: argparse.Namespace, parser_name: str, *, required: bool = True) -> None:
+    """End with a usage error where the flags contradict one another, or (required) allow nothing."""
+    rates = bool(ns.threshold or ns.limit)
+    if (ns.exempt and rates) or (required and not ns.exempt and not rates):
         raise SystemExit(usage(parser_name, "give either --exempt, or --threshold R and/or --limit R"))
 
 

@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from limiterd.core.errors import EXIT_DONE
-from limiterd.core.units import parse_rate
+from limiterd.core.units import NS_PER_SECOND, parse_rate
 from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, json_argument, number, record, records
 from limiterd.ctl.effect import report, rows
@@ -51,7 +51,7 @@ def request(ns: argparse.Namespace) -> int:
     data = ask(ns, "request.add", args if ns.rate is None else {**args, "rate_bps": ns.rate}, timeout_s=APPLY_TIMEOUT_S)
     item = record(data.get("request")) or data
     name = clean(item.get("id", ""))
-    report(ns, data, (), f"request {name} submitted; an administrator answers it with: limiterctl approve {name} --until …")
+    report(ns, data, (), f"request {name} submitted; an administrator answers it with: limiterctl approve {name}")
     return EXIT_DONE
 
 
@@ -75,26 +75,25 @@ def requests(ns: argparse.Namespace) -> int:
 def approve_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `approve`."""
     parser.add_argument("id", metavar="ID")
-    grant_arguments(parser)
-    until_arguments(parser)
+    grant_arguments(parser, "default: what the request asks for")
+    until_arguments(parser, required=False)
     parser.add_argument("--reason", metavar="TEXT", default="", help="why it was granted (default: the request's own reason)")
     json_argument(parser)
 
 
 def approve(ns: argparse.Namespace) -> int:
     """Turn a request into an override, then say what became of its link."""
-    checked_grant(ns, "approve")
+    checked_grant(ns, "approve", required=False)
     before, started = rows(ns), time.monotonic()
     grant: dict[str, object] = {"exempt": True} if ns.exempt else {}
+    if ns.never or ns.until:
+        grant["until"] = "never" if ns.never else ns.until
     for key in ("threshold", "limit"):
         if getattr(ns, key):
             grant[f"{key}_bps"] = parse_rate(getattr(ns, key))
-    args = {"id": ns.id, "until": "never" if ns.never else ns.until, **grant, **({"reason": ns.reason} if ns.reason else {})}
+    args = {"id": ns.id, **grant, **({"reason": ns.reason} if ns.reason else {})}
     data = ask(ns, "request.approve", args, timeout_s=APPLY_TIMEOUT_S)
-    granted = record(data.get("override")) or record(data.get("record"))
-    interfaces = granted.get("interfaces")
-    names = [str(n) for n in interfaces] if isinstance(interfaces, list) else []
-    effects = observe(ns, before, started, names, begins_now=True)
+    effects = observe(ns, before, started, [str(record(data.get("request")).get("interface"))], begins_now=True)
     report(ns, data, effects, f"request {clean(ns.id)} approved")
     return EXIT_DONE
 
@@ -136,16 +135,21 @@ def _story(item: Data) -> str:
     return "; ".join(parts)
 
 
+def _seconds(wall_ns: object) -> float | None:
+    known = number(wall_ns)
+    return None if known is None else known / NS_PER_SECOND
+
+
 def _row(item: Data, now: float) -> list[Cell]:
     state = clean(item.get("state", "pending"))
     rate = number(item.get("rate_bps"))
-    until = fmt.moment(item.get("until"))
+    until = _seconds(item.get("until_wall_ns"))
     return [
         Cell(clean(item.get("id", "")), "bold"),
         Cell(state, STATE_STYLES.get(state, "")),
         Cell(clean(item.get("interface", ""))),
         Cell("no limit" if rate is None else fmt.rate(rate)),
-        Cell(clean(item.get("until", NOTHING)) if until is None else f"{fmt.local(until):%Y-%m-%d}"),
-        Cell(fmt.brief(fmt.moment(item.get("submitted") or item.get("at")), now)),
-        Cell(clean(item.get("user") or item.get("by") or f"uid {item.get('uid', '?')}")),
+        Cell(NOTHING if until is None else f"{fmt.local(until):%Y-%m-%d}"),
+        Cell(fmt.brief(_seconds(item.get("filed_wall_ns")), now)),
+        Cell(clean(item.get("user") or f"uid {item.get('uid', '?')}")),
     ]
