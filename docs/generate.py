@@ -1,0 +1,32 @@
+"""`make docs`: writes everything that is made from other texts, so that it cannot lag behind them.
+
+docs/man/limiterctl.1 and completion/ from the command line's own description (docs/man.py, limiterd/ctl/completion.py),
+docs/man/limiterd.yaml.5 from docs/configuration.md (docs/build_man.py). tests/test_cli_docs.py holds that what is
+committed is what this writes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import build_man  # a neighbour of this script
+import man  # likewise
+
+from limiterd.ctl.completion import script
+
+COMPLETION: Final = Path(__file__).resolve().parent.parent / "completion"
+FILES: Final = {"bash": "limiterctl.bash", "zsh": "_limiterctl", "fish": "limiterctl.fish"}
+
+
+def main() -> None:
+    """Write them."""
+    COMPLETION.mkdir(exist_ok=True)
+    for shell, name in FILES.items():
+        (COMPLETION / name).write_text(script(shell), encoding="utf-8")
+    man.main([])
+    build_man.main()
+
+
+if __name__ == "__main__":
+    main()

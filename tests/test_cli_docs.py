@@ -1,0 +1,72 @@
+"""The manual pages say what the programs do."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limiterd import cli
+from limiterd.daemon.entry import parser as daemon_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+MAN = ROOT / "docs" / "man"
+
+
+def plain(page: str) -> str:
+    """A page's text without roff's escapes."""
+    text = (MAN / page).read_text(encoding="utf-8").replace("\\-", "-")
+    return re.sub(r"\\f[BIPR]", "", text)
+
+
+def test_the_commands_page_is_current() -> None:
+    """limiterctl.1 is what the parser gives now; `make docs` renews it."""
+    done = subprocess.run([sys.executable, "docs/man.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_configurations_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """limiterd.yaml.5 is docs/configuration.md as roff; `make docs` renews it."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    build_man = importlib.import_module("build_man")
+    assert (MAN / "limiterd.yaml.5").read_text(encoding="utf-8") == build_man.page()
+
+
+def test_the_daemons_page_has_every_option() -> None:
+    """limiterd(8) explains every long option of the daemon."""
+    text = plain("limiterd.8")
+    options = {name for action in daemon_parser()._actions for name in action.option_strings if name.startswith("--")}
+    assert not {name for name in options if name not in text}
+
+
+def test_the_configurations_page_has_every_key() -> None:
+    """limiterd.yaml(5) explains every key of the shipped configuration, which has all of them."""
+    shipped = (ROOT / "config" / "limiterd.yaml").read_text(encoding="utf-8")
+    keys = set(re.findall(r"(?:^|[\s{,-])([a-z_]+):(?=[\s{])", re.sub(r"#.*", "", shipped)))
+    assert {"threshold", "read_back", "on_exit", "lifeline"} <= keys
+    text = plain("limiterd.yaml.5")
+    assert not {key for key in keys if key not in text}
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_documentation_names_every_verb(verb: str) -> None:
+    """docs/cli.md leaves no verb out."""
+    assert re.search(
+        rf"`[^`]*\b{verb}\b[^`]*`|^limiterctl {verb}\b", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("page", ["limiterd.8", "limiterctl.1", "limiterd.yaml.5"])
+def test_the_pages_are_clean_roff(page: str) -> None:
+    """groff formats each page without a warning (where it is installed)."""
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    done = subprocess.run(
+        ["groff", "-t", "-k", "-man", "-Tutf8", "-ww", "-z", str(MAN / page)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
