@@ -479,7 +479,7 @@ def test_single_qdiscs_come_back_exactly(real: World, command: str) -> None:
     """Under takeover an explicit single root is saved, replaced and restored so that tc tells no difference."""
     assert real.namespace is not None
     if run(real.namespace, ["tc", "qdisc", "add", "dev", "eth0", "root", *command.split()], check=False).returncode:
-        pytest.skip(f"this kernel has no {command.split()[-3:]}")
+        pytest.skip(f"this kernel has no {command.removeprefix('handle 5: ').split()[0]}")
     before = tc(real, "-d", "qdisc", "show", "dev", "eth0"), tc(real, "-d", "class", "show", "dev", "eth0")
     saved = seen(real.kernel, real.link).root
     carry_out(real.kernel, planned(real.kernel, real.link, USUAL.tree(real.link), takeover=True).actions)

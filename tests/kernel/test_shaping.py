@@ -1,0 +1,382 @@
+"""What a limit does to real traffic: over a veth between two namespaces, measured by the class's own counters.
+
+Rates come from counters and the kernel's clock; latencies are compared with the idle link of the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import statistics
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from limiterd.core.model import (
+    CLASS_DEFAULT,
+    CLASS_EXEMPT,
+    CLASS_LIFELINE,
+    KernelAbilities,
+    Lifeline,
+    Limit,
+    Link,
+    Match,
+    TcActual,
+)
+from limiterd.core.plan import differences
+from limiterd.core.shape import raised, tree_for
+from limiterd.kernel.lab import Flow, Lab, Pair, inside, run
+from limiterd.kernel.tc import TcKernel
+from tests.core.states import carry_out, planned, seen
+from tests.netns import wait_for
+
+pytestmark = pytest.mark.root
+
+MBIT = 10**6
+ECHO_PORT = 2_222
+
+
+@dataclass
+class Shaped:
+    """A link, its kernel, and the lab around it."""
+
+    lab: Lab
+    pair: Pair
+    kernel: TcKernel
+    link: Link
+    limit: Limit = field(default_factory=Limit)
+
+    def hold(self, rate_bps: int) -> None:
+        """Put the limit on, or change its rate, in one apply."""
+        wanted = tree_for(self.limit, rate_bps, self.link, KernelAbilities(fq_codel=self.kernel.abilities().fq_codel))
+        carry_out(self.kernel, planned(self.kernel, self.link, wanted).actions)
+        assert differences(wanted, self.read()) == ()
+
+    def release(self) -> None:
+        """Raise, wait for the queue to run empty, delete: as the daemon does."""
+        tree = self.read().tree
+        assert tree is not None
+        carry_out(self.kernel, planned(self.kernel, self.link, raised(tree)).actions)
+        wait_for(lambda: self.read().stats.backlog_bytes == 0, "an empty queue", longest_s=1, pause_s=0.001)
+        carry_out(self.kernel, planned(self.kernel, self.link, None).actions)
+
+    def read(self) -> TcActual:
+        """What the kernel shows."""
+        return seen(self.kernel, self.link)
+
+    def rate_bps(self, span_s: float, since: TcActual | None = None) -> float:
+        """The class's rate by its counters over the coming span, or since a reading until span_s after it."""
+        first = since or self.read()
+        time.sleep(max(0.0, span_s - (time.clock_gettime(time.CLOCK_BOOTTIME) - first.read_t_ns / 1e9)))
+        last = self.read()
+        return 8e9 * (last.stats.sent_bytes - first.stats.sent_bytes) / (last.read_t_ns - first.read_t_ns)
+
+    def near_tc(self, *arguments: str) -> str:
+        """The system's tc on our side."""
+        return run(self.pair.near.namespace, ["tc", *arguments]).stdout
+
+    def packets(self, classid: str) -> int:
+        """Packets that a class has sent, by the system's tc."""
+        found = re.search(
+            rf"class htb {classid} .*?Sent \d+ bytes (\d+) pkt", self.near_tc("-s", "class", "show", "dev", "eth0"), re.DOTALL
+        )
+        assert found is not None
+        return int(found[1])
+
+
+@pytest.fixture
+def shaped(lab: Lab, pair: Pair) -> Iterator[Shaped]:
+    """eth0 between two namespaces."""
+    with inside(pair.near.namespace):
+        kernel = TcKernel()
+    with kernel:
+        yield Shaped(lab, pair, kernel, Link(pair.near.ifindex, "eth0"))
+
+
+def flowing(shaped: Shaped, what: str) -> Flow:
+    """One of the usual loads, far beyond any limit here, already flowing."""
+    near, far = shaped.pair.near, shaped.pair.far
+    flow = (
+        shaped.lab.udp(near, far, 290 * MBIT)
+        if what == "udp"
+        else shaped.lab.tcp(near, far, streams=int(what.removeprefix("tcp")))
+    )
+    wait_for(lambda: flow.stats()["received_bytes"] > 5_000_000, "traffic")
+    return flow
+
+
+# ---- rates ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", ["tcp1", "tcp8", "udp"])
+def test_the_rate_is_held_exactly_from_the_first_second(shaped: Shaped, load: str) -> None:
+    """200 Mbit/s: at most 105 % in the first second under way, 99 to 101 % in the four after it."""
+    flowing(shaped, load)
+    shaped.hold(200 * MBIT)
+    begun = shaped.read()
+    first = shaped.rate_bps(1.0, begun)
+    later = shaped.rate_bps(4.0)
+    assert first <= 1.05 * 200 * MBIT
+    assert 0.99 * 200 * MBIT <= later <= 1.01 * 200 * MBIT
+    assert shaped.read().direct_packets == begun.direct_packets
+
+
+@pytest.mark.parametrize(("rate_bps", "span_s"), [(MBIT, 6), (20 * MBIT, 2), (50 * MBIT, 2)])
+def test_low_rates_are_reached(shaped: Shaped, rate_bps: int, span_s: int) -> None:
+    """At 1, 20 and 50 Mbit/s TCP gets 85 % of the limit, no more than the limit and one GSO packet, and pings pass."""
+    shaped.hold(rate_bps)
+    near, far = shaped.pair.near, shaped.pair.far
+    shaped.lab.tcp(near, far)
+    wait_for(lambda: shaped.read().stats.sent_bytes > 70_000, "the first burst")
+    assert 0.85 * rate_bps <= shaped.rate_bps(span_s) <= 1.01 * rate_bps + 8 * shaped.link.gso_max_bytes / span_s
+    assert run(near.namespace, ["ping", "-c", "2", "-W", "5", "-i", "0.2", far.v4], check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate_bps", [10 * MBIT, 100 * MBIT, 1_000 * MBIT])
+@pytest.mark.parametrize("load", ["tcp1", "tcp8"])
+def test_other_rates_are_held_too(shaped: Shaped, load: str, rate_bps: int) -> None:
+    """10 Mbit/s to 1 Gbit/s within 99 to 101 %, five seconds after the engagement."""
+    flowing(shaped, load)
+    shaped.hold(rate_bps)
+    shaped.rate_bps(1.0)
+    assert 0.99 * rate_bps <= shaped.rate_bps(5.0) <= 1.01 * rate_bps
+
+
+@pytest.mark.parametrize("setting", ["txqueuelen 0", "txqueuelen 1", "txqueuelen 2", "mtu 9000", "gso_max_segs 1"])
+def test_odd_links_are_held_as_well(shaped: Shaped, setting: str) -> None:
+    """A queue length of 0 to 2, jumbo frames, no GSO: 50 Mbit/s are reached and held, and nothing passes by."""
+    for end in (shaped.pair.near, shaped.pair.far):
+        run(end.namespace, ["ip", "link", "set", "eth0", *setting.split()])
+    shaped.link = replace(shaped.link, mtu=9_000 if "mtu" in setting else 1_500)
+    flowing(shaped, "tcp1")
+    shaped.hold(50 * MBIT)
+    begun = shaped.read()
+    time.sleep(0.2)
+    assert 0.95 * 50 * MBIT <= shaped.rate_bps(1.0) <= 1.02 * 50 * MBIT
+    assert shaped.read().direct_packets == begun.direct_packets
+
+
+# ---- latency -------------------------------------------------------------------------------------
+
+
+def ping_ms(shaped: Shaped, count: int) -> list[float]:
+    """Round-trip times of echoes outside the lifeline."""
+    text = run(shaped.pair.near.namespace, ["ping", "-c", str(count), "-i", "0.02", shaped.pair.far.v4]).stdout
+    return [float(ms) for ms in re.findall(r"time=([\d.]+)", text)]
+
+
+def test_another_flow_waits_only_for_the_queues_time(shaped: Shaped) -> None:
+    """Under 8 TCP flows at 200 Mbit/s a ping waits for about the 10 ms of the queue: 15 ms more than idle at most."""
+    idle_ms = statistics.median(ping_ms(shaped, 10))
+    flowing(shaped, "tcp8")
+    shaped.hold(200 * MBIT)
+    time.sleep(0.3)
+    loaded_ms = ping_ms(shaped, 60)
+    assert statistics.median(loaded_ms) <= idle_ms + 15
+    assert len(loaded_ms) >= 55
+
+
+@contextlib.contextmanager
+def echo(shaped: Shaped) -> Iterator[Callable[[], float]]:
+    """A TCP ping-pong of small messages, as an SSH session makes; yields a function that takes one round trip in ms."""
+    with inside(shaped.pair.far.namespace):
+        server = socket.create_server((shaped.pair.far.v4, ECHO_PORT))
+    with inside(shaped.pair.near.namespace):
+        client = socket.create_connection((shaped.pair.far.v4, ECHO_PORT))
+    peer, _ = server.accept()
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while data := peer.recv(64):
+                peer.sendall(data)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    for end in (client, peer):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def trip() -> float:
+        begun = time.perf_counter()
+        client.sendall(b"x" * 48)
+        client.recv(64)
+        return (time.perf_counter() - begun) * 1e3
+
+    try:
+        yield trip
+    finally:
+        for end in (client, peer, server):
+            end.close()
+        thread.join()
+
+
+def test_the_lifeline_stays_quick_under_full_load(shaped: Shaped) -> None:
+    """A ping-pong in the lifeline: median under twice idle plus 5 ms while 8 flows fill the limit."""
+    shaped.limit = Limit(lifeline=Lifeline(match=(Match(protocol="tcp", port=ECHO_PORT),)))
+    with echo(shaped) as trip:
+        flowing(shaped, "tcp8")
+        shaped.hold(200 * MBIT)
+        time.sleep(0.2)
+        loaded_ms = [trip() for _ in range(150)]
+    with echo_after_load(shaped) as trip:
+        idle_ms = [trip() for _ in range(150)]
+    assert statistics.median(loaded_ms) < 2 * statistics.median(idle_ms) + 5
+
+
+@contextlib.contextmanager
+def echo_after_load(shaped: Shaped) -> Iterator[Callable[[], float]]:
+    """The same ping-pong with the load ended."""
+    shaped.lab.close()
+    with Lab() as lab:
+        pair = lab.pair()
+        with echo(replace(shaped, lab=lab, pair=pair)) as trip:
+            yield trip
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+def missing(stats: dict[str, Any]) -> int:
+    """Datagrams that did not arrive, wherever they were lost."""
+    return int(stats["lost_packets"] + stats["refused_packets"])
+
+
+def test_a_change_of_rate_loses_nothing(shaped: Shaped) -> None:
+    """Thirty changes in place under a 150 Mbit/s stream of numbered datagrams: every one arrives."""
+    shaped.hold(200 * MBIT)
+    flow = shaped.lab.udp(shaped.pair.near, shaped.pair.far, 150 * MBIT)
+    wait_for(lambda: flow.stats()["received_packets"] > 1_000, "the stream")
+    for n in range(30):
+        shaped.hold((250 + 10 * (n % 7)) * MBIT)
+        time.sleep(0.03)
+    stats = flow.stop()
+    assert stats["received_packets"] > 5_000
+    assert missing(stats) == 0
+
+
+def test_engaging_and_releasing_lose_next_to_nothing(shaped: Shaped) -> None:
+    """At most three datagrams of a 150 Mbit/s stream for each swap of the root, with the queue drained before the release."""
+    flow = shaped.lab.udp(shaped.pair.near, shaped.pair.far, 150 * MBIT)
+    wait_for(lambda: flow.stats()["received_packets"] > 1_000, "the stream")
+    swaps = 0
+    for _ in range(8):
+        shaped.hold(200 * MBIT)
+        time.sleep(0.05)
+        shaped.release()
+        time.sleep(0.05)
+        swaps += 2
+    assert missing(flow.stop()) <= 3 * swaps
+
+
+def test_a_release_drains_what_is_queued(shaped: Shaped) -> None:
+    """A stream beyond the limit keeps the queue full; once its source pauses, a release delivers all that was queued."""
+    shaped.hold(100 * MBIT)
+    flow = flowing(shaped, "udp")
+    wait_for(lambda: shaped.read().stats.backlog_bytes > 50_000, "a queue")
+    flow.set_rate(0)
+    held = shaped.read()
+    shaped.release()
+    stats = flow.stop()
+    assert stats["lost_packets"] <= held.stats.drops + 3
+
+
+def test_next_to_nothing_passes_between_root_and_class(shaped: Shaped) -> None:
+    """Installed under full TCP load, at most two packets go past the limit: the messages travel in one datagram."""
+    flowing(shaped, "tcp8")
+    passed = []
+    for _ in range(9):
+        shaped.hold(200 * MBIT)
+        passed.append(shaped.read().direct_packets)
+        shaped.release()
+        time.sleep(0.05)
+    assert statistics.median(passed) <= 2
+
+
+# ---- who is limited ------------------------------------------------------------------------------
+
+
+def test_exempt_traffic_is_not_limited(shaped: Shaped) -> None:
+    """A flow to an exempt network runs beside a full limit at many times its rate, and does not eat into it."""
+    shaped.limit = Limit(exempt=(Match(to="fd77:1::/64"),))
+    near, far = shaped.pair.near, shaped.pair.far
+    shaped.hold(20 * MBIT)
+    shaped.lab.tcp(near, far)
+    free = shaped.lab.tcp(near, far, 100 * MBIT, host=far.v6)
+    wait_for(lambda: free.stats()["received_bytes"] > 1_000_000, "the exempt flow")
+    before = free.stats()["received_bytes"], time.monotonic()
+    limited_bps = shaped.rate_bps(2.0)
+    free_bps = 8 * (free.stats()["received_bytes"] - before[0]) / (time.monotonic() - before[1])
+    assert free_bps > 3 * 20 * MBIT
+    assert 0.95 * 20 * MBIT <= limited_bps <= 1.02 * 20 * MBIT
+
+
+def test_packets_go_where_the_selectors_say(shaped: Shaped) -> None:
+    """Real packets: DHCP in both families, IPv4 options, first and later fragments, a port on either side."""
+    shaped.limit = Limit(lifeline=Lifeline(match=(Match(protocol="udp", port=5_001), Match(protocol="tcp", port=22))))
+    shaped.hold(200 * MBIT)
+    near = shaped.pair.near
+    run(near.namespace, ["ping", "-c", "1", shaped.pair.far.v4])  # so that no neighbour has to be asked for below
+    run(near.namespace, ["ping", "-c", "1", shaped.pair.far.v6])
+
+    def lands_in_lifeline(count: int, send: Callable[[socket.socket], object], family: int = socket.AF_INET) -> bool:
+        before = shaped.packets("1d1d:10")
+        with inside(near.namespace), socket.socket(family, socket.SOCK_DGRAM) as sender:
+            send(sender)
+        return shaped.packets("1d1d:10") - before == count
+
+    def to(
+        address: str, port: int, size: int = 10, options: bytes = b"", source_port: int = 0
+    ) -> Callable[[socket.socket], object]:
+        def send(sender: socket.socket) -> None:
+            if options:
+                sender.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, options)
+            if source_port:
+                sender.bind(("", source_port))
+            sender.sendto(bytes(size), (address, port))
+
+        return send
+
+    v4, v6 = shaped.pair.far.v4, shaped.pair.far.v6
+    router_alert = struct.pack(">BBH", 148, 4, 0)
+    assert lands_in_lifeline(1, to(v4, 67))
+    assert lands_in_lifeline(1, to(v6, 547), socket.AF_INET6)
+    assert lands_in_lifeline(1, to(v4, 5_001))
+    assert lands_in_lifeline(1, to(v4, 9, source_port=5_001))
+    assert lands_in_lifeline(1, to(v6, 5_001), socket.AF_INET6)
+    assert lands_in_lifeline(1, to(v4, 5_001, options=router_alert))
+    assert lands_in_lifeline(0, to(v4, 5_002))
+    assert lands_in_lifeline(0, to(v4, 5_002, options=router_alert))
+    assert lands_in_lifeline(0, to(v4, 22))
+    assert lands_in_lifeline(1, to(v4, 5_001, size=4_000))  # of three fragments the first has ports
+
+
+def test_neighbours_are_asked_in_the_lifeline(shaped: Shaped) -> None:
+    """ARP and neighbour discovery of a flushed cache go by the lifeline's class."""
+    shaped.hold(200 * MBIT)
+    for address in (shaped.pair.far.v4, shaped.pair.far.v6):
+        run(shaped.pair.near.namespace, ["ip", "neigh", "flush", "all"])
+        before = shaped.packets("1d1d:10")
+        run(shaped.pair.near.namespace, ["ping", "-c", "1", address])
+        assert shaped.packets("1d1d:10") > before
+
+
+def test_the_kernel_has_no_complaint(shaped: Shaped) -> None:
+    """No limit from 1 Mbit/s to 100 Gbit/s makes the kernel warn of a quantum."""
+    shaped.limit = Limit(exempt=(Match(to="10.0.0.0/8"),))
+    for rate_bps in (MBIT, 200 * MBIT, 10**10, 10**11):
+        shaped.hold(rate_bps)
+    tree = shaped.read().tree
+    assert tree is not None
+    assert {c.classid for c in tree.classes} >= {CLASS_DEFAULT, CLASS_LIFELINE, CLASS_EXEMPT}
+    complaints = [
+        line
+        for line in run(shaped.pair.near.namespace, ["dmesg"], check=False).stdout.splitlines()
+        if "quantum of class 1D1D" in line
+    ]
+    assert complaints == []
