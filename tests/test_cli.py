@@ -540,6 +540,15 @@ def test_explain_answers_in_the_order_of_the_questions() -> None:
     assert all(display_width(line) <= 80 for line in lines)
 
 
+def test_explain_of_a_limit_set_by_hand_blames_no_traffic() -> None:
+    """Who set it and why is the explanation; an earlier firing is none."""
+    by_hand = LIMITED | {"manual": True, "reason": "operator", "note": "abuse report 77"}
+    shown = "\n".join(explain.render(explanation(link=link("eth1", **by_hand)), SCREEN))
+    assert "set by hand (abuse report 77)" in shown
+    assert "What was seen" not in shown
+    assert "What lifts it" in shown
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=20),
@@ -608,6 +617,13 @@ def test_limit_waits_until_the_kernel_shows_it(stub: ControlStub, ctl: Ctl, caps
     assert ctl("limit", "eth0", "--rate", "200mbit", "--reason", "abuse") == 0
     assert ("limit", {"interface": "eth0", "reason": "abuse", "rate_bps": 200_000_000}) in stub.asked
     assert "eth0: limited to 200mbit" in capsys.readouterr().out
+
+
+def test_a_limit_at_another_rate_is_told(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where an override makes it another rate than the one asked for, that is said and the exit code is 1."""
+    stub.answers |= {"status": document(link(**LIMITED | {"override": "REQ-9"})), "limit": {}}
+    assert ctl("limit", "eth0", "--rate", "10mbit", "--reason", "abuse") == 1
+    assert "limited to 200mbit, not to 10mbit: override REQ-9 sets the limit" in capsys.readouterr().err
 
 
 def test_a_limit_that_becomes_a_fault_exits_1(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:

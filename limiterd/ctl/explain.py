@@ -51,12 +51,14 @@ def render(data: Data, screen: Terminal, *, now: float | None = None) -> list[st
     detail = link_detail(link, at, screen.width, screen.palette)
     # The detail's first lines are the headline, its last one points here.
     head = len(fmt.wrap(headline(link), screen.width))
+    # A limit that was set by hand has no firing: the last one, if any, explains nothing.
+    why = {} if link.get("manual") else data
     parts = [
         detail[:head],
         detail[head:-1],
-        _seen(data, screen, at),
-        _rule(data, screen.palette, screen.width),
-        _who(data, screen.palette, screen.width),
+        _seen(why, screen, at),
+        _rule(why, screen.palette, screen.width),
+        _who(why, screen.palette, screen.width),
         _lift(data, screen.palette, screen.width),
         notices({"faults": data.get("faults")}, at, screen.width, screen.palette)[1:],
     ]

@@ -6,9 +6,10 @@ import argparse
 import time
 
 from limiterd.core.errors import EXIT_DONE, EXIT_FAILED
-from limiterd.ctl.connect import APPLY_TIMEOUT_S, ask, json_argument
+from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, json_argument, number
 from limiterd.ctl.effect import Rows, await_effect, report, rows
-from limiterd.ctl.format import clean
+from limiterd.ctl.format import clean, rate
+from limiterd.ctl.terminal import complain
 from limiterd.ctl.values import rate_bps
 
 _REASON_HELP = "why, for the audit trail and for whoever asks later"
@@ -51,7 +52,18 @@ def limit(ns: argparse.Namespace) -> int:
 
     effects = await_effect(ns, before, started, settled)
     report(ns, data, effects, f"{clean(ns.interface)}: accepted; see: limiterctl status {clean(ns.interface)}")
-    return EXIT_DONE if rows(ns).get(ns.interface, {}).get("phase") == "limited" else EXIT_FAILED
+    return _kept(ns, rows(ns).get(ns.interface, {}))
+
+
+def _kept(ns: argparse.Namespace, row: Data) -> int:
+    """Whether the link is limited as it was asked for; says so where the rate is another."""
+    if row.get("phase") != "limited":
+        return EXIT_FAILED
+    if ns.rate in (None, row.get("limit_bps")):
+        return EXIT_DONE
+    override = f": override {clean(row['override'])} sets the limit" if row.get("override") else ""
+    complain(f"{clean(ns.interface)}: limited to {rate(number(row.get('limit_bps')))}, not to {rate(ns.rate)}{override}")
+    return EXIT_FAILED
 
 
 def release_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from limiterd.ctl.values import past
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1000
+SHORT_HASH: Final = 12
 STYLES: Final[Mapping[str, str]] = {
     "limit": "red",
     "limited": "red",
@@ -144,7 +145,8 @@ def _field(key: str, value: object) -> str:
         return f"{name} {clean('; '.join(str(item) for item in value))}"
     if isinstance(value, Mapping):
         return f"{name} ({', '.join(filter(None, (_field(str(k), v) for k, v in value.items())))})"
-    return f"{name} {clean(value)}"
+    shown = str(value)[:SHORT_HASH] if key == "sha256" else value
+    return f"{name} {clean(shown)}"
 
 
 # ---- the chain -----------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def _verify(ns: argparse.Namespace) -> int:
         say_json(data)
     else:
         width = terminal().width
-        say(line for text in verdict(data) for line in fmt.wrap(text, width, "  "))
+        say(line for text in verdict(data) for line in fmt.wrap(text, width, "  ", first=""))
     return EXIT_DONE if data.get("ok") is True else EXIT_FAILED
 
 
