@@ -94,6 +94,7 @@ class House:
         self.reload_lock = threading.RLock()
         self._reload_wanted = threading.Event()
         self._event_descriptor = self.events.fileno()
+        self._events_failing = False
         self._note_damage(loaded)
         kept, troubles = self.journal.load()
         for topic, text in (("journal", "; ".join(troubles)), ("requests", "; ".join(self.petitions.requests.load()))):
@@ -156,6 +157,8 @@ class House:
     # ---- the tick ----
 
     def _tick(self) -> None:
+        if self._events_failing:
+            self._on_events()
         self._take_sample()
         now_ns = boot_ns()
         self.tick_duration.observe((now_ns - self.loop.pace.last_ns) / 1e9)
@@ -198,9 +201,14 @@ class House:
             found = self.events.drain()
         except EnvironmentFault as fault:
             self.hands.errors["events", fault.errno_name or "none"] += 1
-            self._resync = True
+            self.problems.note("events", f"outside changes are found by polling alone: {fault}")
+            self._resync = self._events_failing = True
+            self._follow_event_socket()
             return
-        self._follow_event_socket()
+        self.problems.note("events", None)
+        self._events_failing = False
+        if found.resync:
+            self._follow_event_socket()
         self._resync |= found.resync
         self._touched |= found.tc_ifindexes
         held = {case.link.ifindex for case in self.state.cases.values()} & self._touched
@@ -209,12 +217,12 @@ class House:
             self._settle(self.hands.read_now(frozenset(held)))
 
     def _follow_event_socket(self) -> None:
-        """After an overrun the events come through another descriptor."""
-        descriptor = self.events.fileno()
-        if descriptor != self._event_descriptor:
+        """After an overrun the events come through a fresh socket, which mostly has the number of the closed one."""
+        if self._event_descriptor >= 0:
             self.loop.unwatch(self._event_descriptor)
-            self.loop.watch(descriptor, self._on_events)
-            self._event_descriptor = descriptor
+        self._event_descriptor = self.events.fileno()
+        if self._event_descriptor >= 0:
+            self.loop.watch(self._event_descriptor, self._on_events)
 
     def _keep_house(self) -> None:
         """Once a second: the service manager, and the adapters' own troubles."""

@@ -82,7 +82,7 @@ class Loop:
         self._selector.register(descriptor, selectors.EVENT_READ, handler)
 
     def unwatch(self, descriptor: int) -> None:
-        """Stop watching a descriptor."""
+        """Stop watching a descriptor, which may be closed by now."""
         self._selector.unregister(descriptor)
 
     def on_signal(self, number: int, handler: Callable[[], None]) -> None:

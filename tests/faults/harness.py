@@ -1,0 +1,140 @@
+"""What the fault tests share: an echo that must never fall silent, and defects planted in a daemon from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from limiterd.kernel.lab import Pair, inside
+from tests.netns import wait_for
+from tests.rig import Rig
+
+_PAUSE_S: Final = 0.004
+
+
+class Echo:
+    """Numbered datagrams to the far end and back, all the time; knows the longest silence and waits for fresh answers."""
+
+    def __init__(self, pair: Pair) -> None:
+        with inside(pair.far.namespace):
+            self._mirror = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._mirror.bind((pair.far.v4, 0))
+        with inside(pair.near.namespace):
+            self._near = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._near.connect(self._mirror.getsockname())
+        for end in (self._mirror, self._near):
+            end.settimeout(0.2)
+        self.sent = 0
+        self.answered = 0
+        self.longest_silence_s = 0.0
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._reflect, self._send, self._listen)]
+
+    def __enter__(self) -> Echo:
+        for thread in self._threads:
+            thread.start()
+        self.alive("before the first fault")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        self._mirror.close()
+        self._near.close()
+
+    def alive(self, when: str) -> None:
+        """Datagrams that are sent from now on come back; fails the test where they do not."""
+        first = self.sent + 1
+        wait_for(lambda: self.answered >= first, f"an echo {when}", longest_s=3, pause_s=0.002)
+
+    def _reflect(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(OSError):
+                data, sender = self._mirror.recvfrom(64)
+                self._mirror.sendto(data, sender)
+
+    def _send(self) -> None:
+        while not self._over.wait(_PAUSE_S):
+            with contextlib.suppress(OSError):  # a full queue is the test's business, not ours
+                self._near.send(self.sent.to_bytes(8, "big"))
+            self.sent += 1
+
+    def _listen(self) -> None:
+        last = time.monotonic()
+        while not self._over.is_set():
+            with contextlib.suppress(OSError):
+                self.answered = max(self.answered, int.from_bytes(self._near.recv(64), "big"))
+                now = time.monotonic()
+                self.longest_silence_s = max(self.longest_silence_s, now - last)
+                last = now
+
+
+def plant(daemon: Rig, code: str) -> None:
+    """Run this code in the daemon's process before the daemon itself (after the next start)."""
+    directory = daemon.home / "planted"
+    directory.mkdir(exist_ok=True)
+    (directory / "sitecustomize.py").write_text(code)
+    daemon.environment = {**daemon.environment, "PYTHONPATH": f"{directory}:{Path.cwd()}"}
+
+
+_SPOIL: Final = """
+import importlib, pathlib
+module, _, path = {target!r}.partition(":")
+*owners, name = path.split(".")
+owner = importlib.import_module(module)
+for part in owners:
+    owner = getattr(owner, part)
+whole, switch = getattr(owner, name), pathlib.Path({switch!r})
+def spoilt(*args, **kwargs):
+    if switch.exists():
+        raise {error}
+    return whole(*args, **kwargs)
+setattr(owner, name, spoilt)
+"""
+
+
+class Spoilt:
+    """A function of the daemon that raises while it is switched on: `spoilt.on()`, `spoilt.off()`."""
+
+    def __init__(self, daemon: Rig, target: str, error: str) -> None:
+        """Plant it; target is "module:Class.method", error an expression (EnvironmentFault and OSError are known)."""
+        self._switch = daemon.home / "spoil"
+        known = "from limiterd.core.errors import EnvironmentFault\n"
+        plant(daemon, known + _SPOIL.format(target=target, switch=str(self._switch), error=error))
+
+    def on(self) -> None:
+        """From now on it raises."""
+        self._switch.touch()
+
+    def off(self) -> None:
+        """It works again."""
+        self._switch.unlink()
+
+
+def watched_interfaces(daemon: Rig) -> list[str]:
+    """The interfaces that status lists."""
+    return [link["interface"] for link in daemon.status()["links"]]
+
+
+def problems(daemon: Rig) -> str:
+    """All fault messages of the status, as one text."""
+    return " | ".join(fault["message"] for fault in daemon.status()["faults"])
+
+
+@contextlib.contextmanager
+def stopped(daemon: Rig) -> Iterator[None]:
+    """The daemon's process does not run during the block (SIGSTOP, SIGCONT)."""
+    import signal  # noqa: PLC0415 - only here
+
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
