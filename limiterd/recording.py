@@ -73,25 +73,45 @@ class Recording:
     qualified: bool = False
     size_bytes: int = 0
     read_bytes: int = 0
-    _ticks: Iterator[tuple[Lane, Snapshot]] = field(default_factory=lambda: iter(()))
+    _ticks: Iterable[tuple[Lane, Snapshot]] = ()
+    _stream: IO[bytes] | None = None
 
     def __iter__(self) -> Iterator[tuple[Lane, Snapshot]]:
-        """The ticks in the recording's order. Raises RecordingError where it cannot be read on."""
-        return self._ticks
+        """The ticks in the recording's order, once. Raises RecordingError where it cannot be read on."""
+        try:
+            yield from self._ticks
+        except OSError as error:
+            raise RecordingError(f"{self.name}: {error.strerror or error}") from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the file; reading to the end does too."""
+        if self._stream is not None:
+            self._stream.close()
 
 
 def open_recording(path: str) -> Recording:
     """Open a recording of any of the three formats, told apart by its first line. Raises RecordingError."""
     try:
-        stream = open(path, "rb")  # noqa: SIM115, PTH123 - read by the generators for as long as they live
-        size = os.fstat(stream.fileno()).st_size
-        lines = _Lines(path, stream)
-        first = next(iter(lines), None)
+        stream = open(path, "rb")  # noqa: SIM115, PTH123 - the recording closes it
     except OSError as error:
         raise RecordingError(f"{path}: {error.strerror or error}") from error
-    recording = Recording(path, size_bytes=size)
-    lines.recording = recording
-    if first is None or not first.strip():
+    try:
+        recording = Recording(path, size_bytes=os.fstat(stream.fileno()).st_size, _stream=stream)
+        return _recognised(recording, _Lines(recording, stream))
+    except OSError as error:
+        stream.close()
+        raise RecordingError(f"{path}: {error.strerror or error}") from error
+    except RecordingError:
+        stream.close()
+        raise
+
+
+def _recognised(recording: Recording, lines: _Lines) -> Recording:
+    """The recording with its ticks, of the format that the first line tells."""
+    first = next(lines.rest(), b"")
+    if not first.strip():
         raise lines.error("it is empty; not even a header is there")
     if b'"limiterd_recording"' in first:
         return _open_json_lines(recording, lines, first)
@@ -107,24 +127,22 @@ def open_recording(path: str) -> Recording:
 
 
 class _Lines:
-    """Numbered lines of a file, bounded in length."""
+    """Numbered lines of a recording's file, bounded in length."""
 
-    def __init__(self, name: str, stream: IO[bytes]) -> None:
-        self.name = name
+    def __init__(self, recording: Recording, stream: IO[bytes]) -> None:
+        self.name = recording.name
         self.number = 0
-        self.recording: Recording | None = None
         self.stream = stream
+        self._recording = recording
 
-    def __iter__(self) -> Iterator[bytes]:
+    def rest(self) -> Iterator[bytes]:
         """Every line that is left. Raises RecordingError for one that is longer than any recording's."""
-        readline, position = self.stream.readline, 0
+        readline, recording = self.stream.readline, self._recording
         while line := readline(MAX_LINE_BYTES):
             self.number += 1
-            position += len(line)
+            recording.read_bytes += len(line)
             if len(line) == MAX_LINE_BYTES:
                 raise self.error(f"the line is longer than {MAX_LINE_BYTES} bytes; is this a recording?")
-            if self.recording is not None:
-                self.recording.read_bytes = position
             yield line
 
     def error(self, what: str) -> RecordingError:
@@ -174,7 +192,7 @@ def _json_ticks(lines: _Lines, host: str) -> Iterator[tuple[Lane, Snapshot]]:
     lane = Lane(host=host)
     known: tuple[object, object] = (None, None)
     links: tuple[Link, ...] = ()
-    for line in lines:
+    for line in lines.rest():
         tick = _tick(line)
         if tick is None:
             if line.isspace():
@@ -248,7 +266,7 @@ def _csv_ticks(lines: _Lines) -> Iterator[tuple[Lane, Snapshot]]:
     rows: dict[str, int] = {}
     at_ns = 0
     try:
-        for line in lines:
+        for line in lines.rest():
             if line.isspace():
                 continue
             t_ns, name, tx_bytes = _csv_row(lines, line)
@@ -404,11 +422,10 @@ def _point(value: object) -> tuple[int, int] | None:
         return None
     try:
         tx_bytes = int(counter) if counter.isdigit() else Decimal(counter)
-    except ArithmeticError:
+        whole = at >= 0 and 0 <= tx_bytes < 2**64 and tx_bytes == int(tx_bytes)
+    except (ArithmeticError, ValueError):  # NaN compares with nothing
         return None
-    if not (at >= 0 and 0 <= tx_bytes < 2**64) or tx_bytes != int(tx_bytes):
-        return None
-    return int(at * NS_PER_SECOND), int(tx_bytes)
+    return (int(at * NS_PER_SECOND), int(tx_bytes)) if whole else None
 
 
 def _from_answers(recording: Recording, answers: Iterable[_Answer]) -> Recording:

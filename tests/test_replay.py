@@ -1,0 +1,319 @@
+"""Replay: what a policy would have done, told as events and for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from limiterd import plot
+from limiterd.cli import main
+from limiterd.core.model import Detect, Event, EventKind, Link, Snapshot
+from limiterd.plot import Curve, Mark, Span
+from limiterd.replay.curves import MAX_POINTS, Curves
+from limiterd.replay.possible import Possible
+
+DATA = Path(__file__).parent / "data"
+HEADER = '{"limiterd_recording": 1, "host": "gpu-7", "started_at": "2026-11-23T12:00:00Z"}'
+TENTH = 10**8
+GBIT_TENTH = 12_500_000
+
+
+def config(path: Path, text: str = "", *, overrides: str = "") -> str:
+    """A configuration for eth*, with these lines under the policy and these override records."""
+    (path / "overrides.d").mkdir(exist_ok=True)
+    if overrides:
+        (path / "overrides.d" / "a.yaml").write_text(overrides)
+    file = path / "limiterd.yaml"
+    file.write_text(
+        f"policies:\n  - name: fair-use\n    interfaces: ['eth*']\n{text}"
+        f"overrides: {{directory: {path}/overrides.d}}\nstate: {{directory: {path}/state}}\n"
+    )
+    return str(file)
+
+
+def recording(path: Path, rates: Sequence[tuple[int, int]], *, header: str = HEADER) -> str:
+    """A recording of eth0 at 10 Hz from (Mbit/s, ticks) pieces."""
+    lines, t_ns, counter = [header], 10**9, 0
+    lines.append(json.dumps({"t": t_ns, "links": [[2, "eth0", counter]]}))
+    for mbps, ticks in rates:
+        for _ in range(ticks):
+            t_ns += TENTH
+            counter += mbps * GBIT_TENTH // 1000
+            lines.append(json.dumps({"t": t_ns, "links": [[2, "eth0", counter]]}))
+    file = path / "recording.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    return str(file)
+
+
+def replayed(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> list[dict[str, object]]:
+    """The events of `replay --json`."""
+    assert main(["replay", *arguments, "--json"]) == status
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def told(events: Sequence[dict[str, object]]) -> list[tuple[object, object, object]]:
+    """(seconds since 1 s, event, reason)."""
+    return [((event["t"] - 10**9) / 1e9, event["event"], event["reason"]) for event in events if isinstance(event["t"], int)]
+
+
+def test_enforce_limits_once_and_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A steady excess fires at 10.2 s; by approval the limit stands to the recording's end, and the link is not judged on."""
+    events = replayed(capsys, recording(tmp_path, [(1200, 400)]), "--config", config(tmp_path))
+    assert told(events) == [(0.0, "epoch", "new"), (10.2, "limit", "sustained"), (10.2, "limited", "sustained")]
+    assert {(event["interface"], event["policy"]) for event in events} == {("eth0", "fair-use")}
+    assert set(events[0]) == {"t", "interface", "event", "reason", "policy"}
+
+
+def test_observe_tells_would_limit_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In observe mode the same traffic would have been limited three times, 10.2 s apart."""
+    events = replayed(capsys, recording(tmp_path, [(1200, 400)]), "--config", config(tmp_path, "    mode: observe\n"))
+    assert told(events)[1:] == [
+        (10.2, "would_limit", "sustained"),
+        (20.4, "would_limit", "sustained"),
+        (30.6, "would_limit", "sustained"),
+    ]
+
+
+def test_an_observing_guard_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On-off traffic that the rule never sees overflows the guard, which notes it."""
+    traffic = [(3000, 50), (0, 50)] * 18
+    events = replayed(capsys, recording(tmp_path, traffic), "--config", config(tmp_path))
+    assert told(events)[1:] == [(172.6, "noted", "guard")]
+
+
+AUTO = "    release: {mode: auto, min_hold: 5s, quiet_for: 2s}\n"
+
+
+def test_auto_release_sees_the_modelled_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While more is recorded than the limit lets through there is demand; its end lifts the limit after quiet_for."""
+    rates = [(1200, 300), (50, 60), (1200, 120)]
+    events = told(replayed(capsys, recording(tmp_path, rates), "--config", config(tmp_path, AUTO)))
+    kinds = [(kind, reason) for _, kind, reason in events]
+    assert kinds == [
+        ("epoch", "new"),
+        ("limit", "sustained"),
+        ("limited", "sustained"),
+        ("released", "demand_ended"),
+        ("epoch", "released"),
+        ("limit", "sustained"),
+        ("limited", "sustained"),
+    ]
+    released_s = events[3][0]
+    assert isinstance(released_s, float)
+    assert 32.0 <= released_s <= 33.2
+    assert events[5][0] == 46.2
+
+
+def test_below_the_limit_but_above_quiet_is_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """150 of 200 Mbit/s is above quiet_rate: the limit stays."""
+    events = replayed(capsys, recording(tmp_path, [(1200, 150), (150, 300)]), "--config", config(tmp_path, AUTO))
+    assert [event["event"] for event in events] == ["epoch", "limit", "limited"]
+
+
+OVERRIDE = """overrides:
+  - id: REQ-1
+    interfaces: [eth0]
+    {hosts}
+    action: exempt
+    not_before: 2026-11-23T12:00:15Z
+    expires: 2026-11-23T12:00:20Z
+    approved_by: ops
+    reason: test
+"""
+
+
+def test_overrides_follow_the_recording_s_wall_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """started_at anchors the first tick: the limit is lifted at the override's begin, and the policy holds after its end."""
+    path = config(tmp_path, overrides=OVERRIDE.format(hosts="hosts: ['gpu-*']"))
+    events = told(replayed(capsys, recording(tmp_path, [(1200, 400)]), "--config", path))
+    assert (15.0, "released", "override") in events
+    assert [t for t, kind, _ in events if kind == "limit"] == [10.2, 30.3]
+
+
+def test_an_override_of_another_host_does_not_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recording's host counts, not the machine that replays."""
+    path = config(tmp_path, overrides=OVERRIDE.format(hosts="hosts: ['web-*']"))
+    events = told(replayed(capsys, recording(tmp_path, [(1200, 400)]), "--config", path))
+    assert [kind for _, kind, _ in events] == ["epoch", "limit", "limited"]
+
+
+def test_without_started_at_overrides_are_ignored_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recording of unknown date meets the bare policy, and says so."""
+    path = config(tmp_path, overrides=OVERRIDE.format(hosts=""))
+    file = recording(tmp_path, [(1200, 400)], header='{"limiterd_recording": 1}')
+    assert main(["replay", file, "--config", path, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["epoch", "limit", "limited"]
+    assert "overrides are ignored" in err
+
+
+def test_what_came_before_an_error_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A truncated recording is replayed up to the cut, then the error names file and line, with exit code 1."""
+    file = Path(recording(tmp_path, [(1200, 110)]))
+    file.write_text(file.read_text()[:-9])
+    assert main(["replay", str(file), "--config", config(tmp_path), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["epoch", "limit", "limited"]
+    assert f"{file}:112: " in err
+
+
+def test_a_clock_that_steps_back_is_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reboot in the recording opens an epoch at the stamps as they stand; firings after it carry those stamps."""
+    lines = [HEADER]
+    for start_ns in (10**15, 10**9):
+        lines += [json.dumps({"t": start_ns + k * TENTH, "links": [[2, "eth0", k * GBIT_TENTH]]}) for k in range(104)]
+    file = tmp_path / "r"
+    file.write_text("\n".join(lines) + "\n")
+    events = replayed(capsys, str(file), "--config", config(tmp_path, "    mode: observe\n"))
+    assert [(event["t"], event["event"], event["reason"]) for event in events] == [
+        (10**15, "epoch", "new"),
+        (10**15 + 102 * TENTH, "would_limit", "sustained"),
+        (10**9, "epoch", "counter"),
+        (10**9 + 102 * TENTH, "would_limit", "sustained"),
+    ]
+
+
+def prometheus(path: Path, points: Sequence[tuple[float, int]]) -> str:
+    """A saved query_range answer of one device."""
+    values = [[t, str(c)] for t, c in points]
+    series = {"metric": {"instance": "10.0.0.1:9100", "device": "eth0"}, "values": values}
+    file = path / "answer.json"
+    file.write_text(json.dumps({"status": "success", "data": {"resultType": "matrix", "result": [series]}}))
+    return str(file)
+
+
+def test_coarse_samples_are_possible_at_most(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scrapes every 15 s, asked every 5: a mean above the threshold is `possible`, never a firing, with a sentence why."""
+    points = [(t, t // 15 * 15 * 150_000_000) for t in range(1_800_000_000, 1_800_000_120, 5)]
+    assert main(["replay", prometheus(tmp_path, points), "--config", config(tmp_path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert {event["event"] for event in events} == {"possible"}
+    assert {event["interface"] for event in events} == {"10.0.0.1:9100/eth0"}
+    assert events[0]["t"] == 1_800_000_015 * 10**9
+    assert "15 s apart" in err
+
+
+def test_fine_scrapes_meet_the_rule_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scrapes every second are as fine as the slice: the rule holds at 12 s, whatever repeats the query's step adds."""
+    points = [(t, t // 2 * 2 * 150_000_000) for t in range(40)]
+    halves = [(t / 2, c // 2) for t, c in points]
+    events = replayed(capsys, prometheus(tmp_path, halves), "--config", config(tmp_path, "    mode: observe\n"))
+    assert [(event["t"], event["event"]) for event in events] == [(0, "epoch"), (12 * 10**9, "would_limit")]
+
+
+def test_a_coarse_csv_says_possible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples further apart than max_gap open an epoch each; that an excess was possible is told beside them."""
+    file = tmp_path / "r.csv"
+    file.write_text("t_seconds,interface,tx_bytes\n" + "".join(f"{t},eth0,{t * 150_000_000}\n" for t in range(0, 120, 30)))
+    events = replayed(capsys, str(file), "--config", config(tmp_path))
+    assert [event["t"] for event in events if event["event"] == "possible"] == [30 * 10**9, 60 * 10**9, 90 * 10**9]
+    assert "limit" not in {event["event"] for event in events}
+
+
+def test_possible_needs_the_window_and_an_unbroken_chain() -> None:
+    """Resets, backward clocks and holes restart the chain; repeats of a scrape are passed over."""
+    gbit_s = 125_000_000
+    chain = Possible(Detect(), 4 * 10**9, scraped=True)
+    assert [chain.add(t * 10**9, t * gbit_s) for t in (0, 4, 8, 12)] == [None, None, None, 10**9]
+    chain = Possible(Detect(), 4 * 10**9, scraped=True)
+    samples = [(0, 0), (4, 4), (4, 4), (6, 4), (8, 8), (8, 3), (12, 7), (16, 11), (13, 12), (40, 90)]
+    assert [chain.add(t * 10**9, c * gbit_s) for t, c in samples] == [None] * len(samples)
+
+
+def test_the_shipped_recording_fires_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real traffic: the 2.5 Gbit/s burst and the last 3 s do not fire, the 14 s at 1.37 Gbit/s do, 10 s to 10.5 s in."""
+    events = replayed(capsys, str(DATA / "mixed.jsonl"), "--config", config(tmp_path, "    mode: observe\n"))
+    assert [event["event"] for event in events] == ["epoch", "would_limit"]
+    first, fired = (event["t"] for event in events)
+    assert isinstance(first, int)
+    assert isinstance(fired, int)
+    assert 20.0 < (fired - first) / 1e9 < 21.0
+
+
+def test_people_get_a_summary_then_the_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Per link and policy: firings, when, time limited and bytes over; then one line an event."""
+    rates = [(1200, 300), (50, 60)]
+    assert main(["replay", recording(tmp_path, rates), "--config", config(tmp_path, AUTO)]) == 0
+    out = capsys.readouterr().out
+    header, row = out.splitlines()[1:3]
+    assert header.split()[:3] == ["link", "policy", "limits"]
+    assert row.split()[:3] == ["eth0", "fair-use", "1"]
+    assert "2.48GB" in row or "2.47GB" in row
+    assert "2026-11-23 12:00:10.200Z  eth0 limit       sustained mean 1.2gbit" in out
+    assert "demand_ended" in out
+
+
+def test_two_policies_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--compare runs both over one reading of the recording; JSON events name their configuration."""
+    other = tmp_path / "other"
+    other.mkdir()
+    strict = config(other, "    detect: {window: 5s}\n")
+    file = recording(tmp_path, [(1200, 200)])
+    mild = config(tmp_path)
+    events = replayed(capsys, file, "--config", mild, "--compare", strict)
+    limits = [(event["config"], event["t"]) for event in events if event["event"] == "limit"]
+    assert sorted(limits) == sorted([(mild, 11_200_000_000), (strict, 6_200_000_000)])
+    assert main(["replay", file, "--config", mild, "--compare", strict]) == 0
+    out = capsys.readouterr().out
+    assert out.count("link  policy") == 2
+
+
+def test_a_plot_without_matplotlib_says_how_to_get_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optional extra is named, before any work is done."""
+    monkeypatch.setattr(plot, "find_spec", lambda _: None)
+    file = recording(tmp_path, [(1200, 10)])
+    assert main(["replay", file, "--config", config(tmp_path), "--plot", str(tmp_path / "out.png")]) == 1
+    assert "limiterd[plot]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", plot.SUFFIXES)
+def test_a_plot_is_drawn(tmp_path: Path, suffix: str) -> None:
+    """With matplotlib a picture of the recording is written."""
+    pytest.importorskip("matplotlib")
+    out = tmp_path / f"out{suffix}"
+    file = recording(tmp_path, [(1200, 300), (50, 60)])
+    assert main(["replay", file, "--config", config(tmp_path, AUTO), "--plot", str(out)]) == 0
+    assert out.stat().st_size > 1000
+
+
+def test_curves_stay_bounded_and_keep_every_byte() -> None:
+    """A long recording is thinned by merging neighbours: few points, and the bytes of all of them."""
+    curves, links = Curves(), (Link(2, "eth0"),)
+    for k in range(5 * MAX_POINTS):
+        curves.sample(Snapshot(k * TENTH, links, [k * 1000]))
+    curves.event(Event(EventKind.LIMIT, 5, "eth0"))
+    curves.event(Event(EventKind.LIMITED, 6, "eth0", detail={"limit_bps": 7}))
+    curve = curves.curves({"eth0": 10**9})[0]
+    assert len(curve.stretches) <= MAX_POINTS
+    assert sum(size for _, _, size in curve.stretches) > 0.99 * 5 * MAX_POINTS * 1000
+    assert curve == Curve("eth0", curve.stretches, 10**9, (Span(6, curves._last_ns, 7),), (Mark(5, "limit"), Mark(6, "limited")))
+
+
+def test_bad_arguments_are_usage_errors(tmp_path: Path) -> None:
+    """A picture of another kind, a step of nothing and a time that is none end with exit code 2."""
+    for arguments in (["--plot", "a.gif"], ["--step", "0"], ["--from", "soon"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["replay", str(tmp_path / "r"), *arguments])
+        assert ended.value.code == 2
+
+
+def test_a_span_belongs_to_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--from with a file, and a server without --from, are refused in words."""
+    file = recording(tmp_path, [(0, 1)])
+    assert main(["replay", file, "--from", "1h", "--config", config(tmp_path)]) == 1
+    assert main(["replay", "http://127.0.0.1:1", "--config", config(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "belong to a Prometheus server" in err
+    assert "--from is needed" in err
+
+
+def test_a_bad_configuration_is_not_replayed(tmp_path: Path) -> None:
+    """An invalid policy ends with 78 before anything is read."""
+    (tmp_path / "bad.yaml").write_text("policies: 7\n")
+    assert main(["replay", str(tmp_path / "none"), "--config", str(tmp_path / "bad.yaml")]) == 78
