@@ -96,6 +96,12 @@ class Case:
         """Move along the table. Raises KeyError for a signal that its stage does not know: a defect of the caller."""
         self.stage = TRANSITIONS[self.stage, signal]
 
+    def order(self) -> tuple[Decision, TcTree]:
+        """What a held limit always has: its decision and the tree that it wants. Raises ValueError for any other case."""
+        if self.decision is None or self.tree_wanted is None:
+            raise ValueError(f"{self.link.name}: no limit is held in stage {self.stage}")
+        return self.decision, self.tree_wanted
+
     def phase(self, *, pending: bool, exempt: bool) -> Phase:
         """The link's phase: the limit's own part first, then the detector's."""
         if self.obstacle is not None:

@@ -28,6 +28,7 @@ from limiterd.core.model import (
     Reason,
     ReleaseMode,
     ReleaseReason,
+    RootQdisc,
     TcActual,
     TcTree,
 )
@@ -141,8 +142,9 @@ def reconsider(turn: Turn, case: Case) -> None:
 
 
 def _move_along(turn: Turn, case: Case, effective: Effective) -> None:
-    if case.decision is not None and case.decision.policy != effective.policy.name:
-        case.decision = replace(case.decision, policy=effective.policy.name)
+    decision, _ = case.order()
+    if decision.policy != effective.policy.name:
+        case.decision = replace(decision, policy=effective.policy.name)
         turn.state.journal_dirty = True
 
 
@@ -235,10 +237,8 @@ def _plan(turn: Turn, case: Case, wanted: TcTree | None) -> Plan:
 
 def _act(turn: Turn, case: Case, planned: Plan) -> None:
     for action in planned.actions:
-        if action.kind is ActionKind.SAVE_ROOT:
-            actual = turn.state.tc[case.link.ifindex]
-            if actual.root is not None:
-                turn.state.saved[key_of(case.link)] = actual.root
+        if action.kind is ActionKind.SAVE_ROOT and isinstance(action.item, RootQdisc):
+            turn.state.saved[key_of(case.link)] = action.item
     turn.actions.extend(planned.actions)
     case.awaiting = True
     turn.reads.add(case.link.ifindex)
@@ -267,11 +267,9 @@ def _still_due(turn: Turn, case: Case) -> bool:
     A limit that still stands is adopted, whatever policy applies now; one that is gone is put back only under the policy
     that it was made by.
     """
-    actual, effective = turn.state.tc.get(case.link.ifindex), turn.state.effective.get(case.link.name)
+    actual, effective = turn.state.tc.get(case.link.ifindex), turn.state.effective[case.link.name]
     case.found_ours = actual is not None and actual.ours
-    if case.decision is None or effective is None:
-        return False
-    if not case.found_ours and case.decision.policy != effective.policy.name:
+    if not case.found_ours and case.order()[0].policy != effective.policy.name:
         lift(turn, case, ReleaseReason.POLICY)
         return False
     _move_along(turn, case, effective)
@@ -280,9 +278,8 @@ def _still_due(turn: Turn, case: Case) -> bool:
 
 def _seen(turn: Turn, case: Case) -> None:
     """The kernel shows exactly what is wanted."""
-    state, name, tree, decision = turn.state, case.link.name, case.tree_wanted, case.decision
-    if tree is None or decision is None:
-        return
+    state, name = turn.state, case.link.name
+    decision, tree = case.order()
     before = case.tree_standing
     no_lifeline = (
         None if state.abilities.u32 else f"{name}: the limit stands without its lifeline; this kernel has no u32 filters"
@@ -340,11 +337,9 @@ def _watch_bypass(turn: Turn, case: Case) -> None:
 
 
 def _demand_over(turn: Turn, case: Case) -> ReleaseReason | None:
-    decision, effective = case.decision, turn.state.effective.get(case.link.name)
-    if decision is None or effective is None or decision.manual:
-        return None
-    rule = effective.policy.release
-    if rule.mode is not ReleaseMode.AUTO or case.quiet.lasted_ns() < rule.quiet_for_ns:
+    decision, _ = case.order()
+    rule = turn.state.effective[case.link.name].policy.release
+    if decision.manual or rule.mode is not ReleaseMode.AUTO or case.quiet.lasted_ns() < rule.quiet_for_ns:
         return None
     if turn.now.boot_ns < case.since_boot_ns + hold_ns(rule, decision.strikes):
         return None
@@ -404,9 +399,6 @@ def _drive_removing(turn: Turn, case: Case) -> None:
     planned = _plan(turn, case, None)
     if planned.actions:
         _act(turn, case, planned)
-        return
-    if planned.obstacle is not None:
-        obstruct(turn, case, Obstacle(*planned.obstacle))
         return
     _clear(turn, case)
     case.signal(Signal.GONE)

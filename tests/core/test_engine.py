@@ -443,6 +443,7 @@ def test_each_failed_step_is_a_fault_that_heals(step: int) -> None:
 def test_errnos_mean_what_they_say() -> None:
     """EPERM, a missing kind and a race are told apart; every kind of step has its operation in the metric."""
     assert set(OPERATION_OF) == set(ActionKind)
+    world = World()
     for number, reason in ((errno.EPERM, "permission"), (errno.ENOENT, "missing_module"), (errno.EEXIST, "foreign_qdisc")):
         world = World()
         world.kernel.refuse(0, number)
@@ -709,3 +710,149 @@ def test_thinned_keeps_the_ends() -> None:
 def test_detect_defaults_are_the_published_policy() -> None:
     """1 Gbit/s for more than 10 s."""
     assert (Detect().threshold_bps, Detect().window_ns) == (10**9, 10 * SECOND)
+
+
+def test_quiet_before_the_hold_is_over_waits() -> None:
+    """Demand that ended early does not shorten the hold."""
+    world = World(rules_of(replace(POLICY, release=replace(AUTO, min_hold_ns=20 * SECOND))))
+    world.fire()
+    world.run(10, {"eth0": 0})
+    assert world.rate() == 20 * MBIT
+    world.run(12)
+    assert world.rate() is None
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 5])
+def test_a_release_that_the_kernel_refuses_is_a_fault_that_heals(step: int) -> None:
+    """A refused step of a release: phase fault, back-off, and in the end the root that was there before."""
+    world = World()
+    world.fire()
+    world.run(1, {"eth0": 50 * MBIT})
+    world.kernel.refuse(step, errno.EPERM)
+    world.release()
+    world.run(4)
+    assert world.root() == "noqueue 0:"
+    assert world.state.cases == {}
+
+
+def test_a_refused_removal_shows_as_a_fault_meanwhile() -> None:
+    """While the removal of a released limit is refused the phase is fault, and the journal holds no decision."""
+    world = World()
+    world.fire()
+    world.run(1, {"eth0": 10 * MBIT})
+    world.kernel.silent = True
+    world.release()
+    world.run(0.3)
+    assert world.view().phase is Phase.FAULT
+    assert world.disk.decisions == ()
+    world.kernel.silent = False
+    for step in range(6):
+        world.kernel.refuse(step, errno.EPERM)
+    world.run(0.5)
+    assert world.view().phase is Phase.FAULT
+    world.run(80)
+    assert world.root() == "noqueue 0:"
+
+
+def test_a_crash_during_a_release_does_not_bring_the_limit_back() -> None:
+    """A raised limit without a decision is on its way out: the next start removes it."""
+    world = World()
+    world.fire()
+    world.run(1, {"eth0": 10**15})
+    world.release()
+    assert world.root() == "htb 1d1d:"
+    world.boot()
+    world.run(1, {"eth0": 0})
+    assert world.root() == "noqueue 0:"
+    assert world.told(EventKind.ADOPTED) == []
+
+
+def test_a_link_that_returns_to_no_policy_is_not_limited() -> None:
+    """While the link was away its policy went: the decision goes too."""
+    world = World()
+    world.fire()
+    world.remove("eth0")
+    world.run(0.2)
+    world.reload(rules_of(replace(POLICY, interfaces=("other*",))))
+    world.add(2, "eth0")
+    world.run(0.3)
+    assert world.rate() is None
+    assert world.disk.decisions == ()
+
+
+def test_foreign_objects_inside_the_limit_are_told_and_left() -> None:
+    """A foreign class below our root is a warning; it stays, and the limit does too."""
+    world = World()
+    world.fire()
+    ours = world.state.tc[2].tree
+    assert ours is not None
+    act(world, ActionKind.ADD_CLASS, replace(ours.classes[0], classid=0x1D1D0099))
+    assert "1d1d:99" in world.frame().warnings[0].message
+    world.run(2)
+    assert world.view().phase is Phase.LIMITED
+    assert world.state.tally.drift_repairs == {}
+
+
+def test_decisions_of_absent_links_are_bounded() -> None:
+    """Thousands of absent limited links: the oldest are forgotten."""
+    world = World()
+    world.fire()
+    held = world.state.cases["eth0"].decision
+    assert held is not None
+    world.state.away = {(f"x{n}", ""): held for n in range(4096)}
+    world.remove("eth0")
+    world.run(0.1)
+    assert len(world.state.away) == 4096
+    assert ("x0", "") not in world.state.away
+
+
+def test_exit_during_a_release_lets_it_finish() -> None:
+    """A release under way is not lifted twice."""
+    world = World()
+    world.fire()
+    world.run(1, {"eth0": 10**15})
+    world.release()
+    world.command(release_for_exit(world.state, world.now))
+    world.run(1)
+    assert world.told(EventKind.RELEASED) == [(EventKind.RELEASED, "operator")]
+
+
+def test_new_sampling_without_a_new_gap_is_no_epoch() -> None:
+    """Another interval is no other rule."""
+    world = World()
+    world.run(1, {"eth0": 150 * MBIT})
+    world.reload(rules_of(sampling=Sampling(interval_ns=50 * 10**6)))
+    world.run(0.2)
+    assert world.state.tally.epochs["reload"] == 0
+
+
+def test_a_limited_link_has_no_trail() -> None:
+    """While the detector rests it speaks for nothing."""
+    world = World()
+    world.fire()
+    assert world.state.detector.trail("eth0") == ()
+
+
+def test_news_of_unknown_links_and_gone_warnings() -> None:
+    """A tc event of a link that no sample has shown yet is passed over; a warning goes with its link."""
+    world = World()
+    world.add(5, "eth5")
+    world.touch("eth5")
+    assert 5 not in world.state.tc
+    world.run(0.1)
+    act(world, ActionKind.RESTORE_ROOT, PFIFO, "eth5")
+    assert world.frame().warnings
+    world.remove("eth5")
+    world.run(0.1)
+    assert world.frame().warnings == ()
+
+
+def test_a_reload_during_a_release_changes_nothing_about_it() -> None:
+    """Other rules do not stop or restart a release under way."""
+    world = World()
+    world.fire()
+    world.run(1, {"eth0": 10**15})
+    world.release()
+    world.reload(rules_of(replace(POLICY, limit=replace(LIMIT, rate_bps=30 * MBIT))))
+    world.run(1, {"eth0": 0})
+    assert world.root() == "noqueue 0:"

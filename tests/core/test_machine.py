@@ -277,7 +277,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("LIMITERD_MACHINE_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("LIMITERD_MACHINE_EXAMPLES", "150")),
     stateful_step_count=int(os.environ.get("LIMITERD_MACHINE_STEPS", "50")),
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limiterd.core.case import TRANSITIONS, Case, Signal, Stage
+from limiterd.core.detector import Detector
 from limiterd.core.errors import ConfigError, Problem
 from limiterd.core.faults import Backoff, Fight, errno_name, obstacle_of
 from limiterd.core.histogram import Buckets
@@ -21,6 +22,7 @@ from limiterd.core.model import (
     ActionKind,
     ActionResult,
     ClassStats,
+    Detect,
     EventKind,
     FaultReason,
     Link,
@@ -30,6 +32,7 @@ from limiterd.core.model import (
     PolicyMode,
     Release,
     ReleaseReason,
+    Sampling,
     Snapshot,
 )
 from limiterd.core.release import Quiet, hold_ns, release_reason
@@ -136,6 +139,22 @@ def test_the_stage_table_is_closed() -> None:
     case = Case(Link(2, "eth0"))
     with pytest.raises(KeyError):
         case.signal(Signal.SEEN)
+
+
+def test_a_case_without_a_decision_has_no_order() -> None:
+    """Asking an idle case for its limit is a defect that shows; a limit that is due without an obstacle is pending."""
+    case = Case(Link(2, "eth0"))
+    with pytest.raises(ValueError, match="no limit is held"):
+        case.order()
+    assert case.phase(pending=False, exempt=False) is Phase.CONFORMING
+    case.signal(Signal.ORDER)
+    assert case.phase(pending=False, exempt=False) is Phase.PENDING
+
+
+def test_a_rule_that_is_none_is_refused() -> None:
+    """A slice longer than the window is no rule."""
+    with pytest.raises(ValueError, match="not a rule"):
+        Detector(Sampling()).watch("eth0", Detect(window_ns=SECOND, slice_ns=2 * SECOND))
 
 
 def test_errors_list_every_problem_in_order() -> None:
