@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from limiterd.kernel.lab import Pair, inside
 from tests.netns import wait_for
@@ -35,7 +36,7 @@ class Echo:
         self._over = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._reflect, self._send, self._listen)]
 
-    def __enter__(self) -> Echo:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         self.alive("before the first fault")
@@ -130,8 +131,6 @@ def problems(daemon: Rig) -> str:
 @contextlib.contextmanager
 def stopped(daemon: Rig) -> Iterator[None]:
     """The daemon's process does not run during the block (SIGSTOP, SIGCONT)."""
-    import signal  # noqa: PLC0415 - only here
-
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGSTOP)
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from limiterd.kernel.lab import Pair, route_in, run
-from tests.faults.harness import Spoilt, plant, problems, stopped
+from tests.faults.harness import plant, stopped
 from tests.netns import wait_for
-from tests.rig import FAST, rig
+from tests.rig import FAST, Rig, rig
 
 pytestmark = pytest.mark.root
 
@@ -17,8 +17,13 @@ NO_POLLING = "enforcement: {read_back: 1h}"
 REPAIRS = 'limiterd_drift_repairs_total{interface="eth0"}'
 
 
+def repaired(daemon: Rig, times: int) -> None:
+    """Wait until that many repairs were counted."""
+    wait_for(lambda: daemon.metrics()[REPAIRS] >= times, f"repair {times}", longest_s=3)
+
+
 def test_events_flow_again_after_an_overrun(pair: Pair, tmp_path: Path) -> None:
-    """ENOBUFS (tiny buffer, thousands of changes): one resync, counted; what changed meanwhile is found, later events are seen."""
+    """ENOBUFS (tiny buffer, thousands of changes): a resync, counted; what changed meanwhile is found, later events are seen."""
     with rig(pair.near.namespace, tmp_path, FAST, NO_POLLING) as daemon:
         plant(daemon, "import limiterd.kernel.events as events\nevents._RECEIVE_BUFFER_BYTES = 4096\n")
         daemon.start()
@@ -31,5 +36,5 @@ def test_events_flow_again_after_an_overrun(pair: Pair, tmp_path: Path) -> None:
         wait_for(lambda: daemon.root() == "htb 1d1d:", "the root that was deleted unseen")
         for repairs in (2, 3):
             run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
-            wait_for(lambda n=repairs: daemon.metrics()[REPAIRS] >= n, "a repair by its event", longest_s=3)  # type: ignore[misc]
+            repaired(daemon, repairs)
         daemon.wait_phase("limited")

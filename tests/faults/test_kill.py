@@ -1,0 +1,134 @@
+"""SIGKILL, whenever it comes. LIMITERD_KILLS sets how many random ones there are (make faults-long: 600)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from limiterd.kernel.lab import Lab, Pair
+from tests.faults.harness import Echo, plant
+from tests.netns import wait_for
+from tests.rig import FAST, Rig, rig
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+KILLS: Final = int(os.environ.get("LIMITERD_KILLS", "40"))
+_VERB_S: Final = 0.012
+_START_S: Final = 0.35
+"""The spans in which a kill may fall: a little longer than a change of a limit, and than a start, takes."""
+
+
+def kill(daemon: Rig) -> None:
+    """SIGKILL, and wait for the end."""
+    assert daemon.stop(signal.SIGKILL) == -signal.SIGKILL
+
+
+def converged(daemon: Rig, default: str) -> bool:
+    """Status and kernel agree: limited and whole, or free with the root that was there before; no fault."""
+    phase, root, status = daemon.phase(), daemon.root(), daemon.status()
+    return not status["faults"] and (phase, root) in {("limited", "htb 1d1d:"), ("conforming", default)}
+
+
+def converges(daemon: Rig, default: str, what: str) -> None:
+    """Wait until status and kernel agree."""
+    wait_for(lambda: converged(daemon, default), f"{what} converges; its log: {daemon.log()[-2000:]}")
+
+
+def attack(daemon: Rig, chance: random.Random) -> None:
+    """Ask for an install, a change or a release, and kill at a random instant of it."""
+    limited = daemon.phase() == "limited"
+    verb = "release" if limited and chance.random() < 0.5 else "limit"
+    args: dict[str, object] = {"interface": "eth0", "reason": "test"}
+    if verb == "limit":
+        args["rate_bps"] = chance.choice([10_000_000, 20_000_000, 30_000_000])
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # its end is cut off, at times with its question
+            daemon.ask(verb, **args)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(chance.uniform(0, _VERB_S))  # the random instant
+    kill(daemon)
+    asking.join()
+
+
+@pytest.mark.timeout(180 + 3 * KILLS)
+def test_sigkill_at_random_instants(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+    """SIGKILL at random instants of start, install, change and release: an echo goes on, the next start converges."""
+    chance = random.Random(KILLS)  # noqa: S311 - instants, not secrets
+    lab.tcp(pair.near, pair.far, rate_bps=25_000_000)
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon, Echo(pair) as echo:
+        default = daemon.root()
+        for number in range(KILLS):
+            daemon.start(wait=False)
+            if chance.random() < 0.2:
+                time.sleep(chance.uniform(0, _START_S))  # a random instant of the start
+                kill(daemon)
+            else:
+                wait_for(daemon.answers, f"start {number}: {daemon.log()[-2000:]}", longest_s=20)
+                converges(daemon, default, f"start {number}")
+                attack(daemon, chance)
+            echo.alive(f"after kill {number}; root {daemon.root()}")
+        daemon.start()
+        converges(daemon, default, "the last start")
+        print(f"{KILLS} kills, {echo.sent} datagrams, longest silence {echo.longest_silence_s * 1e3:.0f} ms")  # noqa: T201
+        assert echo.longest_silence_s < 1
+
+
+_AT_STEP = """
+import os, signal
+from limiterd.kernel.netlink import NetlinkSocket
+CHANGES = {36, 37, 40, 41, 44, 45}  # new and del of qdisc, class, filter
+left, whole = STEPS, NetlinkSocket.request
+def request(self, messages, **how):
+    global left
+    if not any(m.type in CHANGES for m in messages) or not os.path.exists(SWITCH):
+        return whole(self, messages, **how)
+    if left < len(messages):
+        if left:
+            whole(self, messages[:left])
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= len(messages)
+    return whole(self, messages, **how)
+NetlinkSocket.request = request
+"""
+
+
+@pytest.mark.parametrize("verb", ["install", "change", "release"])
+def test_sigkill_after_every_single_step(pair: Pair, tmp_path: Path, verb: str) -> None:
+    """SIGKILL after each message of an install, a change, a release: an echo goes on, the next start converges."""
+    switch = tmp_path / "now"
+    args = {} if verb == "release" else {"rate_bps": 5_000_000}
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon, Echo(pair) as echo:
+        default = daemon.root()
+        for steps in range(60):
+            plant(daemon, _AT_STEP.replace("STEPS", str(steps)).replace("SWITCH", repr(str(switch))))
+            daemon.start()
+            converges(daemon, default, f"the start after step {steps}")
+            ready = "conforming" if verb == "install" else "limited"
+            if daemon.phase() != ready:
+                daemon.ask("release" if verb == "install" else "limit", interface="eth0", reason="before")
+            daemon.wait_phase(ready)
+            converges(daemon, default, "what is to be interrupted")
+            switch.touch()
+            with contextlib.suppress(Exception):  # killed before it answered
+                daemon.ask("release" if verb == "release" else "limit", interface="eth0", reason="test", **args)
+            assert daemon.process is not None
+            if daemon.process.poll() is None and daemon.answers():
+                break
+            switch.unlink()
+            daemon.process.wait(5)
+            echo.alive(f"after step {steps}; root {daemon.root()}")
+        else:
+            raise AssertionError("the plan has no end")
+        assert steps >= {"install": 6, "change": 1, "release": 2}[verb]
+        assert echo.longest_silence_s < 1
