@@ -1,0 +1,113 @@
+"""What is missing or wrong from the start: each gets one clear sentence and its documented exit status."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limiterd.kernel.lab import Lab, Pair, inside, run
+from tests.netns import wait_for
+from tests.rig import FAST, METRICS, Rig, measured_bps, rig
+
+pytestmark = pytest.mark.root
+
+DAEMON = [sys.executable, "-m", "limiterd.daemon"]
+WITHOUT_NET_ADMIN = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+
+
+def attempt(daemon: Rig, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end inside the rig's namespace."""
+    return run(daemon.namespace, [*command, "--config", str(daemon.config)], check=False)
+
+
+def test_without_the_capability_an_enforcing_daemon_refuses(pair: Pair, tmp_path: Path) -> None:
+    """No CAP_NET_ADMIN: exit 77 and one sentence that names it and the way out."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        done = attempt(daemon, *WITHOUT_NET_ADMIN, *DAEMON)
+        assert done.returncode == 77
+        assert done.stderr.count("\n") == 1
+        assert "CAP_NET_ADMIN" in done.stderr
+        assert "mode: observe" in done.stderr
+
+
+def test_observing_needs_no_capability(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+    """mode: observe runs without CAP_NET_ADMIN, detects, and touches nothing."""
+    policy = f"mode: observe, {FAST}"
+    with rig(pair.near.namespace, tmp_path, policy) as daemon:
+        before = daemon.root()
+        with inside(pair.near.namespace), (tmp_path / "log").open("ab") as log:
+            daemon.process = subprocess.Popen([*WITHOUT_NET_ADMIN, *DAEMON, "--config", str(daemon.config)], stderr=log)
+        wait_for(daemon.answers, "the daemon answers", longest_s=10)
+        lab.tcp(pair.near, pair.far, rate_bps=200_000_000)
+        name = 'limiterd_detections_total{interface="eth0",reason="sustained"}'
+        wait_for(lambda: daemon.metrics()[name] >= 1, "a detection", longest_s=10)
+        assert daemon.root() == before
+        assert "would be limited" in wait_for(lambda: "would be limited" in daemon.log() and daemon.log(), "the log line")
+
+
+@pytest.mark.parametrize("text", ["policies: [{mode: enfroce}]\n", "policies: [\n", "sampling: {interval: 100}\n"])
+def test_an_invalid_configuration_is_exit_78(pair: Pair, tmp_path: Path, text: str) -> None:
+    """Invalid: exit 78, every problem with file:line:column, for the daemon, --check and limiterctl check alike."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        daemon.config.write_text(text)
+        for command in (DAEMON, [*DAEMON, "--check"], [sys.executable, "-m", "limiterd.cli", "check"]):
+            done = attempt(daemon, *command)
+            assert done.returncode == 78, done
+            assert re.search(rf"{re.escape(str(daemon.config))}:[12]:[0-9]+: ", done.stderr + done.stdout)
+
+
+def test_an_absent_link_is_taken_up_when_it_appears(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+    """A policy's literal name without a link is absent in status; the link is watched within a second of its birth."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        daemon.config.write_text(daemon.config.read_text().replace("['eth*']", "['eth0', 'late0']"))
+        daemon.start()
+        assert daemon.phase("late0") == "absent"
+        run(pair.near.namespace, ["ip", "link", "add", "late0", "type", "veth", "peer", "name", "peer0"])
+        daemon.wait_phase("conforming", "late0", longest_s=1)
+        run(pair.near.namespace, ["ip", "link", "del", "late0"])
+        daemon.wait_phase("absent", "late0", longest_s=1)
+
+
+def test_a_taken_metrics_port_does_not_stop_enforcement(pair: Pair, tmp_path: Path) -> None:
+    """The port is somebody else's: enforcement goes on, the fault is shown and logged; freed, the server comes up."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        with inside(pair.near.namespace):
+            holder = socket.create_server(("127.0.0.1", int(METRICS.rpartition(":")[2])))
+        daemon.start()
+        daemon.ctl("limit", "eth0", "--reason", "test")
+        assert daemon.phase() == "limited"
+        faults = wait_for(lambda: daemon.status()["faults"], "the fault", longest_s=5)
+        assert "9817" in faults[0]["message"]
+        assert "9817" in daemon.log()
+        holder.close()
+        wait_for(lambda: not daemon.status()["faults"], "the server is up", longest_s=40)
+        assert daemon.metrics()['limiterd_interface_phase{interface="eth0",phase="limited"}'] == 1
+
+
+@pytest.mark.slow
+def test_nine_and_a_half_seconds_at_full_speed_never_limit(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+    """9.5 s as fast as the machine goes, then silence: conforming, however fast it was."""
+    with rig(pair.near.namespace, tmp_path) as daemon:
+        daemon.start()
+        flow = lab.tcp(pair.near, pair.far, streams=2)
+        rate = measured_bps(lambda: daemon.link()["tx_bytes"], 9.3)
+        flow.stop()
+        assert rate > 2e9
+        wait_for(lambda: daemon.link()["rate_bps"] < 10**6, "silence", longest_s=5)
+        assert daemon.phase() == "conforming"
+        assert daemon.metrics()['limiterd_detections_total{interface="eth0",reason="sustained"}'] == 0
+
+
+def test_check_is_quiet_about_a_good_file() -> None:
+    """The shipped configuration is valid."""
+    shipped = Path(__file__).parents[2] / "config" / "limiterd.yaml"
+    done = subprocess.run(
+        [*DAEMON, "--check", "--config", str(shipped)], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
