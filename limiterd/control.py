@@ -2,8 +2,9 @@
 
 Who asks is told by the kernel (SO_PEERCRED, SO_PEERGROUPS), what they may ask by one table. One thread does all the sockets'
 work without ever waiting for a peer: at most MAX_CLIENTS at once, a deadline for the question and one for taking the answer,
-bounds on both; whoever comes on top is told that it is busy, at a bounded pace. A few workers carry questions to `handle`,
-which may block. So no client, slow, silent, mad or many, costs more than that.
+bounds on both; whoever comes on top is told that it is busy, and connections are taken at a bounded pace. A few workers carry
+questions to `handle`, which may block; each rests in proportion to the processor time that a question took, and one at a
+time writes out its answer. So no client, slow, silent, mad or many, costs more than a part of one core.
 
 The last places are kept for root, so that a crowd cannot lock the administrator out.
 """
@@ -57,8 +58,11 @@ MAX_CLIENTS_OF_ONE_UID: Final = 16
 RESERVED_FOR_ROOT: Final = 4
 WORKERS: Final = 4
 _OUTSTANDING_BYTES: Final = 32 << 20
-_ACCEPT_AT_ONCE: Final = 16
 _BREATHER_S: Final = 0.05
+_ACCEPTS_PER_BREATHER: Final = 16
+_LEAST_REST_S: Final = 0.005
+_LONGEST_REST_S: Final = 0.5
+_REST_PER_WORK: Final = 8
 _CHECK_S: Final = 2.0
 _SEND_BYTES: Final = 256 << 10
 _SO_PEERGROUPS: Final = 59
@@ -142,8 +146,9 @@ class ControlServer:
         self._access = Access(None, None, os.geteuid())
         self._counts: Counter[tuple[str, str]] = Counter()
         self._count_lock = threading.Lock()
+        self._rendering = threading.Lock()
         self._problem: str | None = None
-        self._closing = False
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._workers: list[threading.Thread] = []
         self._jobs: queue.SimpleQueue[_Client | None] = queue.SimpleQueue()
@@ -152,6 +157,8 @@ class ControlServer:
         self._outstanding_bytes = 0
         self._listener: socket.socket | None = None
         self._resume_s: float | None = None
+        self._accepts_since_s = 0.0
+        self._accepts = 0
         self._check_s = 0.0
 
     @property
@@ -202,7 +209,7 @@ class ControlServer:
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Stop listening, end every connection, remove the socket."""
-        self._closing = True
+        self._closing.set()
         if self._thread is not None:
             self._poke()
             self._thread.join(timeout_s)
@@ -224,12 +231,12 @@ class ControlServer:
 
     def _run(self) -> None:
         try:
-            while not self._closing:
+            while not self._closing.is_set():
                 for key, _events in self._selector.select(self._pause_s()):
                     key.data()
                 self._on_time()
         finally:
-            if not self._closing:
+            if not self._closing.is_set():
                 self._problem = "the control socket's thread ended by a defect; the log has the details"
             for client in tuple(self._clients):
                 self._end(client)
@@ -280,21 +287,21 @@ class ControlServer:
         self._problem = None
 
     def _on_connect(self) -> None:
-        for _ in range(_ACCEPT_AT_ONCE):
-            if self._listener is None:
-                return
+        now_s = time.monotonic()
+        if now_s - self._accepts_since_s >= _BREATHER_S:
+            self._accepts_since_s, self._accepts = now_s, 0
+        while self._listener is not None and self._accepts < _ACCEPTS_PER_BREATHER:
             try:
                 connection, _address = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:  # out of descriptors or memory: the backlog waits meanwhile
                 self._problem = f"control clients cannot be accepted: {error.strerror}"
-                self._rest()
-                return
+                break
             self._problem = None
+            self._accepts += 1
             self._admit(connection)
-        if len(self._clients) >= MAX_CLIENTS - RESERVED_FOR_ROOT:
-            self._rest()
+        self._rest()
 
     def _rest(self) -> None:
         if self._listener is not None and self._resume_s is None:
@@ -389,11 +396,14 @@ class ControlServer:
     def _work(self) -> None:
         while (client := self._jobs.get()) is not None:
             answer = render(DEFECT)
+            began_s = time.thread_time()
             try:
                 answer = self._serve(client)
             finally:  # also when a defect ends this thread: threading.excepthook tells of it, the peer has its answer
                 self._answered.append((client, answer))
                 self._poke()
+            worked_s = time.thread_time() - began_s
+            self._closing.wait(min(max(_LEAST_REST_S, _REST_PER_WORK * worked_s), _LONGEST_REST_S))
 
     def _serve(self, client: _Client) -> bytes:
         line, _newline, _rest = bytes(client.received).partition(b"\n")
@@ -404,7 +414,8 @@ class ControlServer:
             verb, args = parse_request(line)
             answer = self._answer(client, verb, args)
             result = _RESULTS.get(answer.exit_code, "error")
-            return render(answer)
+            with self._rendering:
+                return render(answer)
         except LimiterdError as error:
             result = _RESULTS.get(error.exit_code, "error")
             return render(Answer.failed(str(error), error.exit_code))
