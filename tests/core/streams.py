@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from limiterd.core.detector import Detector, Outcome
@@ -17,6 +18,9 @@ from tests.core.reference import Sample, Step
 
 NAME = "eth0"
 UNGUARDED = Guard(GuardMode.OFF)
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For every property: a busy machine is no failure."""
 
 
 @dataclass(frozen=True)

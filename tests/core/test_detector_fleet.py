@@ -80,7 +80,7 @@ def test_a_firing_carries_its_figures() -> None:
     assert (firing.first_flank_bps, firing.last_flank_bps) == (2 * 10**9, 10**9 + 6400)
     assert firing.lowest_slice_bps == 2 * 10**9
     assert firing.excess_bits == 10**9
-    assert len(firing.samples) == 13
+    assert len(firing.samples) == 12
     assert firing.samples[-1] == (fleet.t_ns, fleet.counters["eth0"])
     assert all(not outcome.firings for outcome in outcomes[:-1])
 
@@ -183,7 +183,7 @@ def test_a_link_that_was_absent_goes_on_where_the_gap_allows() -> None:
     fleet.links = both
     fleet.counters["eth0"] += 2 * FULL
     assert fleet.tick(FULL).epochs == ()
-    assert fleet.ticks(3, FULL) == [(3, "eth0", Reason.SUSTAINED), (3, "eth1", Reason.SUSTAINED)]
+    assert fleet.ticks(4, FULL) == [(4, "eth0", Reason.SUSTAINED), (4, "eth1", Reason.SUSTAINED)]
     fleet.links = only
     fleet.ticks(31)
     fleet.links = both

@@ -6,19 +6,32 @@ from collections import Counter
 from dataclasses import replace
 from itertools import combinations, pairwise
 
-from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from limiterd.core.detector import Detector
 from limiterd.core.model import Detect, EpochReason, Guard, GuardMode, Link, Reason, Sampling, Snapshot
 from tests.core.reference import Sample, judge
-from tests.core.streams import NAME, UNGUARDED, Case, cases, detects, first_firing_ns, grid, outcomes, run, samplings, streams
+from tests.core.streams import (
+    NAME,
+    UNGUARDED,
+    Case,
+    cases,
+    detects,
+    first_firing_ns,
+    grid,
+    outcomes,
+    patient,
+    run,
+    samplings,
+    streams,
+)
 
 OFF = (GuardMode.OFF,)
 
 
 @given(cases())
-@settings(max_examples=500)
+@settings(patient, max_examples=500)
 def test_streaming_is_the_definition(case: Case) -> None:
     """Epochs, drops, firings, notes and pending times equal the brute force's at every sample of any stream."""
     expected = judge(case.samples, case.detect, case.sampling)
@@ -34,7 +47,7 @@ def test_the_drawn_streams_are_interesting() -> None:
     seen: Counter[str] = Counter()
 
     @given(cases())
-    @settings(max_examples=400, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(patient, max_examples=400, derandomize=True, database=None)
     def count(case: Case) -> None:
         steps = run(case.samples, case.detect, case.sampling)
         seen["streams"] += 1
@@ -52,6 +65,7 @@ def test_the_drawn_streams_are_interesting() -> None:
         assert seen[f"epoch {reason}"] >= 5, (reason, seen)
 
 
+@patient
 @given(cases(), st.integers(0, 2**62), st.integers(0, 2**62))
 def test_shifted_clocks_and_counters_change_nothing(case: Case, shift_ns: int, offset: int) -> None:
     """Adding a constant to all stamps, or to all counters, leaves every verdict as it was."""
@@ -59,6 +73,7 @@ def test_shifted_clocks_and_counters_change_nothing(case: Case, shift_ns: int, o
     assert run(moved, case.detect, case.sampling) == run(case.samples, case.detect, case.sampling)
 
 
+@patient
 @given(cases(), st.integers(1, 1000))
 def test_scaled_rates_change_nothing(case: Case, factor: int) -> None:
     """Counters, threshold, burst and the plausible rate times k: the same verdicts."""
@@ -70,6 +85,7 @@ def test_scaled_rates_change_nothing(case: Case, factor: int) -> None:
     assert run(samples, scaled, faster) == run(case.samples, detect, sampling)
 
 
+@patient
 @given(cases(), st.integers(1, 1000))
 def test_scaled_times_change_nothing(case: Case, factor: int) -> None:
     """All times, counters and the burst times k: the same verdicts, at k times the stamps."""
@@ -87,6 +103,7 @@ def test_scaled_times_change_nothing(case: Case, factor: int) -> None:
     assert run(samples, slower, rarer) == expected
 
 
+@patient
 @given(
     detects(10**9, OFF),
     st.lists(st.tuples(st.integers(0, 9 * 10**9), st.integers(0, 2**50)), min_size=1, max_size=8),
@@ -101,6 +118,7 @@ def test_traffic_no_longer_than_the_window_never_fires(detect: Detect, bursts: l
     assert not any(step.fired for step in steps)
 
 
+@patient
 @given(cases(guards=(GuardMode.ENFORCE,)), st.integers(1, 999))
 def test_below_the_threshold_never_fires(case: Case, permille: int) -> None:
     """Where every interval runs below the threshold neither the rule nor the guard ever fires."""
@@ -112,6 +130,7 @@ def test_below_the_threshold_never_fires(case: Case, permille: int) -> None:
     assert not any(step.fired or step.noted for step in steps)
 
 
+@patient
 @given(
     st.integers(1, 10**9),
     st.integers(1, 12),
@@ -136,6 +155,7 @@ def test_a_regular_grid_fires_exactly_two_intervals_after_the_window(
     assert first_firing_ns(case) == start_ns + detect.window_ns + 2 * interval_ns
 
 
+@patient
 @given(cases(guards=OFF), st.integers(0, 10**9), st.integers(0, 3 * 10**9), st.integers(0, 200_000))
 def test_the_first_firing_is_monotone(case: Case, more_bps: int, more_ns: int, more_ppm: int) -> None:
     """A higher threshold, a longer window or a higher floor never brings the first firing forward."""
@@ -156,6 +176,7 @@ def first_firing_index(case: Case, detect: Detect) -> int:
     return next((i for i, step in enumerate(steps) if step.fired), len(steps))
 
 
+@patient
 @given(cases(accidents=False, guards=OFF))
 def test_sustained_firings_are_more_than_a_window_apart(case: Case) -> None:
     """Two firings of the rule, on a clock that runs forwards, lie more than a window apart."""
@@ -165,6 +186,7 @@ def test_sustained_firings_are_more_than_a_window_apart(case: Case) -> None:
     assert all(later - earlier > case.detect.window_ns for earlier, later in pairwise(fired))
 
 
+@patient
 @given(cases(), st.data())
 def test_an_epoch_break_makes_runs_independent(case: Case, data: st.DataObject) -> None:
     """Two streams of different links joined under one name give the verdicts of each alone."""
@@ -176,6 +198,7 @@ def test_an_epoch_break_makes_runs_independent(case: Case, data: st.DataObject) 
     assert run((*case.samples, *other), case.detect, case.sampling) == expected
 
 
+@patient
 @given(cases())
 def test_memory_is_bounded_by_a_window_of_samples(case: Case) -> None:
     """What is kept of a link spans less than one window, plus a sample at either end; without a candidate it is one sample."""
@@ -191,6 +214,7 @@ def test_memory_is_bounded_by_a_window_of_samples(case: Case) -> None:
             assert firing.samples == tuple(sorted(firing.samples))
 
 
+@patient
 @given(
     st.lists(
         st.tuples(
@@ -210,6 +234,7 @@ def test_any_integers_are_data(rows: list[tuple[int, int, int, int]], detect: De
     assert run(samples, detect, sampling) == judge(samples, detect, sampling)
 
 
+@patient
 @given(cases(guards=(GuardMode.ENFORCE, GuardMode.OBSERVE)))
 def test_the_guard_bounds_what_is_sent_without_a_firing(case: Case) -> None:
     """Between two samples of an epoch no more than threshold·τ + burst is sent unless something fired or was noted."""
@@ -227,6 +252,7 @@ def test_the_guard_bounds_what_is_sent_without_a_firing(case: Case) -> None:
             assert bits * 10**9 <= allowed
 
 
+@patient
 @given(
     st.integers(1, 10**9),
     st.integers(10**9, 40 * 10**9),
@@ -252,6 +278,7 @@ def test_from_idle_a_constant_rate_fires_within_four_longest_intervals(
     assert detect.window_ns < fired_ns - onset_ns < detect.window_ns + 4 * longest_ns
 
 
+@patient
 @given(st.integers(0, 10**8 - 1))
 def test_at_an_exact_ten_hertz_it_fires_within_300_ms_of_the_window(phase_ns: int) -> None:
     """The published policy, sampled exactly at 10 Hz: 10.0 to 10.3 s after the onset, wherever that falls."""
@@ -262,7 +289,7 @@ def test_at_an_exact_ten_hertz_it_fires_within_300_ms_of_the_window(phase_ns: in
 
 
 @given(st.data(), st.integers(2, 5))
-@settings(max_examples=150)
+@settings(patient, max_examples=150)
 def test_a_fleet_is_its_links(data: st.DataObject, count: int) -> None:
     """Many links in common snapshots, each with its own rule, coming and going, get each the verdicts of the definition."""
     unit_ns = 10**8
@@ -303,6 +330,7 @@ def test_a_fleet_is_its_links(data: st.DataObject, count: int) -> None:
         assert got[name] == [(s.epoch, s.fired, s.noted, s.pending_ns) for s in steps]
 
 
+@patient
 @given(cases(guards=(GuardMode.OBSERVE,)))
 def test_an_observing_guard_changes_no_verdict_of_the_rule(case: Case) -> None:
     """With the guard observing or off the rule fires at the same samples."""
