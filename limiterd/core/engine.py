@@ -67,7 +67,7 @@ def start(rules: Rules, journal: Journal, abilities: KernelAbilities, now: Now) 
 
 def step(state: State, rules: Rules, inputs: Inputs) -> Output:
     """One step; state is changed in place. Deterministic: the same state and arguments give the same output."""
-    turn = Turn(state, inputs.now, ticking=inputs.snapshot is not None, rooted=inputs.roots is not None)
+    turn = Turn(state, inputs.now, ticking=inputs.tick or inputs.snapshot is not None, rooted=inputs.roots is not None)
     _take_results(turn, inputs.results)
     if rules is not state.rules:
         _take_rules(turn, rules)

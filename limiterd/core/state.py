@@ -98,6 +98,7 @@ class Inputs:
     """What is new at a step. Without a snapshot it only settles: plans again from results and from what was read.
 
     roots, where given, is every visible root qdisc (at start and after a resync); tc are full reads of single links.
+    tick: a tick whose sample failed or was dropped; standing limits are looked after all the same.
     """
 
     now: Now
@@ -106,6 +107,7 @@ class Inputs:
     tc: Mapping[int, TcActual] = field(default_factory=dict)
     unanswered: frozenset[int] = frozenset()
     results: tuple[ActionResult, ...] = ()
+    tick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class Output:
 
 @dataclass(slots=True)
 class Turn:
-    """One step in the making. ticking: with a snapshot; rooted: every root qdisc was dumped for it."""
+    """One step in the making. ticking: a tick, with a snapshot or without; rooted: every root qdisc was dumped for it."""
 
     state: State
     now: Now

@@ -167,23 +167,27 @@ class House:
             self._keep_house()
 
     def _take_sample(self) -> None:
+        snapshot = self._sampled()
+        inputs = Inputs(clocks())
+        if self._resync and snapshot is not None:  # without the links nobody knows whose roots they are
+            inputs = self.hands.with_roots(inputs)
+            self._resync = inputs.roots is None
+        elif self._touched:
+            inputs = self.hands.read_now(frozenset(self._touched))
+            self._touched &= inputs.unanswered
+        if snapshot is not None:
+            self._remember(snapshot)
+        self._settle(replace(inputs, snapshot=snapshot, tick=True))
+
+    def _sampled(self) -> Snapshot | None:
         try:
             snapshot = self.sampler.sample()
         except EnvironmentFault as fault:
             self.hands.errors[fault.operation or "sample", fault.errno_name or "none"] += 1
             self.problems.note("sampling", f"links cannot be sampled: {fault}")
-            return
+            return None
         self.problems.note("sampling", None)
-        inputs = Inputs(clocks(), snapshot=snapshot)
-        if self._touched and not self._resync:
-            inputs = replace(self.hands.read_now(frozenset(self._touched)), snapshot=snapshot)
-        if self._resync:
-            self._resync = False
-            inputs = self.hands.with_roots(inputs)
-        self._touched.clear()
-        if snapshot is not None:
-            self._remember(snapshot)
-        self._settle(inputs)
+        return snapshot
 
     def _remember(self, snapshot: Snapshot) -> None:
         recent = self._recent

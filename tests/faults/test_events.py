@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from limiterd.kernel.lab import Pair, route_in, run
-from tests.faults.harness import plant, stopped
+from tests.faults.harness import Spoilt, plant, problems, stopped
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
 
@@ -38,3 +38,67 @@ def test_events_flow_again_after_an_overrun(pair: Pair, tmp_path: Path) -> None:
             run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
             repaired(daemon, repairs)
         daemon.wait_phase("limited")
+
+
+def test_polling_repairs_when_no_event_comes(pair: Pair, tmp_path: Path) -> None:
+    """Events lost with polling on: a root that is deleted unseen is back within one read-back period, and counted."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        plant(daemon, "from limiterd.kernel.events import Events, EventSocket\nEventSocket.drain = lambda self: Events()\n")
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
+        repaired(daemon, 1)
+        daemon.wait_phase("limited")
+
+
+def test_events_repair_when_nothing_is_polled(pair: Pair, tmp_path: Path) -> None:
+    """Polling off with events on: what foreign hands undo is put back within a second, and new links are watched."""
+    with rig(pair.near.namespace, tmp_path, FAST, NO_POLLING) as daemon:
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        run(pair.near.namespace, ["tc", "class", "del", "dev", "eth0", "classid", "1d1d:20"], check=False)
+        run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
+        repaired(daemon, 1)
+        daemon.wait_phase("limited")
+        run(pair.near.namespace, ["ip", "link", "add", "eth1", "type", "veth", "peer", "name", "other"])
+        daemon.wait_phase("conforming", "eth1", longest_s=2)
+
+
+def test_limits_are_looked_after_while_nothing_can_be_sampled(pair: Pair, tmp_path: Path) -> None:
+    """Sampling fails and events are lost: standing limits are still read back and repaired, and the failure shows."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        spoilt = Spoilt(
+            daemon,
+            "limiterd.kernel.links:NetlinkSampler.sample",
+            "EnvironmentFault('no sample', operation='sample', errno_name='EIO')",
+        )
+        more = "from limiterd.kernel.events import Events, EventSocket\nEventSocket.drain = lambda self: Events()\n"
+        plant(daemon, (daemon.home / "planted" / "sitecustomize.py").read_text() + more)
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        spoilt.on()
+        wait_for(lambda: "no sample" in problems(daemon), "the problem in status")
+        assert daemon.metrics()['limiterd_kernel_errors_total{errno="EIO",operation="sample"}'] >= 1
+        run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
+        repaired(daemon, 1)
+        spoilt.off()
+        wait_for(lambda: problems(daemon) == "", "no problem any more")
+        daemon.wait_phase("limited")
+
+
+def test_a_first_sample_that_is_dropped_costs_no_adoption(pair: Pair, tmp_path: Path) -> None:
+    """The first sample of a start is dropped (a starved machine): the standing limit is adopted with the next one."""
+    with rig(pair.near.namespace, tmp_path, FAST, NO_POLLING) as daemon:
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        daemon.stop()
+        for path in (tmp_path / "state").glob("journal*"):
+            path.unlink()
+        plant(
+            daemon,
+            "from limiterd.kernel.links import NetlinkSampler as S\n"
+            "whole, calls = S.sample, []\n"
+            "S.sample = lambda self: calls.append(1) or (whole(self) if len(calls) > 1 else None)\n",
+        )
+        daemon.start()
+        assert daemon.wait_phase("limited")["reason"] == "adopted"

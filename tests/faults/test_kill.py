@@ -28,7 +28,7 @@ _START_S: Final = 0.35
 
 def kill(daemon: Rig) -> None:
     """SIGKILL, and wait for the end."""
-    assert daemon.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert daemon.stop(signal.SIGKILL) == -signal.SIGKILL, daemon.log()[-2000:]
 
 
 def converged(daemon: Rig, default: str) -> bool:
