@@ -7,7 +7,7 @@ asked (metrics, control, landing page) and makes one immutable Status of a frame
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from limiterd.core.case import HOLDING, Case, calm_phase
@@ -158,17 +158,25 @@ def _rates(newest: Snapshot | None, oldest: Snapshot | None) -> dict[str, tuple[
     """Per link name (rate in bit/s, tx_bytes); the rate is 0 where two samples of one link are not at hand."""
     if newest is None:
         return {}
-    before: dict[Link, int] = {}
-    elapsed_ns = 0
-    if oldest is not None and newest.t_ns > oldest.t_ns:
-        elapsed_ns = newest.t_ns - oldest.t_ns
-        before = dict(zip(oldest.links, oldest.tx_bytes, strict=True))
-    rates = {}
-    for link, tx_bytes in zip(newest.links, newest.tx_bytes, strict=True):
-        sent_bytes = tx_bytes - before.get(link, tx_bytes)
-        rate_bps = 8 * NS_PER_SECOND * max(0, sent_bytes) // elapsed_ns if elapsed_ns else 0
-        rates[link.name] = (rate_bps, tx_bytes)
-    return rates
+    elapsed_ns = newest.t_ns - oldest.t_ns if oldest is not None else 0
+    before = _counters_of(newest, oldest) if oldest is not None and elapsed_ns > 0 else newest.tx_bytes
+    return {
+        link.name: (8 * NS_PER_SECOND * max(0, now - then) // max(1, elapsed_ns), now)
+        for link, now, then in zip(newest.links, newest.tx_bytes, before, strict=True)
+    }
+
+
+def _counters_of(newest: Snapshot, oldest: Snapshot) -> Sequence[int]:
+    """The older counter of each of the newest links; the newest one's own where the older snapshot has no such link."""
+    if newest.links is oldest.links:
+        return oldest.tx_bytes
+    known = {_instance(link): tx_bytes for link, tx_bytes in zip(oldest.links, oldest.tx_bytes, strict=True)}
+    return [known.get(_instance(link), tx_bytes) for link, tx_bytes in zip(newest.links, newest.tx_bytes, strict=True)]
+
+
+def _instance(link: Link) -> tuple[int, str, int]:
+    """What a link is, whatever becomes of its properties."""
+    return (link.ifindex, link.name, link.incarnation)
 
 
 def _link_view(shot: Frame, link: Link, rate: tuple[int, int]) -> LinkView:

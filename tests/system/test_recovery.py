@@ -88,7 +88,23 @@ def test_foreign_root_instead_of_ours_is_a_fault_not_a_prey(pair: Pair, tmp_path
         limited(daemon)
         run(
             pair.near.namespace,
-            ["tc", "qdisc", "replace", "dev", "eth0", "root", "handle", "5:", "tbf", *"rate 1gbit burst 100k limit 1m".split()],
+            [
+                "tc",
+                "qdisc",
+                "replace",
+                "dev",
+                "eth0",
+                "root",
+                "handle",
+                "5:",
+                "tbf",
+                "rate",
+                "1gbit",
+                "burst",
+                "100k",
+                "limit",
+                "1m",
+            ],
         )
         daemon.wait_phase("fault", longest_s=3)
         assert daemon.root() == "tbf 5:"
