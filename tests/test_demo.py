@@ -251,8 +251,8 @@ def test_ctrl_c_at_any_time_leaves_nothing_behind(cue: str, running: subprocess.
         if cue in line:
             break
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=30)
-    assert running.returncode == 130
+    _, said = running.communicate(timeout=30)
+    assert (running.returncode, said) == (130, "")
     assert not list(tmp_path.iterdir())
     netns.wait_for(lambda: not processes_with(str(tmp_path)) - {os.getpid()}, "the end of every process of the demo")
 

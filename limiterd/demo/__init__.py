@@ -19,7 +19,7 @@ from limiterd.ctl.format import PLAIN, wrap
 from limiterd.ctl.terminal import Terminal, complain, say, terminal
 from limiterd.demo.scale import FAST, FULL, Findings, Scale
 from limiterd.demo.show import LineShow, LiveShow, introduction, summary
-from limiterd.demo.stage import RealStage, Stage
+from limiterd.demo.stage import RealStage, Stage, held
 from limiterd.demo.story import Director
 from limiterd.kernel import lab
 
@@ -37,7 +37,8 @@ def run(ns: argparse.Namespace) -> int:
     screen = terminal()
     if ns.no_color:
         screen = replace(screen, palette=PLAIN)
-    simulated = ns.simulate or not _can_be_real()
+    with held():
+        simulated = ns.simulate or not _can_be_real()
     say(wrap(introduction(scale, simulated=simulated), screen.width), flush=True)
     with _interruptible():
         findings = _simulate(scale, screen) if simulated else _play_for_real(scale, screen)

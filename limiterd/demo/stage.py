@@ -31,6 +31,7 @@ from limiterd.kernel.tc import TcKernel
 START_S: Final = 15.0
 STOP_S: Final = 5.0
 CALL_S: Final = 10.0
+ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -109,6 +110,12 @@ class RealStage:
     # ---- setting up ----
 
     def _build(self) -> None:
+        with held():
+            self._furnish()
+            self._start_daemon()
+        self._await_daemon()
+
+    def _furnish(self) -> None:
         self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="limiterd-demo-")))
         lab = self._stack.enter_context(Lab())
         self._pair = lab.pair(LINK, "world0")
@@ -121,7 +128,6 @@ class RealStage:
             self._tc = TcKernel()
             self._stack.callback(self._tc.close)
         self._flow = lab.tcp(near, self._pair.far, 0)
-        self._start_daemon()
 
     def _start_daemon(self) -> None:
         for name in ("state", "overrides.d"):
@@ -142,7 +148,6 @@ class RealStage:
                 preexec_fn=partial(_die_with, os.getpid()),  # noqa: PLW1509 - this program has no second thread
             )
         self._stack.callback(self._stop_daemon)
-        self._await_daemon()
 
     def _await_daemon(self) -> None:
         deadline = time.monotonic() + START_S
@@ -231,10 +236,22 @@ class RealStage:
 
 
 @contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Being told to end waits until the block is over: a link half made, or a process not yet noted, could not be put away.
+
+    Programs started in the block keep it so: traffic ends by its tether, the daemon takes the hold off (_die_with).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Putting away takes a moment and is bounded: an impatient second Ctrl-C does not leave half of it behind."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in ENDINGS]
     try:
         yield
     finally:
@@ -245,5 +262,6 @@ def _undisturbed() -> Iterator[None]:
 def _die_with(parent: int) -> None:
     """Between fork and exec: the kernel ends the daemon when this program is killed without a chance to do it."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
     if os.getppid() != parent:
         os._exit(1)
