@@ -146,9 +146,11 @@ class OwnedSocket:
 
     def admit(self, gid: int | None) -> None:
         """Open the bound socket to another group. Raises EnvironmentFault(operation="control")."""
+        wanted = os.getegid() if gid is None else gid
         try:
             self.path.chmod(0o600)
-            os.chown(self.path, -1, os.getegid() if gid is None else gid, follow_symlinks=False)
+            if self.path.lstat().st_gid != wanted:  # the service's system call filter allows no chown unless a group is set
+                os.chown(self.path, -1, wanted, follow_symlinks=False)
             self.path.chmod(0o660)
         except OSError as error:
             raise fault(f"{self.path} cannot be given to group {gid}", error, _OPERATION) from error
