@@ -48,6 +48,7 @@ _limiterctl() {
         "/history --since") COMPREPLY=(); return ;;
         "/history --until") COMPREPLY=(); return ;;
         "/history --limit") COMPREPLY=(); return ;;
+        "/history --head") COMPREPLY=(); return ;;
         "/reload --config") compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
         "/reload --socket") compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
         "/limit --config") compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
@@ -138,7 +139,7 @@ _limiterctl() {
             mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --json" -- "$cur") ;;
         "/history")
             if [[ "$cur" != -* ]]; then mapfile -t COMPREPLY < <(compgen -W "$(ls /sys/class/net 2>/dev/null)" -- "$cur"); return; fi
-            mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --interface --kind --since --until --limit --verify --json" -- "$cur") ;;
+            mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --interface --kind --since --until --limit --verify --head --json" -- "$cur") ;;
         "/reload")
             mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --json" -- "$cur") ;;
         "/limit")

@@ -47,6 +47,7 @@ complete -c limiterctl -n '__fish_seen_subcommand_from history' -l since -x -d '
 complete -c limiterctl -n '__fish_seen_subcommand_from history' -l until -x -d 'not after, in the same forms'
 complete -c limiterctl -n '__fish_seen_subcommand_from history' -l limit -x -d 'the newest N entries (default: 50)'
 complete -c limiterctl -n '__fish_seen_subcommand_from history' -l verify -d 'check the chain instead: was a line altered, removed or moved?'
+complete -c limiterctl -n '__fish_seen_subcommand_from history' -l head -x -d 'with --verify: an audit_head from the log, that the trail must hold'
 complete -c limiterctl -n '__fish_seen_subcommand_from history' -l json -d 'print JSON (see docs/cli.md for its schema)'
 complete -c limiterctl -n '__fish_seen_subcommand_from history' -x -a "(command ls /sys/class/net)"
 complete -c limiterctl -n '__fish_seen_subcommand_from reload' -s h -l help -d 'show this help message and exit'

@@ -78,7 +78,39 @@ class Request:
     decision_reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an administrator grants. Nothing set: what the request asks for, until when it asks, for its own reason."""
+
+    exempt: bool = False
+    threshold_bps: int | None = None
+    limit_bps: int | None = None
+    until_wall_ns: int | None = None
+    never: bool = False
+    reason: str = ""
+
+
 # ---- rules: pure ---------------------------------------------------------------------------------
+
+
+def check_grant(grant: Grant) -> None:
+    """Raises PeerError for one that contradicts itself."""
+    if grant.exempt and (grant.threshold_bps is not None or grant.limit_bps is not None):
+        raise PeerError("either exempt, or a threshold and/or a limit", exit_code=EXIT_USAGE)
+    if grant.never and grant.until_wall_ns is not None:
+        raise PeerError("either until a time, or never ending", exit_code=EXIT_USAGE)
+
+
+def granted_rates(request: Request, grant: Grant, threshold_bps: int) -> Mapping[str, int]:
+    """The `threshold` and/or `limit` in bit/s of the override that grants a request; none = exempt.
+
+    By default the rate that was asked for becomes the threshold. Below the policy's own, threshold_bps, that would be
+    stricter than no override at all; what helps somebody there is a limit of that rate.
+    """
+    rates = {"threshold": grant.threshold_bps, "limit": grant.limit_bps}
+    if not grant.exempt and not any(rates.values()) and request.rate_bps is not None:
+        rates["threshold" if request.rate_bps >= threshold_bps else "limit"] = request.rate_bps
+    return {key: rate_bps for key, rate_bps in rates.items() if rate_bps is not None}
 
 
 def _require_text(name: str, text: str, longest: int, *, empty: bool = False) -> None:

@@ -68,33 +68,42 @@ def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reaso
 
 def release(state: State, now: Now, interface: str, *, reason: str, by: str) -> Output:
     """Lift the limit of one link."""
+    turn = Turn(state, now)
     case = state.cases.get(interface)
     if case is None or case.stage not in HOLDING:
         away = [key for key in state.away if key[0] == interface]
         if not away:
+            _watched(state, interface)
             raise PeerError(f"{interface}: it is not limited")
         for key in away:
             del state.away[key]
         state.journal_dirty = True
-        turn = Turn(state, now)
-        turn.tell(EventKind.RELEASED, interface, ReleaseReason.OPERATOR, note=reason, by=by, absent=True)
+        _tell_absent(turn, interface, reason, by)
         return turn.output()
-    return _lift_all(state, now, [case], reason, by)
+    _lift(turn, [case], reason, by)
+    return turn.output()
 
 
 def release_all(state: State, now: Now, *, reason: str, by: str) -> Output:
     """Lift every limit, those of absent links too."""
+    turn = Turn(state, now)
+    turn.tell(EventKind.RELEASING, "", ReleaseReason.OPERATOR, note=reason, by=by)
+    for interface, _ in state.away:
+        _tell_absent(turn, interface, reason, by)
     state.journal_dirty |= bool(state.away)
     state.away.clear()
-    return _lift_all(state, now, [c for c in state.cases.values() if c.stage in HOLDING], reason, by)
+    _lift(turn, [c for c in state.cases.values() if c.stage in HOLDING], reason, by)
+    return turn.output()
 
 
-def _lift_all(state: State, now: Now, cases: list[Case], reason: str, by: str) -> Output:
-    turn = Turn(state, now)
+def _lift(turn: Turn, cases: list[Case], reason: str, by: str) -> None:
     for case in cases:
         turn.tell(EventKind.RELEASING, case.link.name, ReleaseReason.OPERATOR, note=reason, by=by)
         lift(turn, case, ReleaseReason.OPERATOR)
-    return turn.output()
+
+
+def _tell_absent(turn: Turn, interface: str, reason: str, by: str) -> None:
+    turn.tell(EventKind.RELEASED, interface, ReleaseReason.OPERATOR, note=reason, by=by, absent=True)
 
 
 def _set_paused(state: State, now: Now, reason: str, by: str, *, paused: bool) -> Output:

@@ -39,7 +39,15 @@ from limiterd.core.model import (
     Snapshot,
     TcActual,
 )
-from limiterd.core.policy import Effective, OverrideState, effective, next_boundary_wall_ns, override_state
+from limiterd.core.policy import (
+    Effective,
+    OverrideState,
+    effective,
+    end_cause,
+    host_matches,
+    next_boundary_wall_ns,
+    override_state,
+)
 from limiterd.core.responses import response
 from limiterd.core.state import Inputs, Output, State, Turn, key_of
 
@@ -62,6 +70,7 @@ def start(rules: Rules, journal: Journal, abilities: KernelAbilities, now: Now) 
     state.memories = {(m.interface, m.mac): m for m in journal.memories if now.wall_ns < m.forget_wall_ns}
     state.saved = {(s.interface, s.mac): s.root for s in journal.saved}
     _set_calendar(state, now)
+    state.calendar_due_wall_ns = now.wall_ns
     return state
 
 
@@ -199,17 +208,28 @@ def _take_rules(turn: Turn, rules: Rules) -> None:
     if rules.config.sampling != before.config.sampling:
         state.detector.set_sampling(rules.config.sampling)
     _reevaluate(turn)
+    _skip_notices(turn, before)
     _set_calendar(state, turn.now)
+
+
+def _skip_notices(turn: Turn, before: Rules) -> None:
+    """Mark the notices as told that a new record would have had already: who has just approved an hour knows."""
+    known = {(record.id, record.expires_wall_ns) for record in before.overrides}
+    for record in turn.state.rules.overrides:
+        if record.expires_wall_ns is not None and (record.id, record.expires_wall_ns) not in known:
+            due = (record.expires_wall_ns - notice_ns for notice_ns in EXPIRY_NOTICES_NS)
+            turn.state.expiry_told.update((record.id, d) for d in due if d <= turn.now.wall_ns)
 
 
 def _take_calendar(turn: Turn) -> None:
     """Overrides begin and end by the wall clock, whatever way it steps."""
     state, wall_ns = turn.state, turn.now.wall_ns
-    stepped_back = wall_ns < state.wall_seen_ns
-    state.wall_seen_ns = wall_ns
+    seen_ns, state.wall_seen_ns = state.wall_seen_ns, wall_ns
+    stepped_back = wall_ns < seen_ns
     if not stepped_back and (state.calendar_due_wall_ns is None or wall_ns < state.calendar_due_wall_ns):
         return
     _reevaluate(turn)
+    _tell_unused(turn, seen_ns)
     _remind(turn)
     for key in [k for k, m in state.memories.items() if wall_ns >= m.forget_wall_ns]:
         del state.memories[key]
@@ -229,19 +249,27 @@ def _set_calendar(state: State, now: Now) -> None:
     state.wall_seen_ns = now.wall_ns
 
 
+def _tell_unused(turn: Turn, seen_wall_ns: int) -> None:
+    """Records that expired since, and that applied to no link at their end: their end is told as well."""
+    state = turn.state
+    told = {event.reason for event in turn.events if event.kind is EventKind.OVERRIDE_ENDED}
+    for record in state.rules.overrides:
+        end_ns = record.expires_wall_ns
+        over = end_ns is not None and seen_wall_ns < end_ns <= turn.now.wall_ns
+        if over and record.id not in told and host_matches(record.hosts, state.rules.host):
+            turn.tell(EventKind.OVERRIDE_ENDED, "", record.id, cause="expired")
+
+
 def _remind(turn: Turn) -> None:
     state, wall_ns = turn.state, turn.now.wall_ns
     for override in state.rules.overrides:
         if override.expires_wall_ns is None or override_state(override, state.rules.host, wall_ns) != OverrideState.ACTIVE:
             continue
         left_ns = override.expires_wall_ns - wall_ns
-        for notice_ns in EXPIRY_NOTICES_NS:
-            key = (override.id, override.expires_wall_ns - notice_ns)
-            if left_ns <= notice_ns and key not in state.expiry_told:
-                state.expiry_told.add(key)
-                turn.tell(
-                    EventKind.OVERRIDE_EXPIRING, "", override.id, left_s=left_ns // 10**9, interfaces=list(override.interfaces)
-                )
+        keys = {(override.id, override.expires_wall_ns - notice_ns) for notice_ns in EXPIRY_NOTICES_NS if left_ns <= notice_ns}
+        if not keys <= state.expiry_told:
+            state.expiry_told |= keys
+            turn.tell(EventKind.OVERRIDE_EXPIRING, "", override.id, left_s=left_ns // 10**9, interfaces=list(override.interfaces))
     state.expiry_told = {k for k in state.expiry_told if k[1] > wall_ns - DAY}
 
 
@@ -286,7 +314,8 @@ def _tell_override(turn: Turn, link: Link, before: Effective | None, after: Effe
     if old == new:
         return
     if old is not None:
-        turn.tell(EventKind.OVERRIDE_ENDED, link.name, old.id)
+        cause = end_cause(turn.state.rules, old, new, turn.now.wall_ns)
+        turn.tell(EventKind.OVERRIDE_ENDED, link.name, old.id, cause=cause, by_override="" if new is None else new.id)
     if new is not None:
         turn.tell(EventKind.OVERRIDE_ACTIVE, link.name, new.id, action=str(new.action), approved_by=new.approved_by)
 

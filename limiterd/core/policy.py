@@ -123,6 +123,17 @@ def next_boundary_wall_ns(rules: Rules, wall_ns: int) -> int | None:
     return min(times, default=None)
 
 
+def end_cause(rules: Rules, old: Override, new: Override | None, wall_ns: int) -> str:
+    """Why a record applies to a link no more, where new (None: none) does under these rules."""
+    if old.expires_wall_ns is not None and old.expires_wall_ns <= wall_ns:
+        return "expired"
+    if new is not None and new.id == old.id:
+        return "changed"
+    if all(record.id != old.id for record in rules.overrides):
+        return "withdrawn"
+    return "replaced" if new is not None else "unmatched"
+
+
 # ---- both together ---------------------------------------------------------------------------------
 
 

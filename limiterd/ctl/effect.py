@@ -19,7 +19,7 @@ from limiterd.ctl.terminal import say, say_json
 
 PATIENCE_S: Final = 2.0
 POLL_S: Final = 0.05
-TOLD_KEYS: Final = ("message", "changes", "effects", "warnings")
+TOLD_KEYS: Final = ("message", "changes", "warnings")
 
 Rows = Mapping[str, Data]
 
@@ -55,7 +55,7 @@ def differences(before: Rows, after: Rows, elapsed_s: float) -> list[str]:
 
 
 def _difference(old: Data, new: Data, elapsed_s: float) -> str:
-    name, later = clean(new.get("interface", "")), f"{elapsed_s:.1f}s later"
+    name, later = clean(new.get("interface", "")), f"{elapsed_s:.2g} s later"
     was, now = old.get("phase"), new.get("phase")
     limit = fmt.rate(number(new.get("limit_bps")))
     if now == "limited" and was == "limited":
@@ -77,6 +77,4 @@ def report(ns: argparse.Namespace, data: Data, effects: Sequence[str], otherwise
         say_json({**data, "observed": list(effects)})
         return
     told = [clean(text) for key in TOLD_KEYS for text in texts(data.get(key))]
-    known = {text.partition(":")[0] for text in texts(data.get("effects"))}
-    news = [effect for effect in effects if effect.partition(":")[0] not in known]
-    say([*told, *news] or [otherwise])
+    say([*told, *effects] or [otherwise])

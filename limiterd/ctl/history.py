@@ -16,6 +16,7 @@ from limiterd.ctl.values import past
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1000
+HASH_DIGITS: Final = 64
 SHORT_HASH: Final = 12
 STYLES: Final[Mapping[str, str]] = {
     "limit": "red",
@@ -51,6 +52,9 @@ def history_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=_limit, default=DEFAULT_LIMIT, metavar="N", help="the newest N entries (default: %(default)s)"
     )
     parser.add_argument("--verify", action="store_true", help="check the chain instead: was a line altered, removed or moved?")
+    parser.add_argument(
+        "--head", type=_head, metavar="HASH", help="with --verify: an audit_head from the log, that the trail must hold"
+    )
     json_argument(parser)
 
 
@@ -60,9 +64,16 @@ def _limit(text: str) -> int:
     return int(text)
 
 
+def _head(text: str) -> str:
+    head = text.lower()
+    if len(head) != HASH_DIGITS or not set(head) <= set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no hash of {HASH_DIGITS} hexadecimal digits")
+    return head
+
+
 def history(ns: argparse.Namespace) -> int:
     """Print the trail, or the verdict on it."""
-    if ns.verify:
+    if ns.verify or ns.head:
         return _verify(ns)
     args: dict[str, object] = {"limit": ns.limit}
     interface = ns.link or ns.interface
@@ -153,16 +164,16 @@ def _field(key: str, value: object) -> str:
 
 
 def _verify(ns: argparse.Namespace) -> int:
-    data = ask(ns, "history.verify", timeout_s=APPLY_TIMEOUT_S)
+    data = ask(ns, "history.verify", {"head": ns.head} if ns.head else {}, timeout_s=APPLY_TIMEOUT_S)
     if ns.json:
         say_json(data)
     else:
         width = terminal().width
-        say(line for text in verdict(data) for line in fmt.wrap(text, width, "  ", first=""))
+        say(line for text in verdict(data, ns.head) for line in fmt.wrap(text, width, "  ", first=""))
     return EXIT_DONE if data.get("ok") is True else EXIT_FAILED
 
 
-def verdict(data: Data) -> list[str]:
+def verdict(data: Data, expected: str | None = None) -> list[str]:
     """The outcome of a verification as sentences."""
     notes = [f"note: {clean(note)}" for note in texts(data.get("notes"))]
     if data.get("ok") is not True:
@@ -171,6 +182,9 @@ def verdict(data: Data) -> list[str]:
     return [
         f"intact: {entries_seen}, each carries the hash of the one before",
         f"head {clean(data.get('head', ''))}",
-        "compare it with the audit_head of the last limit or release in the log: a trail cut short passes otherwise",
+        f"it holds the expected {expected}"
+        if expected
+        else "a trail cut short while no daemon ran passes all the same; --head HASH with the audit_head of the last limit or "
+        "release in the log finds that too",
         *notes,
     ]

@@ -137,8 +137,11 @@ def _shape(row: Data) -> tuple[object, object]:
 def revoke(ns: argparse.Namespace) -> int:
     """Take a record away. Nothing is limited retroactively: detection starts afresh under the policy."""
     args = {"id": ns.id, **({"reason": ns.reason} if ns.reason else {})}
+    before, started = rows(ns), time.monotonic()
+    held = [name for name, row in before.items() if row.get("override") == ns.id]
     data = ask(ns, "override.revoke", args, timeout_s=APPLY_TIMEOUT_S)
-    report(ns, data, (), f"override {clean(ns.id)} revoked: detection starts afresh under the policy")
+    effects = await_effect(ns, before, started, lambda now: all(now.get(name, {}).get("override") != ns.id for name in held))
+    report(ns, data, effects, f"override {clean(ns.id)} revoked")
     return EXIT_DONE
 
 

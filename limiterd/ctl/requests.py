@@ -126,9 +126,20 @@ def render(data: Data, *, everything: bool = False, width: int = 80, palette: Pa
     return lines
 
 
+def _met(item: Data) -> str:
+    """The limit that stood when it was asked, and what had led to it."""
+    evidence = record(item.get("evidence"))
+    link, firing = record(evidence.get("link")), record(evidence.get("firing"))
+    limit, mean = number(link.get("limit_bps")), number(firing.get("mean_bps"))
+    if limit is None:
+        return ""
+    sent = f" for {fmt.rate(mean)} during {fmt.span((number(firing.get('span_ns')) or 0) / NS_PER_SECOND)}" if mean else ""
+    return f"asked while limited to {fmt.rate(limit)}{sent}"
+
+
 def _story(item: Data) -> str:
-    """What it is for, and what was answered."""
-    parts = [clean(item.get("reason", ""))]
+    """What it is for, the limit that was met, and what was answered."""
+    parts = [part for part in (clean(item.get("reason", "")), _met(item)) if part]
     if item.get("decided_by"):
         answer = f": {clean(item['decision_reason'])}" if item.get("decision_reason") else ""
         parts.append(f"{clean(item.get('state', ''))} by {clean(item['decided_by'])}{answer}")

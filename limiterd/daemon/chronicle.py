@@ -98,6 +98,8 @@ def _released(event: Event) -> str:
         "policy": "no policy asks for it any more",
         "exit": "the daemon stops",
     }.get(event.reason, event.reason)
+    if event.detail.get("absent"):
+        return f"not limited any more when it returns: released{_who(event)}"
     since = event.detail.get("since_wall_ns")
     lasted = f"; limited since {format_wall(since)}" if isinstance(since, int) else ""
     return f"full rate again: {why}{lasted}"
@@ -112,6 +114,18 @@ def _gone(event: Event) -> str:
     )
 
 
+def _ended(event: Event) -> str:
+    other = _text(event, "by_override")
+    why = {
+        "expired": "has expired",
+        "replaced": f"gives way to override {other}",
+        "withdrawn": "was taken away",
+        "changed": "was changed",
+        "unmatched": "matches no more",
+    }
+    return f"override {event.reason} {why.get(_text(event, 'cause'), 'applies no more')}"
+
+
 def _expiring(event: Event) -> str:
     left = event.detail.get("left_s")
     shown = format_duration(left // 60 * 60 * NS_PER_SECOND) if isinstance(left, int) else "?"
@@ -123,7 +137,7 @@ _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
     EventKind.WOULD_LIMIT: ("warning", _would),
     EventKind.NOTED: ("info", _noted),
     EventKind.LIMITED: ("warning", lambda e: f"limited to {_rate(e, 'limit_bps')}, read back from the kernel"),
-    EventKind.RELEASING: ("info", lambda e: f"release asked for{_who(e)}"),
+    EventKind.RELEASING: ("info", lambda e: ("release" if e.interface else "release of everything") + f" asked for{_who(e)}"),
     EventKind.RELEASED: ("warning", _released),
     EventKind.RATE_CHANGED: (
         "info",
@@ -141,7 +155,7 @@ _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
         "info",
         lambda e: f"override {e.reason} applies ({_text(e, 'action')}, approved by {_text(e, 'approved_by')})",
     ),
-    EventKind.OVERRIDE_ENDED: ("info", lambda e: f"override {e.reason} applies no more"),
+    EventKind.OVERRIDE_ENDED: ("info", _ended),
     EventKind.OVERRIDE_EXPIRING: ("warning", _expiring),
     EventKind.LINK_GONE: ("info", _gone),
     EventKind.LINK_BACK: ("info", lambda _: "a link that was limited is back"),
@@ -178,14 +192,18 @@ class Chronicle:
         self._evidence = evidence
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.lost = 0
-        self._thread = threading.Thread(target=self._run, name="chronicle", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to write."""
-        self._thread.start()
+        """Begin to write, again where a defect had ended the thread (its event is lost, the others are not)."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="chronicle", daemon=True)
+            self._thread.start()
 
     def tell(self, events: Sequence[Event]) -> None:
         """Queue events; returns at once."""
+        if self._thread is not None:
+            self.start()
         for event in events:
             if self._queue.qsize() >= MAX_QUEUED:
                 self.lost += 1
@@ -195,7 +213,7 @@ class Chronicle:
     def close(self, timeout_s: float) -> None:
         """Write what is queued, as far as the time allows."""
         self._queue.put(None)
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:

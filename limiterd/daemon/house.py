@@ -6,17 +6,20 @@ ever hand functions to the loop or read what it published. What may block on a d
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from limiterd import __version__, config, jsonsafe
 from limiterd.audit import AuditTrail
+from limiterd.background import Background
 from limiterd.control import ControlServer
 from limiterd.core import engine, status
 from limiterd.core.diff import describe, needs_restart
@@ -92,12 +95,13 @@ class House:
         self._frame: Frame | None = None
         self._housekeeping_ns = 0
         self.reload_lock = threading.RLock()
-        self._reload_wanted = threading.Event()
+        self._reloader = Background("reload", self._reload_on_demand)
         self._event_descriptor = self.events.fileno()
         self._events_failing = False
+        self._notes: frozenset[str] = frozenset()
         self._note_damage(loaded)
         kept, troubles = self.journal.load()
-        for topic, text in (("journal", "; ".join(troubles)), ("requests", "; ".join(self.petitions.requests.load()))):
+        for topic, text in (("journal", "; ".join(troubles)), ("requests", "; ".join(self.petitions.load()))):
             if text:
                 log.warning("state", text=text, file=topic)
         self.state: State = engine.start(loaded.rules, kept, self.tc.abilities(), clocks())
@@ -106,33 +110,36 @@ class House:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.on_signal(number, self.loop.stop)
+        self.loop.on_signal(signal.SIGHUP, self._reloader.poke)
+        threading.excepthook = partial(self._thread_died, threading.excepthook)
         self.chronicle.start()
-        self.audit.append("start", "", {"version": __version__, "sha256": self.rules.sha256})
+        started = f"limiterd {__version__} started with the configuration {self.rules.sha256}"
+        self.audit.append("start", "", {"text": started, "version": __version__, "sha256": self.rules.sha256})
         self._take_sample()
         self.metrics.start()
         self.control.start()
         self.loop.watch(self._event_descriptor, self._on_events)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.on_signal(number, self.loop.stop)
-        self.loop.on_signal(signal.SIGHUP, self._reload_wanted.set)
-        threading.Thread(target=self._reload_on_demand, name="reload", daemon=True).start()
         self.notifier.ready(self.summary())
         self.log.info("started", text=self._inventory(), version=__version__)
+        asked = False
         try:
             self.loop.run()
+            asked = True
         finally:
-            self._leave()
+            self._leave(asked=asked)
 
-    def _leave(self) -> None:
-        """Stop in order: lift limits if so configured, then let everything be written, within two seconds."""
+    def _leave(self, *, asked: bool) -> None:
+        """Let everything be written, within two seconds; who was asked to stop lifts limits first, if so configured."""
         self.notifier.stopping()
-        if self.rules.config.on_exit is OnExit.REMOVE:
+        if asked and self.rules.config.on_exit is OnExit.REMOVE:
             self.lift_all_for_exit()
         self.control.close()
         self.metrics.close()
         self.evidence.close()
         self.chronicle.close(0.3)
-        self.audit.append("stop", "", {})
+        self.audit.append("stop", "", {"text": "limiterd stopped"})
         self.audit.close(0.3)
         self.journal.save(self.state.journal())
         self.journal.close(0.3)
@@ -248,7 +255,7 @@ class House:
 
     def summary(self) -> str:
         """One line for systemctl status."""
-        cases = self.state.cases.values()
+        cases = tuple(self.state.cases.values())
         limited = [case.link.name for case in cases if case.stage == "standing"]
         faults = [case.link.name for case in cases if case.obstacle is not None]
         parts = [f"watching {len(self.state.effective)} links by {self.sampler.name}", f"{len(limited)} limited" + _some(limited)]
@@ -350,9 +357,15 @@ class House:
         entries = self.audit.read(**wanted)  # type: ignore[arg-type]  # the verb has checked each of them
         return {"entries": [jsonsafe.encode(entry) for entry in entries], "head": self.audit.head}
 
-    def verify(self) -> object:
-        """Whether the audit trail's chain is whole."""
-        return jsonsafe.encode(self.audit.verify())
+    def verify(self, head: str | None = None) -> object:
+        """Whether the audit trail's chain is whole, and holds the head that was noted elsewhere, if one is given."""
+        return jsonsafe.encode(self.audit.verify(head))
+
+    def tell(self, kind: str, interface: str, text: str, fields: Mapping[str, object], level: str = "info") -> None:
+        """Put what people did into the audit trail and the log; any thread may."""
+        self.audit.append(kind, interface, {"text": text, **fields})
+        shown = {"interface": interface, "text": text, **fields}
+        self.log.emit(level, kind, {k: v for k, v in shown.items() if isinstance(v, str | int) and v != ""})
 
     # ---- commands ----
 
@@ -372,74 +385,92 @@ class House:
         return Answer(ok=True, data=act(self, call.args, call.peer))
 
     def _denied(self, call: Call) -> None:
-        self.audit.append("refused", str(call.args.get("interface") or ""), {"verb": call.verb, "by": by(call.peer)})
-        self.log.warning("refused", text=f"{by(call.peer)} may not {call.verb}", verb=call.verb)
+        """Note who asked for what they may not do; the link's name is theirs to choose, and cut where it is none."""
+        named = call.args.get("interface")
+        interface = named[:15] if isinstance(named, str) and named.isprintable() else ""
+        text = f"{by(call.peer)} may not {call.verb}: refused"
+        self.tell("refused", interface, text, {"by": by(call.peer), "verb": call.verb}, "warning")
 
     # ---- reload ----
 
+    def load(self) -> config.Loaded:
+        """Read and validate everything as a reload would; waits for the disk.
+
+        Raises ConfigError, also for what needs a restart.
+        """
+        loaded = config.load_all(self.config_path, host=hostname())
+        refused = needs_restart(self.rules, loaded.rules)
+        if refused:
+            raise ConfigError([Problem(self.config_path, 1, 1, *text.split(": ", 1)) for text in refused])
+        return loaded
+
     def reload(self, who: str) -> tuple[str, ...]:
-        """Read, validate and diff everything, then swap it in. Raises ConfigError: nothing changed then."""
+        """Read, validate and diff everything, then swap it in; the lines that say what changed.
+
+        Raises ConfigError, or EnvironmentFault where the machine refuses what the files want (a group that does not exist):
+        nothing changed then.
+        """
         with self.reload_lock:
             self.notifier.reloading()
             try:
-                loaded = config.load_all(self.config_path, host=hostname())
-                self._refuse_restarts(loaded.rules)
-            except ConfigError as error:
-                self.config_error = str(error)
-                self._frame = None
-                self.audit.append("reload_failed", "", {"by": who, "error": str(error)})
-                self.log.error("reload_failed", text=f"the configuration is kept as it was: {error}", by=who)
+                loaded = self.load()
+                changes = describe(self.rules, loaded.rules, time.time_ns())
+                self._prepare(loaded.rules)
+                self.loop.call(lambda: self._swap(loaded.rules))
+            except (ConfigError, EnvironmentFault) as error:
+                self._reload_failed(who, str(error))
                 raise
             finally:
                 self.notifier.ready(self.summary())
-            changes = describe(self.rules, loaded.rules, time.time_ns())
-            self.loop.call(lambda: self._swap(loaded.rules))
             self._note_damage(loaded)
-            self.audit.append("reload", "", {"by": who, "sha256": loaded.rules.sha256, "changes": list(changes)})
+            told = f"{who} reloaded: " + ("; ".join(changes) or "nothing changed")
+            self.audit.append("reload", "", {"text": told, "by": who, "sha256": loaded.rules.sha256, "changes": list(changes)})
             for line in changes or ("nothing changed",):
                 self.log.info("reload", text=line, by=who)
             return changes
 
-    def _refuse_restarts(self, rules: Rules) -> None:
-        refused = needs_restart(self.rules, rules)
-        if refused:
-            raise ConfigError([Problem(self.config_path, 1, 1, *text.split(": ", 1)) for text in refused])
+    def _reload_failed(self, who: str, error: str) -> None:
+        self.config_error = error
+        self._frame = None
+        text = f"the configuration stays as it was: {'; '.join(error.splitlines())}"
+        self.audit.append("reload_failed", "", {"text": text, "by": who, "error": error})
+        self.log.error("reload_failed", text=text, by=who)
+
+    def _prepare(self, rules: Rules) -> None:
+        """Take over what may be refused or may block, before anything is swapped in."""
+        if rules.config.control != self.rules.config.control:
+            self.control.reconfigure(rules.config.control)
 
     def _swap(self, rules: Rules) -> None:
-        before, self.rules = self.rules.config, rules
-        after = rules.config
+        before, after = self.rules.config, rules.config
+        if after.sampling.source != before.sampling.source:
+            sampler = open_sampler(after.sampling.source, self.table, after.sampling.interval_ns)
+            self.sampler.close()
+            self.sampler = sampler
+        self.rules = rules
         self.config_error = None
         self.config_loaded_wall_ns = time.time_ns()
         self.log.configure(after.log.level, after.log.format)
         if after.metrics != before.metrics:
             self.metrics.reconfigure(after.metrics)
-        if after.control != before.control:
-            self.control.reconfigure(after.control)
-        if after.sampling.source != before.sampling.source:
-            self.sampler.close()
-            self.sampler = open_sampler(after.sampling.source, self.table, after.sampling.interval_ns)
         if after.sampling.interval_ns != before.sampling.interval_ns:
             self.sampler.set_interval(after.sampling.interval_ns)
             self.loop.pace.change(after.sampling.interval_ns, boot_ns())
         self._settle(Inputs(clocks()))
 
-    def _reload_on_demand(self) -> None:
-        """SIGHUP: a storm of them is one reload after the other until none is new."""
-        while True:
-            self._reload_wanted.wait()
-            self._reload_wanted.clear()
-            try:
-                self.reload("SIGHUP")
-            except ConfigError:
-                continue  # told in the log, the metric and status
-            except EnvironmentFault as fault:
-                self.log.error("reload_failed", text=str(fault))
+    def _reload_on_demand(self) -> bool:
+        """SIGHUP: a storm of them is one reload after the other until none is new; reload tells its failures."""
+        with contextlib.suppress(ConfigError, EnvironmentFault):
+            self.reload("SIGHUP")
+        return True
 
     def _note_damage(self, loaded: config.Loaded) -> None:
         text = "; ".join(str(problem) for problem in loaded.damaged)
         self.problems.note("overrides", f"own override records cannot be read: {text}" if text else None)
         for note in loaded.notes:
-            self.log.info("note", text=note)
+            if note not in self._notes:
+                self.log.info("note", text=note)
+        self._notes = frozenset(loaded.notes)
 
     # ---- telling ----
 
@@ -448,6 +479,14 @@ class House:
         if link is None or not isinstance(samples, list) or len(samples) < 2:
             return None
         return self.evidence.at_firing(link, samples[0][0], samples[-1][0], samples[-1][1] - samples[0][1])
+
+    def _thread_died(self, logged: Callable[[threading.ExceptHookArgs], object], args: threading.ExceptHookArgs) -> None:
+        """A defect in a thread ends it, not the daemon; the next one of its kind starts with the next thing to do."""
+        logged(args)
+        name = args.thread.name.rstrip("0123456789-_") if args.thread else "?"
+        self.problems.note(
+            f"thread {name}", f"thread {name} died of {args.exc_value!r}; report this defect, and restart when convenient"
+        )
 
     def _tell_problem(self, topic: str, text: str | None) -> None:
         if text is None:

@@ -1,23 +1,34 @@
 """Overrides and increase requests as people handle them: through the daemon, audited, applied at once.
 
-Records live in the daemon's own store; the operator's files in /etc are only ever read. A change is durable first, then
-it is applied by the same reload that reads those files, so that what stands after a restart is what stands now.
+Records live in the daemon's own store; the operator's files in /etc are only ever read. Everything on disk is read and
+judged before anything is written; a change is durable first, then it is applied by the same reload that reads those files,
+so that what stands after a restart is what stands now.
+
+An approval is two writes: the override, then the decision. The override is what counts: where the second write fails
+the request is approved all the same, which status says, and the decision is written down as soon as the disk lets it.
+
+Every call waits for the disk: in the control server's workers, never in the loop.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from glob import escape
 from typing import TYPE_CHECKING
 
 from limiterd import jsonsafe
-from limiterd.core.errors import PeerError
-from limiterd.core.model import Override, OverrideAction
-from limiterd.core.units import exact_rate, exact_wall
-from limiterd.daemon.loop import boot_ns, hostname
+from limiterd.background import Background
+from limiterd.core.diff import override_line
+from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
+from limiterd.core.model import Override, OverrideAction, Rules
+from limiterd.core.policy import OverrideState, is_glob, override_state, policy_for
+from limiterd.core.units import exact_rate, exact_wall, format_rate
+from limiterd.daemon.loop import hostname
 from limiterd.daemon.verbs import Who, by
 from limiterd.overrides import OWN, Store, record_from_mapping
-from limiterd.requests import RequestState, RequestStore, Wish
+from limiterd.requests import Grant, Request, RequestState, RequestStore, Wish, check_grant, granted_rates
 
 if TYPE_CHECKING:
     from limiterd.daemon.house import House
@@ -30,101 +41,183 @@ class Petitions:
         self._house = house
         self.requests = requests
         self.overrides = overrides
+        self._decisions = Background("requests", self._write_decisions)
+
+    def load(self) -> tuple[str, ...]:
+        """Read the requests; what was wrong with them as sentences."""
+        troubles = self.requests.load()
+        if self._undecided():
+            self._decisions.poke()
+        return troubles
+
+    # ---- overrides ----
 
     def add(self, fields: Mapping[str, object], who: str) -> object:
-        """Keep a record in the daemon's own store, apply it, and tell its effect."""
-        return self._keep_override(record_from_mapping(fields), who)
-
-    def _keep_override(self, record: Override, who: str) -> object:
+        """Keep a record in the daemon's own store and apply it; what changed. On an error nothing has."""
         with self._house.reload_lock:
-            self.overrides.validate(record, self._house.rules, time.time_ns())
-            kept = self.overrides.add(record)
-            self._house.audit.append(
-                "override_added", "", {"by": who, "id": kept.id, "expires": _until(kept), "reason": kept.reason}
+            return {"changes": list(self._keep(record_from_mapping(fields), self._house.load().rules, who))}
+
+    def _keep(self, record: Override, rules: Rules, who: str) -> tuple[str, ...]:
+        """Add a record to a store that was just read as part of these rules."""
+        wall_ns = time.time_ns()
+        if override_state(record, rules.host, wall_ns) == OverrideState.EXPIRED:
+            ended = exact_wall(record.expires_wall_ns or 0)
+            raise PeerError(
+                f"override {record.id}: expires: {ended} is past already, so it would do nothing", exit_code=EXIT_USAGE
             )
-        return self._apply_overrides(who)
+        self.overrides.validate(record, rules, wall_ns)
+        try:
+            kept = self.overrides.add(record)
+        except EnvironmentFault:
+            with suppress(PeerError, EnvironmentFault):  # what is half there must not come alive at the next reload
+                self.overrides.revoke(record.id)
+            raise
+        self._tell("override_added", f"{who} added {override_line(kept, rules.host, wall_ns)}", who, kept)
+        try:
+            return self._house.reload(who)
+        except ConfigError:
+            self.overrides.revoke(kept.id)
+            self._tell("override_revoked", f"override {kept.id} is gone again: the files could not be applied", who, kept)
+            raise
 
     def revoke(self, identifier: str, reason: str, who: str) -> object:
-        """Forget a record of the daemon's own store."""
-        with self._house.reload_lock:
-            ours = next((o for o in self._house.rules.overrides if o.id == identifier), None)
-            if ours is not None and ours.origin != OWN and not self._in_store(identifier):
+        """Forget a record of the daemon's own store; what changed. On an error nothing has.
+
+        Files that are wrong for want of this (the same id in the operator's files) are no obstacle: they are judged afterwards.
+        """
+        house = self._house
+        with house.reload_lock:
+            theirs = next((one for one in house.rules.overrides if one.id == identifier and one.origin != OWN), None)
+            if theirs is not None and all(placed.record.id != identifier for placed in self.overrides.load().records):
                 raise PeerError(
-                    f"override {identifier} stands in {ours.origin}, which only its owner changes; edit that file and reload"
+                    f"override {identifier} stands in {theirs.origin}, which only its owner changes; edit that file and reload"
                 )
-            self.overrides.revoke(identifier)
-            self._house.audit.append("override_revoked", "", {"by": who, "id": identifier, "reason": reason})
-        return self._apply_overrides(who)
+            gone = self.overrides.revoke(identifier)
+            why = f": {reason}" if reason else ""
+            self._tell("override_revoked", f"{who} revoked override {identifier}{why}", who, gone, id=identifier)
+            try:
+                changes = house.reload(who)
+            except ConfigError:
+                if gone is not None:
+                    self.overrides.add(gone)
+                    self._tell("override_added", f"override {identifier} is back: the files could not be applied", who, gone)
+                raise
+            return {"changes": list(changes) or [f"override {identifier} is gone; it had no effect"]}
 
-    def _in_store(self, identifier: str) -> bool:
-        return any(placed.record.id == identifier for placed in self.overrides.load().records)
+    def _tell(self, kind: str, text: str, who: str, record: Override | None = None, **fields: object) -> None:
+        """Log and audit what became of a record."""
+        if record is not None:
+            fields |= {
+                "id": record.id,
+                "expires": "never" if record.expires_wall_ns is None else exact_wall(record.expires_wall_ns),
+                "approved_by": record.approved_by,
+                "reason": record.reason,
+            }
+        self._house.tell(kind, "" if record is None else _link_of(record), text, fields | {"by": who})
 
-    def _apply_overrides(self, who: str) -> object:
-        """Reload, and say what became of the limited links."""
-        began_ns = boot_ns()
-        limited = {view.interface for view in self._house.status().links if view.limit_bps is not None}
-        changes = self._house.reload(who)
-        after = {view.interface: view for view in self._house.status().links}
-        spent_s = (boot_ns() - began_ns) / 1e9
-        effects = [
-            f"{name}: limit lifted {spent_s:.1f} s later"
-            for name in sorted(limited)
-            if name in after and after[name].limit_bps is None
-        ]
-        return {"changes": list(changes), "effects": effects}
+    # ---- increase requests ----
 
     def file(self, wish: Wish) -> object:
         """Record an increase request."""
         request = self.requests.add(wish, time.time_ns(), {o.id for o in self._house.rules.overrides})
-        fields = {
-            "id": request.id,
-            "by": f"{request.user} (uid {request.uid})",
-            "reason": request.reason,
-            "until": exact_wall(request.until_wall_ns),
-        }
-        self._house.audit.append("request", request.interface, fields)
-        self._house.log.info(
-            "request", interface=request.interface, text=f"increase request {request.id} by {request.user}: {request.reason}"
-        )
+        who = f"{request.user} (uid {request.uid})"
+        asked = "no limit" if request.rate_bps is None else format_rate(request.rate_bps)
+        until = exact_wall(request.until_wall_ns)
+        text = f"{who} filed request {request.id} for {asked} until {until}: {request.reason}"
+        fields = {"by": who, "id": request.id, "reason": request.reason, "until": until, "rate_bps": request.rate_bps}
+        self._house.tell("request", request.interface, text, fields)
         return jsonsafe.encode(request)
 
     def listed(self) -> list[object]:
         """Every request that is kept."""
         return [jsonsafe.encode(request) for request in self.requests.requests]
 
-    def approve(self, identifier: str, terms: Mapping[str, object], who: Who) -> object:
-        """Turn a request into an override record, and apply it."""
-        request = self.requests.get(identifier)
-        if request.state is not RequestState.PENDING:
-            raise PeerError(f"request {request.id} was {request.state} already")
-        threshold, limit = terms.get("threshold_bps"), terms.get("limit_bps")
-        until = terms.get("until_wall_ns") or request.until_wall_ns
-        fields: dict[str, object] = {
-            "id": request.id,
-            "interfaces": [request.interface],
-            "hosts": [hostname()],
-            "expires": exact_wall(until) if isinstance(until, int) else "never",
-            "approved_by": who.name,
-            "reason": request.reason,
-        }
-        rates = {"threshold": threshold, "limit": limit}
-        if not terms.get("exempt") and threshold is None and limit is None and request.rate_bps is not None:
-            rates["threshold"] = request.rate_bps
-        chosen = {key: exact_rate(rate) for key, rate in rates.items() if isinstance(rate, int)}
-        fields |= {"action": str(OverrideAction.LIMIT if chosen else OverrideAction.EXEMPT), **chosen}
-        effect = self.add(fields, by(who))
-        decided = self.requests.decide(
-            identifier, RequestState.APPROVED, by=by(who), wall_ns=time.time_ns(), reason=str(terms.get("reason") or "")
-        )
-        self._house.audit.append("request_approved", request.interface, {"id": identifier, "by": by(who)})
-        return {"request": jsonsafe.encode(decided), **(effect if isinstance(effect, dict) else {})}
+    def approve(self, identifier: str, grant: Grant, who: Who) -> object:
+        """Turn a request into an override record of the same id, and apply it; it stays pending where that fails."""
+        check_grant(grant)
+        with self._house.reload_lock:
+            request = self._pending(identifier)
+            rules = self._house.load().rules
+            changes = self._keep(record_from_mapping(_granted(request, grant, rules, who)), rules, by(who))
+            text = f"{by(who)} approved request {identifier} of {request.user}"
+            self._house.tell("request_approved", request.interface, text, {"by": by(who), "id": identifier})
+            decided = self._decide(identifier, by(who), grant.reason)
+        return {"request": jsonsafe.encode(decided), "changes": list(changes)}
 
     def deny(self, identifier: str, reason: str, who: str) -> object:
         """Deny a request."""
-        decided = self.requests.decide(identifier, RequestState.DENIED, by=who, wall_ns=time.time_ns(), reason=reason)
-        self._house.audit.append("request_denied", decided.interface, {"id": identifier, "by": who, "reason": reason})
+        with self._house.reload_lock:
+            self._pending(identifier)
+            decided = self.requests.decide(identifier, RequestState.DENIED, by=who, wall_ns=time.time_ns(), reason=reason)
+            text = f"{who} denied request {identifier} of {decided.user}: {reason}"
+            self._house.tell("request_denied", decided.interface, text, {"by": who, "id": identifier, "reason": reason})
         return jsonsafe.encode(decided)
 
+    def _pending(self, identifier: str) -> Request:
+        """Look up a request that waits for a decision. Raises PeerError where none does."""
+        self._write_decisions()
+        request = self.requests.get(identifier)
+        if request.state is not RequestState.PENDING:
+            raise PeerError(f"request {identifier} was {request.state} by {request.decided_by} already")
+        if any(one.id == identifier for one, _ in self._undecided()):
+            raise PeerError(f"request {identifier} was approved already, its override applies; only that is not written down yet")
+        return request
 
-def _until(record: Override) -> str:
-    return "never" if record.expires_wall_ns is None else exact_wall(record.expires_wall_ns)
+    # ---- decisions that could not be written ----
+
+    def _decide(self, identifier: str, who: str, reason: str) -> Request:
+        try:
+            return self.requests.decide(identifier, RequestState.APPROVED, by=who, wall_ns=time.time_ns(), reason=reason)
+        except EnvironmentFault as fault:
+            self._decisions.poke()
+            raise EnvironmentFault(
+                f"override {identifier} applies, but that request {identifier} is approved could not be written down and will be "
+                f"tried again: {fault}",
+                operation=fault.operation,
+                errno_name=fault.errno_name,
+            ) from fault
+
+    def _undecided(self) -> list[tuple[Request, Override]]:
+        """Pending requests whose override stands in the store: approved, and not written down."""
+        pending = {request.id: request for request in self.requests.requests if request.state is RequestState.PENDING}
+        if not pending:
+            return []
+        records = (placed.record for placed in self.overrides.load().records)
+        return [(pending[record.id], record) for record in records if record.id in pending]
+
+    def _write_decisions(self) -> bool:
+        """Write down what is approved already; whether nothing is left."""
+        try:
+            for request, record in self._undecided():
+                self.requests.decide(request.id, RequestState.APPROVED, by=record.approved_by, wall_ns=time.time_ns())
+        except EnvironmentFault as fault:
+            self._house.problems.note("requests", f"requests that are approved still show as pending: {fault}")
+            return False
+        except PeerError:
+            return True  # decided by somebody else meanwhile
+        self._house.problems.note("requests", None)
+        return True
+
+
+def _link_of(record: Override) -> str:
+    """The one link that a record names, or ""."""
+    return record.interfaces[0] if len(record.interfaces) == 1 and not is_glob(record.interfaces[0]) else ""
+
+
+def _granted(request: Request, grant: Grant, rules: Rules, who: Who) -> dict[str, object]:
+    """The override record of a grant, as a file would have it."""
+    policy = policy_for(rules, request.interface)
+    if policy is None:
+        raise PeerError(f"{request.interface}: no policy watches it any more, so there is no limit to increase; deny the request")
+    rates = granted_rates(request, grant, policy.detect.threshold_bps)
+    until_wall_ns = request.until_wall_ns if grant.until_wall_ns is None else grant.until_wall_ns
+    return {
+        "id": request.id,
+        "interfaces": [escape(request.interface)],
+        "hosts": [hostname()],
+        "action": str(OverrideAction.LIMIT if rates else OverrideAction.EXEMPT),
+        **{key: exact_rate(rate_bps) for key, rate_bps in rates.items()},
+        "expires": "never" if grant.never else exact_wall(until_wall_ns),
+        "approved_by": who.name,
+        "reason": grant.reason or request.reason,
+    }

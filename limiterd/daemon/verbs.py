@@ -7,6 +7,7 @@ goes through the loop.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -15,10 +16,12 @@ from limiterd.core.errors import EXIT_USAGE, PeerError
 from limiterd.core.model import LinkView, Phase
 from limiterd.core.status import document, fault_document, link_document, override_document
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
-from limiterd.requests import Wish
+from limiterd.requests import Grant, Wish
 
 if TYPE_CHECKING:
     from limiterd.daemon.house import House
+
+_HASH: Final = re.compile("[0-9a-f]{64}")
 
 Args = Mapping[str, object]
 Data = object
@@ -149,8 +152,11 @@ def _history(house: House, args: Args, _: Who) -> Data:
     )
 
 
-def _verify(house: House, _args: Args, _: Who) -> Data:
-    return house.verify()
+def _verify(house: House, args: Args, _: Who) -> Data:
+    head = text(args, "head") if args.get("head") is not None else None
+    if head is not None and not _HASH.fullmatch(head):
+        raise PeerError("head: the 64 hexadecimal digits of an audit_head are wanted", exit_code=EXIT_USAGE)
+    return house.verify(head)
 
 
 # ---- the operator's hand -------------------------------------------------------------------------
@@ -231,14 +237,16 @@ def _request_list(house: House, _args: Args, _: Who) -> Data:
 
 
 def _request_approve(house: House, args: Args, who: Who) -> Data:
-    terms = {
-        "limit_bps": number(args, "limit_bps"),
-        "threshold_bps": number(args, "threshold_bps"),
-        "exempt": flag(args, "exempt"),
-        "until_wall_ns": moment(args, "until"),
-        "reason": text(args, "reason", default=""),
-    }
-    return house.petitions.approve(text(args, "id"), terms, who)
+    never = args.get("until") == "never"
+    grant = Grant(
+        exempt=flag(args, "exempt"),
+        threshold_bps=number(args, "threshold_bps"),
+        limit_bps=number(args, "limit_bps"),
+        until_wall_ns=None if never else moment(args, "until"),
+        never=never,
+        reason=text(args, "reason", default=""),
+    )
+    return house.petitions.approve(text(args, "id"), grant, who)
 
 
 def _request_deny(house: House, args: Args, who: Who) -> Data:
