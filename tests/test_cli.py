@@ -198,7 +198,7 @@ def test_a_refusal_is_the_daemons_own(exit_code: int, stub: ControlStub, ctl: Ct
 
 def test_a_refused_user_hears_of_the_groups() -> None:
     """Who is not permitted is told which groups are."""
-    assert "control.admin_group" in connect.advise("you may not use the control socket", 77, "/run/x")
+    assert "control.admin_group" in connect.advise("you may not use the control socket", 77)
 
 
 def test_the_configuration_names_the_socket(stub: ControlStub, tmp_path: Path) -> None:

@@ -88,20 +88,19 @@ def ask(ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_
     """The daemon's data for one verb. Raises PeerError with the exit code and one sentence that says what to do."""
     from limiterd import control  # noqa: PLC0415 - not for help and usage errors
 
-    path = socket_path(ns)
     try:
-        data = control.call(path, verb, dict(args or {}), timeout_s)
+        data = control.call(socket_path(ns), verb, dict(args or {}), timeout_s)
     except PeerError as error:
-        raise PeerError(advise(str(error), error.exit_code, path), exit_code=error.exit_code) from error
+        raise PeerError(advise(str(error), error.exit_code), exit_code=error.exit_code) from error
     return dict(data) if isinstance(data, Mapping) else {"data": data}
 
 
-def advise(message: str, exit_code: int, path: str) -> str:
+def advise(message: str, exit_code: int) -> str:
     """The error with what to do about it, where it does not say so itself."""
     if any(word in message for word in _ADVISED.get(exit_code, ())):
         return message
     advice = _STALLED if "in time" in message else _ADVICE.get(exit_code, "")
-    return message.rstrip(".") + advice.format(path=path)
+    return message.rstrip(".") + advice
 
 
 _STALLED: Final = "; it may be stalled. See: systemctl status limiterd, journalctl -u limiterd -e"
