@@ -104,7 +104,7 @@ vm-test: ## checks inside a machine with systemd: make vm-test RUN="ssh root@hos
 	@RUN='$(RUN)' tests/vm/run
 
 docs: $(VENV)/.tools ## rewrites the parts of docs/ that are made from the code
-	@$(PY) docs/man.py
+	@$(PY) docs/generate.py
 
 constraints: ## renews constraints.txt with the newest versions
 	@umask 022
