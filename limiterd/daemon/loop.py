@@ -86,8 +86,9 @@ class Loop:
         self._selector.unregister(descriptor)
 
     def on_signal(self, number: int, handler: Callable[[], None]) -> None:
-        """Call handler in the loop, not in the signal's own context."""
+        """Call handler in the loop, not in the signal's own context; a signal that comes before run() is kept for it."""
         self._signals[number] = handler
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         signal.signal(number, lambda *_: None)
 
     # ---- from any thread ----
@@ -124,12 +125,10 @@ class Loop:
         """Tick and serve until stop()."""
         self._thread = threading.get_ident()
         self.pace.due_ns = boot_ns()
-        previous = signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         try:
             while not self._stopping:
                 self._turn()
         finally:
-            signal.set_wakeup_fd(previous)
             self._thread = None
 
     def _turn(self) -> None:
@@ -161,6 +160,8 @@ class Loop:
 
     def close(self) -> None:
         """Fail what still waits, and release the descriptors."""
+        if self._signals:
+            signal.set_wakeup_fd(-1)
         while self._calls:
             self._calls.popleft()[1].cancel()
         self._selector.close()
