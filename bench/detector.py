@@ -2,11 +2,11 @@
 
     python bench/detector.py [--links 1,16,…] [--budget-ms 400]
 
-Method: for each fleet size and mix a stream of snapshots is made beforehand; the loops are paced (a pause before every
-timed update lets caches cool as between real ticks), process CPU time is taken of the updates alone, the figure is the
-median over the ticks, and the first window of ticks warms up. Mixes: cold, no link at the threshold; 10 % hot; hot, every link alternates around the threshold,
-so that candidates live and nothing fires. The rivals do the least that a detector could: a deque of (t, bytes) per link
-with its mean over the window; the same as a ring of numpy columns. Neither knows epochs, floor or guard.
+Method: for each fleet size and mix a stream of snapshots is made; the loops are paced (a pause before every timed update
+lets caches cool as between real ticks), process CPU time is taken of the updates alone, the figure is the median over the
+ticks, and the first window of ticks warms up. Mixes: cold, no link at the threshold; 10 % hot; hot, every link alternates
+around the threshold, so that candidates live and nothing fires. The rivals do the least that a detector could: a deque of
+(t, bytes) per link with its mean over the window; the same as a ring of numpy columns. Neither knows epochs, floor or guard.
 """
 
 from __future__ import annotations
