@@ -23,6 +23,7 @@ _COLOURS: Final = {
     "possible": "tab:orange",
     "released": "tab:green",
 }
+_WORDS: Final = {"limit": "fires", "would_limit": "would limit"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def _panel(axis: Axes, curve: Curve, first_ns: int) -> None:
     for mark in curve.marks:
         colour = _COLOURS.get(mark.what)
         if colour is not None:
-            label = mark.what.replace("_", " ") if mark.what not in told else None
+            label = _WORDS.get(mark.what, mark.what) if mark.what not in told else None
             axis.axvline(seconds(mark.t_ns), color=colour, linewidth=1, label=label)
             told.add(mark.what)
     axis.set_ylim(bottom=0)
