@@ -24,7 +24,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from limiterd import jsonsafe
 from limiterd.core.errors import (
@@ -36,7 +36,6 @@ from limiterd.core.errors import (
     LimiterdError,
     PeerError,
 )
-from limiterd.core.model import ControlConfig
 from limiterd.protocol import (
     BUSY,
     DEFECT,
@@ -52,6 +51,9 @@ from limiterd.protocol import (
     render,
 )
 from limiterd.runsocket import OwnedSocket
+
+if TYPE_CHECKING:  # the model's four dozen dataclasses are a third of what `limiterctl status` would import
+    from limiterd.core.model import ControlConfig
 
 MAX_CLIENTS: Final = 32
 MAX_CLIENTS_OF_ONE_UID: Final = 16

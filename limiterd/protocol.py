@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from limiterd import jsonsafe
 from limiterd.core.errors import EXIT_FAILED, EXIT_NOPERM, EXIT_USAGE, PeerError
-from limiterd.core.model import ControlConfig
+
+if TYPE_CHECKING:  # clients have no use for the model
+    from limiterd.core.model import ControlConfig
 
 VERSION: Final = 1
 MAX_REQUEST_BYTES: Final = 64 << 10
