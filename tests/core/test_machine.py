@@ -60,7 +60,8 @@ HANDS = (
     (ActionKind.DELETE_CLASS, 0x1D1D0020),
     (ActionKind.RESTORE_ROOT, PFIFO),
 )
-present = st.sampled_from(NAMES)
+present = st.sampled_from(("eth0", "eth0", "eth0", "eth1", "lan0"))
+seldom = st.sampled_from((False, False, False, True))
 
 
 class Machine(RuleBasedStateMachine):
@@ -94,6 +95,19 @@ class Machine(RuleBasedStateMachine):
         for _ in range(ticks):
             self.world.tick()
         self.calm_ticks += ticks
+
+    @rule(name=present)
+    def fire(self, name: str) -> None:
+        """A link sends too much for long enough."""
+        if name in self.names():
+            self.world.fire(name)
+            self.calm_ticks += 24
+
+    @rule()
+    def calm(self) -> None:
+        """Nobody sends for a while."""
+        self.world.run(14, dict.fromkeys(self.names(), 0))
+        self.calm_ticks += 140
 
     @rule(seconds=st.sampled_from([1, 4, 30, 3600]), wall=st.sampled_from([1, 1, 1, -2, 24]))
     def gap(self, seconds: int, wall: int) -> None:
@@ -143,13 +157,13 @@ class Machine(RuleBasedStateMachine):
         self.world.kernel.refuse(step, number)
         self.disturb()
 
-    @rule(silent=st.booleans())
+    @rule(silent=seldom)
     def fall_silent(self, silent: bool) -> None:  # noqa: FBT001 - likewise
         """The kernel stops answering, or answers again."""
         self.world.kernel.silent = silent
         self.disturb()
 
-    @rule(full=st.booleans())
+    @rule(full=seldom)
     def fill_disk(self, full: bool) -> None:  # noqa: FBT001 - likewise
         """The disk fills up, or has room again."""
         self.world.disk_full = full
@@ -196,7 +210,7 @@ class Machine(RuleBasedStateMachine):
             self.world.release(name)
         self.disturb()
 
-    @rule(on=st.booleans())
+    @rule(on=seldom)
     def pause(self, on: bool) -> None:  # noqa: FBT001 - likewise
         """Pause or resume, or be refused."""
         with contextlib.suppress(PeerError):
