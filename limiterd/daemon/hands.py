@@ -67,8 +67,7 @@ class Hands:
         try:
             results = self.tc.apply([a for a in actions if a.ifindex not in refused])
         except EnvironmentFault as fault:
-            self._count(fault)
-            return []
+            return _unanswered(actions, fault)
         return results + [
             ActionResult(a, errno.EIO if a.kind is ActionKind.SAVE_ROOT else NOT_SENT, refused[a.ifindex])
             for a in actions
@@ -112,3 +111,10 @@ class Hands:
 
     def _count(self, fault: EnvironmentFault) -> None:
         self.errors[fault.operation or "dump", fault.errno_name or "none"] += 1
+
+
+def _unanswered(actions: Sequence[Action], fault: EnvironmentFault) -> list[ActionResult]:
+    """No answer to a whole batch: each link's first step failed so, else the next round would wait as long again."""
+    number = getattr(errno, fault.errno_name or "", errno.ETIMEDOUT)
+    first = {action.ifindex: action for action in reversed(actions)}
+    return [ActionResult(action, number, str(fault)) for action in first.values()]

@@ -157,6 +157,9 @@ class Loop:
                 future.set_result(function())
             except LimiterdError as error:
                 future.set_exception(error)
+            finally:
+                if not future.done():  # a defect ends the loop; who asked need not wait for that
+                    future.set_exception(EnvironmentFault("the daemon stops on a defect; its log says which", operation="loop"))
 
     def close(self) -> None:
         """Fail what still waits, and release the descriptors."""
