@@ -342,6 +342,7 @@ def document(status: Status) -> dict[str, object]:
         "started": format_wall(status.started_wall_ns),
         "host": status.host,
         "source": status.source,
+        "last_tick_age_s": status.last_tick_age_ns / NS_PER_SECOND,
         "paused": status.paused,
         "requests_pending": status.requests_pending,
         "links": [link_document(view) for view in status.links],

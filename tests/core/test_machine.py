@@ -191,7 +191,7 @@ class Machine(RuleBasedStateMachine):
             and not unseen
             and kinds <= {EventKind.ADOPTED, EventKind.EPOCH, EventKind.OVERRIDE_ACTIVE, EventKind.LINK_BACK}
         ):
-            assert standing == {link.name: self.world.rate(link.name) for link in self.world.links}
+            assert all((self.world.rate(name) is None) == (rate is None) for name, rate in standing.items())
         self.disturb()
 
     # ---- operators ----
