@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from limiterd.core.case import HOLDING, Case
 from limiterd.core.errors import EXIT_FAILED, EXIT_USAGE, PeerError
-from limiterd.core.limits import lift, order, override_key, strikes_of
+from limiterd.core.limits import lift, order, override_key, rate_wanted_bps, strikes_of
 from limiterd.core.model import Decision, EventKind, Link, Now, PolicyMode, Reason, ReleaseReason
 from limiterd.core.policy import Effective
 from limiterd.core.state import Output, State, Turn
@@ -62,7 +62,7 @@ def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reaso
         override=override_key(effective),
     )
     order(turn, link, decision)
-    turn.tell(EventKind.LIMIT, interface, Reason.OPERATOR, note=reason, by=by, limit_bps=rate_bps or effective.limit.rate_bps)
+    turn.tell(EventKind.LIMIT, interface, Reason.OPERATOR, note=reason, by=by, limit_bps=rate_wanted_bps(decision, effective))
     return turn.output()
 
 
