@@ -22,13 +22,15 @@ class Background:
         self._first_pause_s, self._max_pause_s = retry_s
         self._changed = threading.Condition()
         self._due = False
+        self._urgent = False
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def poke(self) -> None:
-        """There is something to do; returns at once. After `close` it stays undone."""
+    def poke(self, *, urgent: bool = False) -> None:
+        """There is something to do; returns at once. urgent cuts a pause short. After `close` it stays undone."""
         with self._changed:
             self._due = True
+            self._urgent = self._urgent or urgent
             if self._closing:
                 return
             if self._thread is None or not self._thread.is_alive():
@@ -43,14 +45,14 @@ class Background:
                 self._changed.wait_for(lambda: self._due or self._closing)
                 if not self._due:
                     return
-                self._due = False
+                self._due = self._urgent = False
                 last = self._closing
             if self._job():
                 pause_s = self._first_pause_s
                 continue
             with self._changed:
                 self._due = not last
-                self._changed.wait_for(lambda: self._closing, pause_s)
+                self._changed.wait_for(lambda: self._closing or self._urgent, pause_s)
             pause_s = min(2 * pause_s, self._max_pause_s)
 
     def close(self, timeout_s: float) -> None:

@@ -114,6 +114,15 @@ def _peer(connection: socket.socket) -> Peer:
 # ---- the server ----------------------------------------------------------------------------------
 
 
+def _selector_and_wake(listener: socket.socket) -> tuple[selectors.BaseSelector, int]:
+    """What the sockets' thread waits on, and the eventfd that wakes it; without them the listener is closed."""
+    try:
+        return selectors.DefaultSelector(), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    except OSError as error:
+        listener.close()
+        raise EnvironmentFault(f"the control socket cannot be served: {error.strerror}", operation="control") from error
+
+
 @dataclass(slots=True, eq=False)
 class _Client:
     """One connection: reading until the line is whole, then with a worker, then writing."""
@@ -184,12 +193,11 @@ class ControlServer:
             self.lock()
             self._access = access_of(self._config)
             self._listener = self._owned.bind(self._socket_gid())
+            self._selector, self._wake = _selector_and_wake(self._listener)
         except EnvironmentFault as error:
             self._problem = str(error)
             raise
         self._problem = None
-        self._selector = selectors.DefaultSelector()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
         self._selector.register(self._listener, selectors.EVENT_READ, self._on_connect)
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -209,18 +217,18 @@ class ControlServer:
             raise
         self._config = config
 
-    def close(self, timeout_s: float = 2.0) -> None:
-        """Stop listening, end every connection, remove the socket."""
+    def close(self, timeout_s: float = 0.5) -> None:
+        """Stop listening, end every connection, remove the socket; a question at work is waited for at most that long."""
         self._closing.set()
         if self._thread is not None:
             self._poke()
-            self._thread.join(timeout_s)
             for _ in self._workers:
                 self._jobs.put(None)
             deadline_s = time.monotonic() + timeout_s
-            for worker in self._workers:
-                worker.join(max(0.0, deadline_s - time.monotonic()))
-            if not any(thread.is_alive() for thread in (self._thread, *self._workers)):
+            threads = (self._thread, *self._workers)
+            for thread in threads:
+                thread.join(max(0.0, deadline_s - time.monotonic()))
+            if not any(thread.is_alive() for thread in threads):
                 os.close(self._wake)  # else it stays: its number must not become somebody else's file
             self._thread = None
         self._owned.close()
@@ -396,7 +404,7 @@ class ControlServer:
             worker.start()
 
     def _work(self) -> None:
-        while (client := self._jobs.get()) is not None:
+        while (client := self._jobs.get()) is not None and not self._closing.is_set():
             answer = render(DEFECT)
             began_s = time.thread_time()
             try:

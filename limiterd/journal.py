@@ -3,7 +3,8 @@
 The journal holds decisions, never the kernel's state: losing all of it costs the since, the reason and the strikes of limits
 that are then adopted from the kernel. Saving never delays the loop: a thread writes the newest journal handed over and skips
 those in between; while the disk refuses, it tries again with back-off and `problem` says so. save_now is for the one case
-where the disk must come first: a takeover makes the foreign root durable before it replaces it.
+where the disk must come first: a takeover makes the foreign root durable before it replaces it. It waits for that thread,
+and not for long: a disk that hangs is a fault of the takeover, not of the loop.
 
 Saved foreign roots belong to one boot: a reboot takes every qdisc away, so those of an earlier boot are dropped at load.
 Decisions outlive a reboot. The file's format, and what becomes of damaged and newer files, is recordfile's.
@@ -118,18 +119,21 @@ class JournalStore:
         """Name the state directory; retry_s is the first and the longest pause between attempts."""
         self._file = RecordFile(Path(directory) / FILE_NAME, "limiterd_journal", max_bytes=max_bytes)
         self._boot_id = _boot_id() if boot_id is None else boot_id
-        self._writer = Background("journal", lambda: self._write_newest(self._asked) is None, retry_s)
+        self._writer = Background("journal", self._write_newest, retry_s)
         self._disk = threading.Lock()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._wanted = Journal()
         self._asked = 0
         self._durable = 0
-        self._problem: str | None = None
+        self._attempts = 0
+        self._failure: tuple[int, EnvironmentFault] | None = None
+        """The last attempt, if it failed, with its number."""
 
     @property
     def problem(self) -> str | None:
         """Why the newest journal is not on disk; None once a write has succeeded again."""
-        return self._problem
+        failure = self._failure
+        return None if failure is None else str(failure[1])
 
     @property
     def durable(self) -> int:
@@ -145,7 +149,7 @@ class JournalStore:
 
     def save(self, journal: Journal) -> int:
         """Hand over the newest journal; returns at once with a ticket to compare with `durable`."""
-        with self._lock:
+        with self._changed:
             if journal == self._wanted and self._asked:
                 return self._asked
             self._wanted = journal
@@ -153,31 +157,49 @@ class JournalStore:
         self._writer.poke()
         return ticket
 
-    def save_now(self, journal: Journal) -> None:
-        """Write this journal and return when it is durable. Raises EnvironmentFault(operation="write").
+    def save_now(self, journal: Journal, timeout_s: float = 0.3) -> None:
+        """Write this journal and return when it is durable.
 
-        It is then also the one that the thread goes on trying to write.
+        Raises EnvironmentFault(operation="write") when the disk refuses, or does not answer in that time; the journal is then
+        still the one that the thread goes on trying to write.
         """
         ticket = self.save(journal)
-        failed = self._write_newest(ticket)
-        if failed is not None:
-            raise failed
+        with self._changed:
+            before = self._attempts
+        self._writer.poke(urgent=True)
+        with self._changed:
+            self._changed.wait_for(lambda: self._durable >= ticket or self._failed_since(before), timeout_s)
+            if self._durable >= ticket:
+                return
+            failed = self._failed_since(before)
+        if failed is None:
+            raise EnvironmentFault(f"{self._file.path} is not written after {timeout_s:g} s: the disk hangs", operation="write")
+        raise EnvironmentFault(str(failed), operation=failed.operation, errno_name=failed.errno_name)
 
-    def _write_newest(self, at_least: int) -> EnvironmentFault | None:
-        """Write the newest journal unless that ticket is durable already; the failure, if any."""
-        with self._disk:
-            with self._lock:
-                journal, ticket = self._wanted, self._asked
-                if self._durable >= at_least:
-                    return None
-            try:
+    def _failed_since(self, attempts: int) -> EnvironmentFault | None:
+        failure = self._failure
+        return failure[1] if failure is not None and failure[0] > attempts else None
+
+    def _write_newest(self) -> bool:
+        """Write the newest journal unless it is durable already; whether it is now."""
+        with self._changed:
+            journal, ticket = self._wanted, self._asked
+            if self._durable == ticket:
+                return True
+            self._attempts += 1
+        try:
+            with self._disk:
                 self._file.write(to_records(journal, self._boot_id))
-            except EnvironmentFault as error:
-                self._problem = str(error)
-                return error
+        except EnvironmentFault as error:
+            with self._changed:
+                self._failure = (self._attempts, error)
+                self._changed.notify_all()
+            return False
+        with self._changed:
             self._durable = ticket
-            self._problem = None
-            return None
+            self._failure = None
+            self._changed.notify_all()
+        return True
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Try to write what is not durable yet, for at most that long; whether everything is."""

@@ -149,9 +149,11 @@ class OwnedSocket:
         wanted = os.getegid() if gid is None else gid
         try:
             self.path.chmod(0o600)
-            if self.path.lstat().st_gid != wanted:  # the service's system call filter allows no chown unless a group is set
-                os.chown(self.path, -1, wanted, follow_symlinks=False)
-            self.path.chmod(0o660)
+            try:
+                if self.path.lstat().st_gid != wanted:  # the service's system call filter allows no chown unless a group is set
+                    os.chown(self.path, -1, wanted, follow_symlinks=False)
+            finally:  # where the new group was refused, the old one is still served
+                self.path.chmod(0o660)
         except OSError as error:
             raise fault(f"{self.path} cannot be given to group {gid}", error, _OPERATION) from error
 

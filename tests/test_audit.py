@@ -133,6 +133,7 @@ def test_a_rotation_cut_short_loses_nothing(tmp_path: Path, missing: str) -> Non
     assert trail_in(tmp_path, SMALL).verify().ok
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -288,7 +289,7 @@ def test_findings_are_bounded(tmp_path: Path) -> None:
     assert "more" in found.findings[-1]
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(data=st.binary(max_size=400), position=st.integers(0, 1200))
 def test_any_bytes_are_verified_and_read_without_an_exception(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int

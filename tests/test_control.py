@@ -187,6 +187,7 @@ def test_odd_values_are_answered_as_text(server: ControlServer, daemon: Daemon, 
     assert call(path, "status") == {"name": "eth\udc80", "rate": "inf", "set": ["1"]}
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda i: st.lists(i, max_size=200) | st.dictionaries(st.text(), i)
@@ -265,6 +266,7 @@ def test_any_bytes_get_an_answer_and_leave_the_server_well(server: ControlServer
     assert server.problem is None
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_parsing_raises_the_documented_error_alone(data: bytes) -> None:
     """For any bytes parse_request gives a known verb with its arguments, or raises PeerError with exit code 2."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limiterd import log as logs
@@ -71,6 +71,7 @@ def test_wall_times_are_texts_that_compare_like_times() -> None:
     assert format_wall(-(10**30)) == "0001-01-01T00:00:00.000Z"
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**70), 2**70), st.integers(-(2**70), 2**70))
 def test_the_order_of_texts_is_the_order_of_times(a: int, b: int) -> None:
     """Of two times the later never has the smaller text."""
@@ -107,6 +108,7 @@ def test_a_json_line_is_one_object(pipe: Pipe) -> None:
     }
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("abc"), st.text() | st.integers() | st.floats() | st.lists(st.text())))
 def test_no_value_forges_a_line_or_a_field(fields: dict[str, object]) -> None:
     """Whatever the values hold, the text is one printable line whose fields can be taken apart again."""

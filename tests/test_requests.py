@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limiterd import jsonsafe
@@ -164,6 +164,7 @@ def test_truncation_at_every_offset_keeps_whole_requests(tmp_path: Path) -> None
         assert added.id not in {request.id for request in cut.requests[:-1]}
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

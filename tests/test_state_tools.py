@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limiterd import jsonsafe
@@ -90,6 +90,7 @@ def test_a_failed_write_says_what_to_do(tmp_path: Path) -> None:
     assert raised.value.errno_name in {"ENOTDIR", "EEXIST"}
 
 
+@settings(deadline=None)
 @given(content=st.binary(max_size=200), bound=st.integers(0, 220))
 def test_no_more_is_read_than_allowed(tmp_path_factory: pytest.TempPathFactory, content: bytes, bound: int) -> None:
     """The beginning up to the bound comes back, and whether it was all."""
@@ -101,6 +102,7 @@ def test_no_more_is_read_than_allowed(tmp_path_factory: pytest.TempPathFactory, 
 # ---- JSON ----------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(any_json)
 def test_what_is_dumped_is_parsed_back(value: object) -> None:
     """Plain JSON survives as one line of ASCII."""
@@ -111,6 +113,7 @@ def test_what_is_dumped_is_parsed_back(value: object) -> None:
     assert "".join(jsonsafe.pieces(value)) == text
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_parsing_raises_value_errors_alone(data: bytes) -> None:
     """Any bytes parse as the standard library reads them, or raise ValueError."""
