@@ -22,8 +22,6 @@ from tests.smalldisk import fill, on_tmpfs, remount, use_up_inodes
 
 _letters = st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"])
 names = st.text(_letters, min_size=1, max_size=3) | st.just("eth\udc80")
-    "eth\udc80"
-)
 texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
 numbers = st.integers(0, 2**63 - 1)
 decisions = st.builds(
