@@ -32,16 +32,13 @@ from limiterd.core.status import RATE_SPAN_NS, Frame, Surroundings
 from limiterd.core.units import format_duration, format_rate
 from limiterd.daemon.chronicle import Chronicle
 from limiterd.daemon.hands import Hands
+from limiterd.daemon.kernelside import open_kernel
 from limiterd.daemon.loop import Loop, boot_ns, hostname
 from limiterd.daemon.petitions import Petitions
 from limiterd.daemon.problems import Problems
 from limiterd.daemon.verbs import VERBS, by
 from limiterd.evidence import EvidenceSampler
 from limiterd.journal import JournalStore
-from limiterd.kernel.events import EventSocket
-from limiterd.kernel.links import LinkTable, open_sampler
-from limiterd.kernel.sockets import SocketDiag
-from limiterd.kernel.tc import TcKernel
 from limiterd.log import Log
 from limiterd.metrics import MetricsServer
 from limiterd.overrides import Store
@@ -75,13 +72,10 @@ class House:
         self.control.lock()
         self.audit = AuditTrail(state_directory)
         self.journal = JournalStore(state_directory)
-        self.evidence = EvidenceSampler(SocketDiag(), boot_ns)
+        self.kernel = open_kernel(settings.sampling.source, settings.sampling.interval_ns)
+        self.evidence = EvidenceSampler(self.kernel.sockets, boot_ns)
         self.chronicle = Chronicle(log, self.audit, self._evidence_of)
-        self.table = LinkTable()
-        self.sampler = open_sampler(settings.sampling.source, self.table, settings.sampling.interval_ns)
-        self.tc = TcKernel()
-        self.events = EventSocket(self.table, lambda: (self.tc.port_id,))
-        self.hands = Hands(self.tc, clocks, self.chronicle.tell, self.journal.save, self.journal.save_now)
+        self.hands = Hands(self.kernel.tc, clocks, self.chronicle.tell, self.journal.save, self.journal.save_now)
         self.metrics = MetricsServer(settings.metrics, self.status_or_last, self.alive)
         self.loop = Loop(settings.sampling.interval_ns, self._tick)
         self.petitions = Petitions(self, RequestStore(state_directory), Store(config.store_directory(settings)))
@@ -96,15 +90,14 @@ class House:
         self._housekeeping_ns = 0
         self.reload_lock = threading.RLock()
         self._reloader = Background("reload", self._reload_on_demand)
-        self._event_descriptor = self.events.fileno()
-        self._events_failing = False
+        self._event_descriptor = self.kernel.events.fileno()
         self._notes: frozenset[str] = frozenset()
         self._note_damage(loaded)
         kept, troubles = self.journal.load()
         for topic, text in (("journal", "; ".join(troubles)), ("requests", "; ".join(self.petitions.load()))):
             if text:
                 log.warning("state", text=text, file=topic)
-        self.state: State = engine.start(loaded.rules, kept, self.tc.abilities(), clocks())
+        self.state: State = engine.start(loaded.rules, kept, self.kernel.tc.abilities(), clocks())
 
     # ---- life ----
 
@@ -144,10 +137,7 @@ class House:
         self.journal.save(self.state.journal())
         self.journal.close(0.3)
         self.loop.close()
-        self.events.close()
-        self.sampler.close()
-        self.table.close()
-        self.tc.close()
+        self.kernel.close()
         self.notifier.close()
 
     def lift_all_for_exit(self) -> None:
@@ -164,8 +154,7 @@ class House:
     # ---- the tick ----
 
     def _tick(self) -> None:
-        if self._events_failing:
-            self._on_events()
+        self._on_events()  # links made anew are told from the old ones before their counters are read
         self._take_sample()
         now_ns = boot_ns()
         self.tick_duration.observe((now_ns - self.loop.pace.last_ns) / 1e9)
@@ -188,7 +177,7 @@ class House:
 
     def _sampled(self) -> Snapshot | None:
         try:
-            snapshot = self.sampler.sample()
+            snapshot = self.kernel.sampler.sample()
         except EnvironmentFault as fault:
             self.hands.errors[fault.operation or "sample", fault.errno_name or "none"] += 1
             self.problems.note("sampling", f"links cannot be sampled: {fault}")
@@ -209,15 +198,14 @@ class House:
 
     def _on_events(self) -> None:
         try:
-            found = self.events.drain()
+            found = self.kernel.events.drain()
         except EnvironmentFault as fault:
             self.hands.errors["events", fault.errno_name or "none"] += 1
             self.problems.note("events", f"outside changes are found by polling alone: {fault}")
-            self._resync = self._events_failing = True
+            self._resync = True
             self._follow_event_socket()
             return
         self.problems.note("events", None)
-        self._events_failing = False
         if found.resync:
             self._follow_event_socket()
         self._resync |= found.resync
@@ -231,7 +219,7 @@ class House:
         """After an overrun the events come through a fresh socket, which mostly has the number of the closed one."""
         if self._event_descriptor >= 0:
             self.loop.unwatch(self._event_descriptor)
-        self._event_descriptor = self.events.fileno()
+        self._event_descriptor = self.kernel.events.fileno()
         if self._event_descriptor >= 0:
             self.loop.watch(self._event_descriptor, self._on_events)
 
@@ -240,6 +228,7 @@ class House:
         self.notifier.watchdog()
         self.notifier.status(self.summary())
         for topic, trouble in (
+            ("netlink", self._netlink_trouble()),
             ("metrics", self.metrics.problem),
             ("journal", self.journal.problem),
             ("audit", self.audit.problem),
@@ -253,12 +242,22 @@ class House:
             "chronicle", f"{lost} events were not logged: the log or the audit trail is too slow" if lost else None
         )
 
+    def _netlink_trouble(self) -> str | None:
+        """Why samples come from psutil although netlink was to be tried, or why tc cannot be reached at all."""
+        if self.kernel.refusal:
+            return f"netlink is refused, so links are only observed, by psutil: {self.kernel.refusal}"
+        why = self.kernel.sampler.why
+        return f"samples come from psutil: {why}" if why else None
+
     def summary(self) -> str:
         """One line for systemctl status."""
         cases = tuple(self.state.cases.values())
         limited = [case.link.name for case in cases if case.stage == "standing"]
         faults = [case.link.name for case in cases if case.obstacle is not None]
-        parts = [f"watching {len(self.state.effective)} links by {self.sampler.name}", f"{len(limited)} limited" + _some(limited)]
+        parts = [
+            f"watching {len(self.state.effective)} links by {self.kernel.sampler.name}",
+            f"{len(limited)} limited" + _some(limited),
+        ]
         if faults:
             parts.append(f"{len(faults)} in fault{_some(faults)}")
         if self.state.paused:
@@ -280,7 +279,7 @@ class House:
         )
         absent = [name for name, _ in literal_names(self.rules) if name not in self.state.by_name]
         missing = f"; absent: {', '.join(absent)}" if absent else ""
-        return f"{watched} by {self.sampler.name} every {format_duration(self.loop.pace.interval_ns)}{missing}; {rules}"
+        return f"{watched} by {self.kernel.sampler.name} every {format_duration(self.loop.pace.interval_ns)}{missing}; {rules}"
 
     # ---- status ----
 
@@ -301,12 +300,12 @@ class House:
             config_error=self.config_error,
             config_loaded_wall_ns=self.config_loaded_wall_ns,
             requests_pending=self.petitions.requests.pending,
-            source=self.sampler.name,
+            source=self.kernel.sampler.name,
             last_tick_age_ns=max(0, boot_ns() - pace.last_ns) if pace.last_ns else 0,
             missed_ticks=pace.missed,
-            netlink_resyncs=self.events.resyncs,
+            netlink_resyncs=self.kernel.events.resyncs,
             audit_errors=self.audit.errors,
-            dropped_snapshots=self.sampler.dropped,
+            dropped_snapshots=self.kernel.sampler.dropped,
             kernel_errors=dict(self.hands.errors),
             control_requests=counts,
             histograms={
@@ -444,9 +443,7 @@ class House:
     def _swap(self, rules: Rules) -> None:
         before, after = self.rules.config, rules.config
         if after.sampling.source != before.sampling.source:
-            sampler = open_sampler(after.sampling.source, self.table, after.sampling.interval_ns)
-            self.sampler.close()
-            self.sampler = sampler
+            self.kernel.resample(after.sampling.source, after.sampling.interval_ns)
         self.rules = rules
         self.config_error = None
         self.config_loaded_wall_ns = time.time_ns()
@@ -454,7 +451,7 @@ class House:
         if after.metrics != before.metrics:
             self.metrics.reconfigure(after.metrics)
         if after.sampling.interval_ns != before.sampling.interval_ns:
-            self.sampler.set_interval(after.sampling.interval_ns)
+            self.kernel.sampler.set_interval(after.sampling.interval_ns)
             self.loop.pace.change(after.sampling.interval_ns, boot_ns())
         self._settle(Inputs(clocks()))
 
