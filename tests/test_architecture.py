@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "limiterd"
 ROOT = PACKAGE.parent
 
-WIRING = {"daemon", "replay", "demo", "cli", "ctl", "record", "service"}
+WIRING = {"daemon", "replay", "demo", "cli", "ctl", "plot", "record", "service"}
 """The only modules that may know several adapters."""
 
 GROUND = {"limiterd", "limiterd.kernel", "limiterd.kernel.netlink"} | {
@@ -51,6 +51,7 @@ FENCES = {
     "psutil": {"limiterd.kernel.links", "limiterd.kernel.sockets", "limiterd.evidence", "limiterd.metrics"},
     "yaml": {"limiterd.yamlsafe", "limiterd.config", "limiterd.overrides"},
     "prometheus_client": {"limiterd.metrics"},
+    "matplotlib": {"limiterd.plot"},  # the extra `plot`
     "rich": {"limiterd.cli", "limiterd.demo", "limiterd.replay"},
 }
 """Which modules may import a dependency; a trailing dot means a whole package."""
