@@ -43,6 +43,7 @@ NEIGHBOURS = {
     "limiterd.config": {"limiterd.overrides"},  # the rules are both, and are loaded as one
     "limiterd.kernel.events": {"limiterd.kernel.links"},  # link messages are applied to the one link table
     "limiterd.kernel.tc": {"limiterd.kernel.tcwire"},  # one adapter in two files: the port, and its bytes
+    "limiterd.kernel.refused": {"limiterd.kernel.events"},  # stands in for it where netlink is refused
     "limiterd.metrics": {"limiterd.landing"},  # the page at / beside /metrics
 }
 
