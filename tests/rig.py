@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,8 @@ class Rig:
     extra: str = ""
     process: subprocess.Popen[bytes] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    prefix: Sequence[str] = ()
+    """A command that the daemon's own is appended to and that becomes it by exec (unshare, sh -c 'exec "$@"')."""
 
     @property
     def config(self) -> Path:
@@ -71,7 +73,7 @@ class Rig:
 
     def start(self, *, wait: bool = True) -> None:
         """Start the daemon; wait until it answers."""
-        command = [sys.executable, "-m", "limiterd.daemon", "--config", str(self.config)]
+        command = [*self.prefix, sys.executable, "-m", "limiterd.daemon", "--config", str(self.config)]
         with inside(self.namespace), (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, env={**os.environ, **self.environment})
         if wait:

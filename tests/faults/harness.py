@@ -17,6 +17,11 @@ from tests.rig import Rig
 
 _PAUSE_S: Final = 0.004
 
+QUICK: Final = "detect: {threshold: 20mbit, window: 1s, slice: 500ms}, limit: {rate: 5mbit}"
+"""A policy that fires after little traffic and little time."""
+EXCESS_BPS: Final = 40_000_000
+"""Traffic that is too much under it."""
+
 
 class Echo:
     """Numbered datagrams to the far end and back, all the time; knows the longest silence and waits for fresh answers."""

@@ -1,0 +1,128 @@
+"""Foreign hands between our reading and our writing, on the real kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+import pytest
+
+from limiterd.core.errors import PeerError
+from limiterd.kernel.lab import Pair, run
+from tests.faults.harness import plant
+from tests.netns import wait_for
+from tests.rig import FAST, Rig, rig
+
+pytestmark = pytest.mark.root
+
+_BEFORE_APPLY = """
+import pathlib, time
+from limiterd.kernel.tc import TcKernel
+whole, gate, reached = TcKernel.apply, pathlib.Path({gate!r}), pathlib.Path({reached!r})
+def apply(self, actions):
+    while gate.exists():
+        reached.touch()
+        time.sleep(0.001)
+    return whole(self, actions)
+TcKernel.apply = apply
+"""
+
+
+class Gate:
+    """Holds the daemon up between what it has read and what it is about to write."""
+
+    def __init__(self, daemon: Rig) -> None:
+        self._gate, self._reached = daemon.home / "gate", daemon.home / "reached"
+        plant(daemon, _BEFORE_APPLY.format(gate=str(self._gate), reached=str(self._reached)))
+
+    def shut(self) -> None:
+        """Hold it up from now on."""
+        self._reached.unlink(missing_ok=True)
+        self._gate.touch()
+
+    def wait(self) -> None:
+        """Until it stands before the gate."""
+        wait_for(self._reached.exists, "the daemon is about to write")
+
+    def open(self) -> None:
+        """Let it write."""
+        self._gate.unlink()
+
+
+def later(daemon: Rig, verb: str, **args: object) -> None:
+    """Ask without waiting for the answer, which the gate holds up."""
+
+    def ask() -> None:
+        with contextlib.suppress(PeerError):  # what became of it is seen in the kernel and in status
+            daemon.ask(verb, **args)
+
+    threading.Thread(target=ask, daemon=True).start()
+
+
+def tc(pair: Pair, words: str) -> None:
+    """Somebody else's tc."""
+    run(pair.near.namespace, ["tc", *words.split()])
+
+
+def test_a_foreign_root_appears_before_an_install(pair: Pair, tmp_path: Path) -> None:
+    """Foreign root between read and write of an install: not touched, phase fault; when it goes the limit comes."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        gate = Gate(daemon)
+        daemon.start()
+        gate.shut()
+        later(daemon, "limit", interface="eth0", reason="test")
+        gate.wait()
+        tc(pair, "qdisc add dev eth0 root handle 5: pfifo limit 77")
+        gate.open()
+        daemon.wait_phase("fault")
+        assert daemon.root() == "pfifo 5:"
+        assert daemon.status()["faults"][0]["reason"] == "foreign_qdisc"
+        tc(pair, "qdisc del dev eth0 root")
+        daemon.wait_phase("limited", longest_s=3)
+
+
+def test_a_foreign_root_takes_our_place_before_a_release(pair: Pair, tmp_path: Path) -> None:
+    """Foreign root between read and write of a release: left alone; the link is released and no fault stays."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        gate = Gate(daemon)
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        gate.shut()
+        later(daemon, "release", interface="eth0", reason="test")
+        gate.wait()
+        tc(pair, "qdisc replace dev eth0 root handle 5: pfifo limit 77")
+        gate.open()
+        daemon.wait_phase("conforming")
+        assert daemon.root() == "pfifo 5:"
+
+
+def test_our_root_goes_before_a_change(pair: Pair, tmp_path: Path) -> None:
+    """Our root deleted between read and write of a change: built anew at the new rate."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        gate = Gate(daemon)
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        gate.shut()
+        later(daemon, "limit", interface="eth0", rate_bps=7_000_000, reason="test")
+        gate.wait()
+        tc(pair, "qdisc del dev eth0 root")
+        gate.open()
+        assert daemon.wait_phase("limited", longest_s=4)["limit_bps"] == 7_000_000
+
+
+@pytest.mark.parametrize("verb", ["limit", "release"])
+def test_the_link_goes_before_a_write(pair: Pair, tmp_path: Path, verb: str) -> None:
+    """ENODEV: the link vanishes between read and write: no fault, nothing left of it, the daemon goes on."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        gate = Gate(daemon)
+        daemon.start()
+        if verb == "release":
+            daemon.ask("limit", interface="eth0", reason="test")
+        gate.shut()
+        later(daemon, verb, interface="eth0", reason="test")
+        gate.wait()
+        run(pair.near.namespace, ["ip", "link", "del", "eth0"])
+        gate.open()
+        wait_for(lambda: daemon.phase() == "gone", "eth0 is gone")
+        assert daemon.status()["faults"] == []

@@ -1,0 +1,136 @@
+"""Time that stops, jumps or is scarce: unobserved time is never evidence, and nothing is made up for.
+
+LIMITERD_LONG=1 adds the long pauses.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from limiterd.core.model import DAY, HOUR, SECOND, EpochReason, EventKind, Override, OverrideAction, Phase
+from limiterd.kernel.lab import Lab, Pair, join
+from tests.faults.harness import stopped
+from tests.netns import wait_for
+from tests.rig import FAST, rig
+from tests.world import AUTO, MBIT, POLICY, START, World, rules_of
+
+YEAR: Final = 365 * DAY
+PAUSES_S: Final = (3.5, 12.0, 30.0) if os.environ.get("LIMITERD_LONG") else (12.0,)
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.parametrize("pause_s", PAUSES_S)
+def test_sigstop(lab: Lab, pair: Pair, tmp_path: Path, pause_s: float) -> None:
+    """SIGSTOP, with and without traffic: no limit on unproven time, no burst of late ticks, standing limits untouched."""
+    other = join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        daemon.start()
+        daemon.ask("limit", interface="eth1", reason="test")
+        before = daemon.metrics()
+        began = time.monotonic()
+        with stopped(daemon):
+            flow = lab.udp(pair.near, pair.far, rate_bps=200_000_000)
+            time.sleep(pause_s)  # the pause itself
+            flow.stop()
+        after = daemon.metrics()
+        ticks = "limiterd_tick_duration_seconds_count"
+        awake_s = time.monotonic() - began - pause_s
+        assert after[ticks] - before[ticks] <= 10 * awake_s + 3
+        assert after["limiterd_missed_ticks_total"] - before["limiterd_missed_ticks_total"] >= 9 * pause_s
+        wait_for(lambda: daemon.metrics()['limiterd_epochs_total{reason="gap"}'] >= 1, "the gap is counted")
+        assert daemon.phase() == "conforming"
+        assert daemon.metrics()['limiterd_detections_total{interface="eth0",reason="sustained"}'] == 0
+        assert (daemon.phase(other.near.ifname), daemon.root("eth1")) == ("limited", "htb 1d1d:")
+        lab.udp(pair.near, pair.far, rate_bps=200_000_000)
+        daemon.wait_phase("limited", longest_s=6)
+
+
+@pytest.mark.root
+def test_another_boot_clock(pair: Pair, tmp_path: Path) -> None:
+    """A time namespace whose boot clock is days ahead, then behind again: limits are adopted with their times each way."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        since = daemon.link()["since"]
+        for prefix in (("unshare", "-T", "--boottime", "900000", "--monotonic", "900000"), ()):
+            daemon.stop()
+            daemon.prefix = prefix
+            daemon.start()
+            assert daemon.wait_phase("limited")["since"] == since
+
+
+@pytest.mark.parametrize("step_ns", [YEAR, -YEAR])
+def test_a_wall_clock_that_steps_a_year(step_ns: int) -> None:
+    """Wall clock ± 1 year: detection in progress goes on, standing limits stand, only overrides and dates follow it."""
+    world = World()
+    world.run(1.2, {"eth0": 150 * MBIT})
+    world.pass_time(0, wall_ns=step_ns)
+    world.run(1.2)
+    assert world.view().phase is Phase.LIMITED
+    world.pass_time(0, wall_ns=-2 * step_ns)
+    world.run(5)
+    assert world.view().phase is Phase.LIMITED
+    assert world.told(EventKind.RELEASED, EventKind.FAULT, EventKind.REPAIR) == []
+    assert world.told(EventKind.EPOCH) == [(EventKind.EPOCH, EpochReason.NEW)]
+
+
+def test_an_override_follows_the_wall_clock_both_ways() -> None:
+    """Wall clock past an override's end and back: the override ends and applies again; nothing is limited in retrospect."""
+    record = Override("A", ("eth0",), OverrideAction.EXEMPT, START.wall_ns + HOUR, "ops", "why")
+    world = World(rules_of(overrides=[record]))
+    world.run(3, {"eth0": 150 * MBIT})
+    assert world.view().phase is Phase.EXEMPT
+    world.pass_time(0, wall_ns=YEAR)
+    world.run(1)
+    assert world.view().phase is Phase.PENDING
+    world.pass_time(0, wall_ns=-YEAR)
+    world.run(3)
+    assert world.view().phase is Phase.EXEMPT
+    assert world.told(EventKind.LIMIT) == []
+
+
+@pytest.mark.parametrize("hours", [1, 1000])
+def test_suspend_under_traffic(hours: int) -> None:
+    """Suspend (the boot clock jumps, the counter with it): no limit on the time that nobody saw; afterwards as ever."""
+    world = World()
+    world.run(1.5, {"eth0": 150 * MBIT})
+    world.pass_time(hours * HOUR)
+    world.run(1.9)
+    assert world.told(EventKind.LIMIT) == []
+    assert world.told(EventKind.EPOCH)[-1] == (EventKind.EPOCH, EpochReason.GAP)
+    world.run(1)
+    assert world.view().phase is Phase.LIMITED
+
+
+def test_suspend_is_no_proof_of_quiet() -> None:
+    """Suspend under a limit in auto release: the hours asleep prove no quiet; the limit goes after quiet that was seen."""
+    world = World(rules_of(replace(POLICY, release=AUTO)))
+    world.fire()
+    world.run(2)
+    world.kernel.offer(world.link().ifindex, 0)
+    world.pass_time(10 * HOUR)
+    world.run(2.5)
+    assert world.view().phase is Phase.LIMITED
+    world.run(3)
+    assert world.told(EventKind.RELEASED) == [(EventKind.RELEASED, "demand_ended")]
+
+
+@pytest.mark.parametrize("every_s", [0.4, 1.0, 2.9])
+def test_starvation_costs_ticks_not_correctness(every_s: float) -> None:
+    """CPU starvation (one tick in 0.4, 1 or 2.9 s): a link above the threshold is limited, one below is not."""
+    world = World()
+    world.add(3, "eth1")
+    world.kernel.offer(2, 150 * MBIT)
+    world.kernel.offer(3, 95 * MBIT)
+    for _ in range(round(12 / every_s)):
+        world.pass_time(round((every_s - 0.1) * SECOND))
+        world.tick()
+    assert world.view("eth0").phase is Phase.LIMITED
+    assert world.view("eth1").phase in {Phase.CONFORMING, Phase.PENDING}
