@@ -95,8 +95,7 @@ class House:
         self._note_damage(loaded)
         kept, troubles = self.journal.load()
         for topic, text in (("journal", "; ".join(troubles)), ("requests", "; ".join(self.petitions.load()))):
-            if text:
-                log.warning("state", text=text, file=topic)
+            self.problems.note(f"{topic} at the start", text or None)
         self.state: State = engine.start(loaded.rules, kept, self.kernel.tc.abilities(), clocks())
 
     # ---- life ----
