@@ -44,12 +44,12 @@ def parse(data: bytes, file: str) -> Config:
     return config
 
 
-def _parse(data: bytes, file: str) -> tuple[Config | None, tuple[Problem, ...]]:
+def _parse(data: bytes, file: str, *, paced: bool = True) -> tuple[Config | None, tuple[Problem, ...]]:
     """Read a configuration as far as it is valid, so that the overrides can be judged in the same pass.
 
     The Config is None where not even the directories can be told.
     """
-    context = Context(Problems(file))
+    context = Context(Problems(file), paced)
     try:
         root = compose(decode(data, file), context.problems)
         made = Config() if root is None else CONFIG(root, "", context)
@@ -73,12 +73,15 @@ def store_directory(config: Config) -> str:
     return f"{config.state_directory.rstrip('/')}/overrides.d"
 
 
-def load_rules(config_path: str | os.PathLike[str], *, host: str) -> Rules:
-    """Read everything that a reload swaps in. Raises ConfigError with every problem of every file."""
-    return load_all(config_path, host=host).rules
+def load_rules(config_path: str | os.PathLike[str], *, host: str, paced: bool = True) -> Rules:
+    """Read everything that a reload swaps in. Raises ConfigError with every problem of every file.
+
+    paced False is for recorded samples: what is said of the sampling interval is not checked.
+    """
+    return load_all(config_path, host=host, paced=paced).rules
 
 
-def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | None = None) -> Loaded:
+def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | None = None, paced: bool = True) -> Loaded:
     """Read configuration, the operator's overrides and the daemon's own, as load_rules does, with remarks.
 
     wall_ns (default: now) is only for judging which records have expired: those are information, never errors.
@@ -86,7 +89,7 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     now_ns = time.time_ns() if wall_ns is None else wall_ns
     name = os.fspath(config_path)
     data = read_bytes(name)
-    config, problems = _parse(data, shown(name))
+    config, problems = _parse(data, shown(name), paced=paced)
     if config is None:
         raise ConfigError(problems)
     theirs = overrides.read_directory(config.overrides_directory)

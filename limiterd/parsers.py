@@ -39,9 +39,13 @@ INVALID: Final = _Invalid.INVALID
 
 @dataclass(slots=True)
 class Context:
-    """One file being read: its problems, where each key stands, and which keys are invalid."""
+    """One file being read: its problems, where each key stands, and which keys are invalid.
+
+    paced: the file is for a daemon that takes samples itself; for recorded ones no condition on the interval is checked.
+    """
 
     problems: Problems
+    paced: bool = True
     places: dict[str, Place] = field(default_factory=dict)
     invalid: set[str] = field(default_factory=set)
     parts: dict[str, Any] = field(default_factory=dict)
@@ -467,9 +471,13 @@ class Check:
     keys: tuple[str, ...]
     holds: Callable[[Any], bool]
     message: Callable[[Any], str]
+    of_interval: bool = False
+    """Whether it speaks of the sampling interval, which recorded samples do not have."""
 
     def run(self, made: Any, path: str, context: Context) -> None:  # noqa: ANN401 - whatever the section makes
         """Note the problem where the condition does not hold, unless one of its keys is invalid anyway."""
+        if self.of_interval and not context.paced:
+            return
         paths = [_join(path, key) for key in self.keys]
         if all(context.is_valid(one) for one in paths) and not self.holds(made):
             where = next((one for one in paths if one in context.places), paths[0])

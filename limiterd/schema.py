@@ -59,7 +59,7 @@ from limiterd.parsers import (
     unit,
     worded,
 )
-from limiterd.yamlsafe import Place
+from limiterd.yamlsafe import Node, Place
 
 MAX_IFNAME: Final = 15
 """IFNAMSIZ − 1."""
@@ -88,10 +88,18 @@ _time = unit(parse_wall)
 
 # ---- limiterd.yaml ---------------------------------------------------------------------------------
 
+_paced_interval = unit(parse_duration, low=20 * MS, high=SECOND, bounds="write 20ms to 1s")
+
+
+def _interval(node: Node, path: str, context: Context) -> object:
+    """Read the interval: bounded where this daemon keeps it, any time where samples are recorded ones."""
+    return (_paced_interval if context.paced else _some_time)(node, path, context)
+
+
 SAMPLING: Final = Section(
     Sampling,
     {
-        "interval": ("interval_ns", unit(parse_duration, low=20 * MS, high=SECOND, bounds="write 20ms to 1s")),
+        "interval": ("interval_ns", _interval),
         "max_gap": ("max_gap_ns", _some_time),
         "source": ("source", one_of(Source)),
         "counter_refresh": ("counter_refresh_ns", _span),
@@ -105,6 +113,7 @@ SAMPLING: Final = Section(
                 f"max_gap {exact_duration(s.max_gap_ns)} is shorter than two intervals of {exact_duration(s.interval_ns)}; "
                 f"write at least {exact_duration(2 * s.interval_ns)}"
             ),
+            of_interval=True,
         ),
         Check(
             ("counter_refresh", "max_gap"),
@@ -302,6 +311,8 @@ def _policies(context: Context) -> Iterator[tuple[str, Policy]]:
 
 def _each_slice_holds_an_interval(config: Config, context: Context) -> None:
     """Check interval ≤ slice, policy by policy: the two keys stand in different sections."""
+    if not context.paced:
+        return
     interval_ns = config.sampling.interval_ns
     for policy_path, policy in _policies(context):
         slice_ns, path, other = policy.detect.slice_ns, f"{policy_path}.detect.slice", "sampling.interval"

@@ -791,3 +791,16 @@ def test_files_are_closed(write: Callable[[str], Path]) -> None:
         with pytest.raises(ConfigError):
             config.load(path.parent)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_recorded_samples_have_no_interval_to_check(tmp_path: Path) -> None:
+    """For a replay nothing that is said of the sampling interval is checked; everything else is."""
+    path = tmp_path / "limiterd.yaml"
+    path.write_text("sampling: {interval: 30s, max_gap: 40s}\npolicies: [{name: p, interfaces: ['*'], detect: {slice: 50ms}}]\n")
+    path.chmod(0o644)
+    assert config.load_rules(path, host="h", paced=False).config.sampling.interval_ns == 30 * 10**9
+    with pytest.raises(ConfigError, match="out of range"):
+        config.load_rules(path, host="h")
+    path.write_text("sampling: {max_gap: 1s, counter_refresh: 2s}\n")
+    with pytest.raises(ConfigError, match="counter_refresh"):
+        config.load_rules(path, host="h", paced=False)

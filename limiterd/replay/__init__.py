@@ -94,7 +94,7 @@ def run(ns: argparse.Namespace) -> int:
     if ns.plot:
         plot.require()
     configs = [ns.config, *([ns.compare] if ns.compare else [])]
-    rules = [load_rules(config, host=platform.node()) for config in configs]
+    rules = [load_rules(config, host=platform.node(), paced=False) for config in configs]
     recording = _open(ns)
     replay = _Replay(recording, configs, rules, as_json_lines=ns.json, drawing=bool(ns.plot))
     failure: RecordingError | None = None
