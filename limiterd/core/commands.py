@@ -11,11 +11,12 @@ from limiterd.core.errors import EXIT_FAILED, EXIT_USAGE, PeerError
 from limiterd.core.limits import lift, order, override_key, rate_wanted_bps, strikes_of
 from limiterd.core.model import Decision, EventKind, Link, Now, PolicyMode, Reason, ReleaseReason
 from limiterd.core.policy import Effective
+from limiterd.core.shape import LOWEST_BPS
 from limiterd.core.state import Output, State, Turn
 from limiterd.core.units import format_rate
 
-MIN_RATE_BPS = 8_000
-"""Below a kilobyte a second no protocol works; such a rate is a typing error."""
+MIN_RATE_BPS = 2 * LOWEST_BPS
+"""The least that a limit can be made of; a lower rate is a typing error."""
 
 
 def _watched(state: State, interface: str) -> tuple[Link, Effective]:
