@@ -386,7 +386,7 @@ class House:
         """Note who asked for what they may not do; the link's name is theirs to choose, and cut where it is none."""
         named = call.args.get("interface")
         interface = named[:15] if isinstance(named, str) and named.isprintable() else ""
-        text = f"{by(call.peer)} may not {call.verb}: refused"
+        text = f"{by(call.peer)} was refused {call.verb}"
         self.tell("refused", interface, text, {"by": by(call.peer), "verb": call.verb}, "warning")
 
     # ---- reload ----
@@ -409,7 +409,7 @@ class House:
         nothing changed then.
         """
         with self.reload_lock:
-            self.notifier.reloading()
+            self.loop.call(self.notifier.reloading)  # the notifier is the loop's
             try:
                 loaded = self.load()
                 changes = describe(self.rules, loaded.rules, time.time_ns())
@@ -419,7 +419,7 @@ class House:
                 self._reload_failed(who, str(error))
                 raise
             finally:
-                self.notifier.ready(self.summary())
+                self.loop.call(lambda: self.notifier.ready(self.summary()))
             self._note_damage(loaded)
             told = f"{who} reloaded: " + ("; ".join(changes) or "nothing changed")
             self.audit.append("reload", "", {"text": told, "by": who, "sha256": loaded.rules.sha256, "changes": list(changes)})
