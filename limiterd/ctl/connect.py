@@ -110,7 +110,7 @@ _ADVICE: Final[Mapping[int, str]] = {
 }
 _ADVISED: Final[Mapping[int, tuple[str, ...]]] = {
     EXIT_UNREACHABLE: ("systemctl", "is it running", "is limiterd running"),
-    EXIT_NOPERM: ("group",),
+    EXIT_NOPERM: ("group", "root"),
 }
 
 

@@ -133,8 +133,8 @@ def _met(item: Data) -> str:
     limit, mean = number(link.get("limit_bps")), number(firing.get("mean_bps"))
     if limit is None:
         return ""
-    sent = f" for {fmt.rate(mean)} during {fmt.span((number(firing.get('span_ns')) or 0) / NS_PER_SECOND)}" if mean else ""
-    return f"asked while limited to {fmt.rate(limit)}{sent}"
+    sent = f" after {fmt.span((number(firing.get('span_ns')) or 0) / NS_PER_SECOND)} at {fmt.rate(mean)}" if mean else ""
+    return f"filed under a limit of {fmt.rate(limit)}{sent}"
 
 
 def _story(item: Data) -> str:
