@@ -13,7 +13,9 @@ Stands in for SAVE_ROOT: a reading that the root to be deleted still is the one 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -43,7 +45,7 @@ from limiterd.core.model import (
 from limiterd.core.plan import OUR_CLASSES, datagrams, name_of
 from limiterd.core.shape import LEAF_OF
 from limiterd.kernel import tcwire as wire
-from limiterd.kernel.netlink import Ack, Message, NetlinkSocket
+from limiterd.kernel.netlink import Ack, MalformedMessage, Message, NetlinkSocket
 from limiterd.kernel.tcwire import TcMsg
 
 NOT_SENT: Final = -1
@@ -102,11 +104,12 @@ class TcKernel:
         Filters and classes of a foreign root are not looked for: has_children knows of child qdiscs only. Raises
         EnvironmentFault(operation="dump").
         """
-        return {
-            ifindex: root
-            for ifindex, qdiscs in self._qdiscs(None).items()
-            if (root := _root(qdiscs, found=(), raw=_raw_root(qdiscs))) is not None
-        }
+        with _understood():
+            return {
+                ifindex: root
+                for ifindex, qdiscs in self._qdiscs(None).items()
+                if (root := _root(qdiscs, found=(), raw=_raw_root(qdiscs))) is not None
+            }
 
     def read(self, ifindexes: Iterable[int]) -> Mapping[int, TcActual]:
         """The full tc state of these links; a link that vanished, or never existed, is left out.
@@ -116,9 +119,10 @@ class TcKernel:
         asked = frozenset(ifindexes)
         if not asked:
             return {}
-        qdiscs = self._qdiscs(asked)
-        found = ((ifindex, self._actual(ifindex, qdiscs.get(ifindex, ()))) for ifindex in sorted(asked))
-        return {ifindex: actual for ifindex, actual in found if actual is not None}
+        with _understood():
+            qdiscs = self._qdiscs(asked)
+            found = ((ifindex, self._actual(ifindex, qdiscs.get(ifindex, ()))) for ifindex in sorted(asked))
+            return {ifindex: actual for ifindex, actual in found if actual is not None}
 
     def _qdiscs(self, asked: frozenset[int] | None) -> dict[int, list[TcMsg]]:
         # tc qdisc show
@@ -245,6 +249,15 @@ def _judge(action: Action, acks: Sequence[Ack]) -> Ack:
 
 
 # ---- what was read, put together -----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """An attribute that is shorter than its structure, wherever in the dump: a fault like other malformed messages."""
+    try:
+        yield
+    except struct.error as error:
+        raise MalformedMessage(f"netlink dump of tc: {error}", operation="dump") from error
 
 
 def _raw_root(qdiscs: Sequence[TcMsg]) -> TcMsg | None:

@@ -1,0 +1,139 @@
+"""Fuzz of what comes from outside and has no fuzz elsewhere: recordings, and tc's dumps. `make fuzz` runs all of it for long."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limiterd.core.errors import EnvironmentFault
+from limiterd.kernel import tcwire as wire
+from limiterd.kernel.netlink import Ack
+from limiterd.kernel.tc import TcKernel
+from limiterd.recording import RecordingError, open_recording
+
+DUMPS: Final[Mapping[str, list[str]]] = json.loads((Path(__file__).parent.parent / "data/fuzz/tc.json").read_text())
+"""What the real kernel (Linux 6.18) answers about a link with a limit of 40 Gbit/s and exempt traffic: payloads in hex."""
+
+IFINDEX: Final = 2
+JSON_LINES: Final = (
+    b'{"limiterd_recording": 1, "host": "h", "clock": "boottime", "started_at": "2026-11-23T12:00:00Z"}\n'
+    b'{"t":5,"links":[[2,"eth0",7],[3,"eth1",9]]}\n{"t":6,"links":[[2,"eth0",8]]}\n'
+)
+CSV: Final = b"t_seconds,interface,tx_bytes\n0.000000001,eth0,12\n1.5,eth0,18446744073709551615\n"
+ANSWER: Final = (
+    b'{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"__name__":'
+    b'"node_network_transmit_bytes_total","instance":"a:9100","device":"eth0"},"values":[[1,"5"],[16,"9e3"]]}]}}\n'
+)
+SEEDS: Final = (JSON_LINES, CSV, ANSWER)
+WORDS: Final = (b"", b"\n", b"0", b"-1", b"1e999", b"NaN", b"null", b"[", b"{", b'"', b",", b"\\ud800", b"\xff")
+TOKENS: Final = (*WORDS, b"9" * 25, b"[" * 5000)
+
+
+@st.composite
+def mutants(draw: st.DrawFn, seeds: tuple[bytes, ...], longest_cut: int = 12) -> bytes:
+    """One of the seeds with up to six places overwritten, cut or filled."""
+    data = draw(st.sampled_from(seeds))
+    for _ in range(draw(st.integers(1, 6))):
+        at, cut = draw(st.integers(0, len(data))), draw(st.integers(0, longest_cut))
+        data = data[:at] + draw(st.sampled_from(TOKENS) | st.binary(max_size=4)) + data[at + cut :]
+    return data
+
+
+def read(data: bytes) -> list[str]:
+    """The error that reading these bytes as a recording ends with, if any."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        try:
+            for _ in open_recording("-"):
+                pass
+        except RecordingError as error:
+            return [str(error)]
+    return []
+
+
+@settings(max_examples=150, deadline=None)
+@given(mutants(SEEDS) | st.binary(max_size=300))
+def test_damaged_recordings_are_read_or_refused(data: bytes) -> None:
+    """Fuzz of recordings (JSON lines, CSV, Prometheus answers): ticks, then the end or one RecordingError fit for a terminal."""
+    for error in read(data):
+        assert error.isprintable()
+
+
+class Played:
+    """Stands in for the netlink socket and plays dumps."""
+
+    def __init__(self, dumps: Mapping[str, list[bytes]]) -> None:
+        self._dumps = {
+            wire.RTM_GETQDISC: dumps["qdisc"],
+            wire.RTM_GETTCLASS: dumps["class"],
+            wire.RTM_GETTFILTER: dumps["filter"],
+        }
+
+    def dump(self, kind: int, _body: bytes, **_: Any) -> list[tuple[int, memoryview]]:
+        """All objects of a kind."""
+        return [(0, memoryview(payload)) for payload in self._dumps[kind]]
+
+    def request(self, messages: list[Any], **_: Any) -> list[Ack]:
+        """Every link is there."""
+        return [Ack(0) for _ in messages]
+
+
+def reader(dumps: Mapping[str, list[bytes]]) -> TcKernel:
+    """A TcKernel on played dumps."""
+    kernel = object.__new__(TcKernel)
+    kernel._socket = Played(dumps)  # type: ignore[assignment]  # the two methods that reading uses
+    return kernel
+
+
+WHOLE: Final = {kind: [bytes.fromhex(text) for text in texts] for kind, texts in DUMPS.items()}
+
+
+def test_the_recorded_dump_reads_whole() -> None:
+    """The corpus itself is a whole limit."""
+    actual = reader(WHOLE).read([IFINDEX])[IFINDEX]
+    assert actual.ours
+    assert actual.tree is not None
+    assert actual.tree.rate_bps == 40 * 10**9
+    assert actual.foreign == ()
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> dict[str, list[bytes]]:
+    """The dumps with one to three payloads damaged: cut, overwritten, filled."""
+    dumps = {kind: list(payloads) for kind, payloads in WHOLE.items()}
+    for _ in range(draw(st.integers(1, 3))):
+        payloads = dumps[draw(st.sampled_from(sorted(dumps)))]
+        which = draw(st.integers(0, len(payloads) - 1))
+        data = payloads[which]
+        at = draw(st.integers(0, len(data)))
+        how = draw(st.sampled_from(["cut", "byte", "length", "noise"]))
+        if how == "cut":
+            data = data[:at]
+        elif how == "byte":
+            data = data[:at] + draw(st.binary(min_size=1, max_size=1)) + data[at + 1 :]
+        elif how == "length":
+            at = at // 4 * 4
+            data = data[:at] + draw(st.integers(0, 64)).to_bytes(2, "little") + data[at + 2 :]
+        else:
+            data = data[:at] + draw(st.binary(max_size=40))
+        payloads[which] = data
+    return dumps
+
+
+@settings(max_examples=300, deadline=None)
+@given(damaged())
+def test_damaged_dumps_of_tc_are_read_or_a_fault(dumps: dict[str, list[bytes]]) -> None:
+    """Fuzz of tc's dumps: whatever the kernel says, reading gives a state or the documented fault, never another exception."""
+    kernel = reader(dumps)
+    for look in (kernel.roots, lambda: kernel.read([IFINDEX])):
+        with contextlib.suppress(EnvironmentFault):
+            look()
+    wire.seen_filter.cache_clear()
