@@ -607,6 +607,18 @@ def test_verify_exits_by_the_verdict(code: int, stub: ControlStub, ctl: Ctl, cap
     assert ("head abc" if intact else "audit.jsonl:3: altered") in capsys.readouterr().out
 
 
+def test_verify_asks_for_the_expected_head(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """--head alone verifies too, in either case of letters, and is shown where the trail holds it; no hash is a usage error."""
+    head = "0a" * 32
+    stub.answers["history.verify"] = {"ok": True, "entries": 7, "head": "abc", "findings": [], "notes": []}
+    assert ctl("history", "--head", head.upper()) == 0
+    assert stub.asked == [("history.verify", {"head": head})]
+    assert f"it holds the expected {head}" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit) as refused:
+        ctl("history", "--head", "abc")
+    assert refused.value.code == 2
+
+
 # ---- an operator's hand ----------------------------------------------------------------------------------------------
 
 
@@ -732,6 +744,26 @@ def test_socket_may_stand_before_or_after_the_action(stub: ControlStub) -> None:
     stub.answers["override.list"] = {"overrides": []}
     assert cli.main(["override", "--socket", str(stub.path), "list"]) == 0
     assert cli.main(["override", "list", "--socket", str(stub.path)]) == 0
+
+
+def test_override_revoke_tells_what_became_of_its_links(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rate that the record had changed goes back, which is awaited and said after what the daemon says."""
+    wide = LIMITED | {"override": "REQ-1", "limit_bps": 10**9}
+    rows = iter([link(**wide), link(**wide), link(**LIMITED)])
+    stub.answers |= {"status": lambda _: document(next(rows)), "override.revoke": {"changes": ["- override REQ-1 eth0"]}}
+    assert ctl("override", "revoke", "REQ-1") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "- override REQ-1 eth0"
+    assert said[1].startswith("eth0: limit changed from 1gbit to 200mbit 0.")
+
+
+def test_a_request_shows_the_limit_that_it_was_filed_under() -> None:
+    """The approver sees what the tenant met: the limit that stood and what had led to it."""
+    evidence = {"link": {"limit_bps": 2 * 10**8}, "firing": {"mean_bps": 12 * 10**8, "span_ns": 10**10}}
+    item = {"id": "REQ-1", "state": "pending", "interface": "eth0", "reason": "move", "user": "alice", "evidence": evidence}
+    assert "move; filed under a limit of 200mbit after 10s at 1.2gbit" in " ".join(
+        requests.render({"requests": [item]})[-1].split()
+    )
 
 
 def test_override_list_shows_source_and_state() -> None:

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from limiterd import jsonsafe
 from limiterd.core.errors import EnvironmentFault, PeerError
-from limiterd.requests import Bounds, RequestState, RequestStore, Wish, from_records
+from limiterd.requests import (
+    Bounds,
+    Grant,
+    Request,
+    RequestState,
+    RequestStore,
+    Wish,
+    check_grant,
+    from_records,
+    granted_rates,
+)
 from tests.smalldisk import fill, on_tmpfs
 
 NOW = 1_795_435_200_000_000_000
@@ -41,6 +51,35 @@ def test_a_request_is_kept_as_filed(tmp_path: Path) -> None:
     )
     assert (filed.uid, filed.user, filed.filed_wall_ns, filed.state) == (1000, "alice", NOW, RequestState.PENDING)
     assert filed.evidence == {"mean_bps": 1_200_000_000}
+
+
+@pytest.mark.parametrize(
+    ("asked_bps", "grant", "rates"),
+    [
+        (None, Grant(), {}),
+        (5, Grant(), {"threshold": 5}),
+        (4, Grant(), {"threshold": 4}),
+        (3, Grant(), {"limit": 3}),
+        (5, Grant(exempt=True), {}),
+        (5, Grant(limit_bps=2), {"limit": 2}),
+        (5, Grant(threshold_bps=9, limit_bps=7), {"threshold": 9, "limit": 7}),
+        (None, Grant(threshold_bps=9), {"threshold": 9}),
+    ],
+)
+def test_what_a_grant_amounts_to(asked_bps: int | None, grant: Grant, rates: dict[str, int]) -> None:
+    """Terms that are named hold; else the rate asked for is the threshold, below the policy's (4) the limit; none: exempt."""
+    request = Request("REQ-1", "eth0", asked_bps, NOW + DAY, "why", 1000, "alice", NOW)
+    assert granted_rates(request, grant, 4) == rates
+
+
+@pytest.mark.parametrize(
+    "grant", [Grant(exempt=True, limit_bps=1), Grant(exempt=True, threshold_bps=1), Grant(never=True, until_wall_ns=NOW)]
+)
+def test_a_grant_that_contradicts_itself_is_a_usage_error(grant: Grant) -> None:
+    """Exempt and a rate, or an end and never: refused."""
+    with pytest.raises(PeerError, match="either") as refused:
+        check_grant(grant)
+    assert refused.value.exit_code == 2
 
 
 @pytest.mark.parametrize("state", [RequestState.APPROVED, RequestState.DENIED])

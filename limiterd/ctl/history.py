@@ -29,7 +29,11 @@ STYLES: Final[Mapping[str, str]] = {
     "repair": "magenta",
     "denied": "alarm",
     "refused": "alarm",
+    "reload_failed": "alarm",
     "override_active": "cyan",
+    "override_ended": "yellow",
+    "override_expiring": "yellow",
+    "paused": "yellow",
 }
 HIDDEN_FIELDS: Final = frozenset({"samples", "evidence", "conditions", "flows", "policy", "firing"})
 """Long or repeated: --json has them, `explain` shows them."""

@@ -213,6 +213,8 @@ def _story(item: Data) -> str:
     parts = [clean(item.get("reason", "")), f"approved by {clean(item.get('approved_by', '?'))}"]
     if item.get("hosts"):
         parts.append(f"hosts {clean(', '.join(texts(item.get('hosts'))))}")
+    if item.get("effective_on"):
+        parts.append(f"in force on {clean(', '.join(texts(item.get('effective_on'))))}")
     source = clean(item.get("source") or "")
     parts.append("kept by the daemon" if source == "state" else source)
     return "; ".join(part for part in parts if part)
