@@ -21,10 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import world  # found by the line above
-from world import Namespace, Rig
+from bench import world
+from bench.world import Namespace, Rig
 
 SPAN_S = 5.0
 SPANS = 5

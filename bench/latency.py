@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import world  # found by the line above
-from world import Rig
+from bench import world
+from bench.world import Rig
 
 WINDOW_S: Final = 10.0
 TRIALS: Final = 32
@@ -81,7 +81,9 @@ def send(made: Rig, links: int, rate_bps: int, frame_bytes: int) -> dict[str, An
     names = [[f"eth{2 * n}", n * 100_000_000 // links + n * 7_000_000 % 1_000_000_000] for n in range(links)]
     options = {"links": names, "rate_bps": rate_bps, "frame_bytes": frame_bytes, "longest_ns": round(LONGEST_S * 1e9)}
     with world.inside(made.namespace):
-        done = subprocess.run([sys.executable, "-I", "-c", _PACED, json.dumps(options)], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _PACED, json.dumps(options)], check=True, capture_output=True, text=True
+        )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -94,10 +96,15 @@ def firings(made: Rig) -> dict[str, list[float]]:
     return found
 
 
-def trials(policy: str, links: int, rate_bps: int, frame_bytes: int, rounds: int) -> tuple[list[float], int, float, dict[str, float]]:
-    """(latencies in s, links that never fired, the sender's longest stall in ms, the last scrape)."""
+Measured = tuple[list[float], int, float, dict[str, float]]
+"""(latencies in s, links that never fired, the sender's longest stall in ms, the last scrape)"""
+
+
+def trials(policy: str, links: int, rate_bps: int, frame_bytes: int, rounds: int) -> Measured:
+    """That many links a round, each with one onset."""
     latencies: list[float] = []
     missing, stall_ms = 0, 0.0
+    scrape: dict[str, float] = {}
     with world.world(2 * links) as (_, namespace):
         for _ in range(rounds):
             with world.daemon(namespace, policy) as made:
@@ -121,7 +128,9 @@ def quantile(values: list[float], share: float) -> float:
 def lateness_p99_s(scrape: dict[str, float]) -> float:
     """The upper bound of the bucket that the 99th percentile of tick lateness lies in."""
     name = 'limiterd_tick_lateness_seconds_bucket{le="'
-    bounds = sorted((float(key[len(name) : -2]), count) for key, count in scrape.items() if key.startswith(name) and "Inf" not in key)
+    bounds = sorted(
+        (float(key[len(name) : -2]), count) for key, count in scrape.items() if key.startswith(name) and "Inf" not in key
+    )
     total = scrape["limiterd_tick_lateness_seconds_count"]
     return next((bound for bound, count in bounds if count >= 0.99 * total), math.inf)
 
@@ -143,7 +152,7 @@ def loaded(processes: int = 4) -> Iterator[str]:
             process.wait()
 
 
-def row(name: str, measured: tuple[list[float], int, float, dict[str, float]]) -> str:
+def row(name: str, measured: Measured) -> str:
     """One row of the table."""
     latencies, missing, stall_ms, scrape = measured
     cells = [name, f"{len(latencies)}", f"{missing}"]
@@ -160,7 +169,8 @@ def main() -> None:
     world.need_namespaces()
     print("## Detection latency\n")
     print("Goals: never before 10.000 s, 99 % by 10.40 s; under load tick lateness p99 at most one interval (100 ms).\n")
-    print("| what | trials | not detected | least | median | p99 | most | tick lateness p99 | missed ticks | sender's longest stall |")
+    heads = ("what", "trials", "not detected", "least", "median", "p99", "most", "tick lateness p99", "missed ticks")
+    print("| " + " | ".join(heads) + " | sender's longest stall |")
     print("|:--" + "|--:" * 9 + "|")
     print(row("scaled, 10 Mbit/s", trials(SCALED, TRIALS, 12_000_000, 3000, ROUNDS)), flush=True)
     print(row("full, 1 Gbit/s", trials(FULL, FULL_TRIALS, 1_200_000_000, 65_000, 1)), flush=True)

@@ -80,8 +80,8 @@ def hot(namespace: Namespace, names: Sequence[str], frame_bytes: int = 10_000, p
         command = [sys.executable, "-I", "-c", _SENDER, str(frame_bytes), str(pause_s), *names]
         sender = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
-        assert sender.stdout is not None
-        sender.stdout.readline()
+        if sender.stdout is not None:
+            sender.stdout.readline()
         yield
     finally:
         sender.kill()
@@ -141,15 +141,18 @@ def compiled_environment() -> dict[str, str]:
 
 def pid_of(made: Rig) -> int:
     """The daemon's process id."""
-    assert made.process is not None
+    if made.process is None:
+        raise ValueError("the daemon does not run")
     return made.process.pid
 
 
 def machine() -> str:
     """One line about what this ran on."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
-    load = os.getloadavg()[0]
-    return f"{os.cpu_count()} × {model}, Linux {platform.release()}, Python {platform.python_version()}, load {load:.2f} at the start"
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?"
+    )
+    software = f"Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} × {model}, {software}, load {os.getloadavg()[0]:.2f} at the start"
 
 
 __all__ = [
