@@ -14,7 +14,8 @@ Layouts: RFC 791 (IPv4), RFC 8200 (IPv6), RFC 4861 (neighbour discovery), RFC 21
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import product
 from typing import Final, NamedTuple
@@ -66,7 +67,8 @@ _DHCPV6_PORTS: Final = (546, 0xFFFE)
 """546 and 547 as (port, mask)."""
 
 
-def filters_for(exempt: Sequence[Match], lifeline: Sequence[Match]) -> tuple[Filter, ...]:
+@lru_cache(maxsize=256)
+def filters_for(exempt: tuple[Match, ...], lifeline: tuple[Match, ...]) -> tuple[Filter, ...]:
     """All filters of a limit, in the order to install them: exempt before lifeline, each link before what needs it."""
     wanted = [
         *_filters(PRIO_EXEMPT, CLASS_EXEMPT, (keys for match in exempt for keys in _expand(match))),

@@ -281,6 +281,8 @@ def _rebuild_reasons(wanted: TcTree, actual: TcActual, tree: TcTree) -> list[str
 def _class_difference(item: HtbClass, found: HtbClass | None) -> str:
     if found is None:
         return f"class {name_of(item.classid)} is missing"
+    if item == found:
+        return ""
     return _fields_that_differ(f"class {name_of(item.classid)}", _comparable(item), _comparable(found))
 
 
@@ -310,6 +312,8 @@ def _blocked_prios(wanted: TcTree, tree: TcTree) -> set[int]:
 
 def _filter_balance(wanted: TcTree, tree: TcTree) -> tuple[list[Filter], list[Filter]]:
     """(missing, surplus): our prios hold each wanted filter once; of equal ones the first found is kept."""
+    if not tree.filters:
+        return list(wanted.filters), []
     open_ = Counter(wanted.filters)
     surplus: list[Filter] = []
     for item in tree.filters:

@@ -130,7 +130,7 @@ selectors = st.one_of(ported, plain).filter(lambda m: m != Match() and not (m.pr
 @given(st.lists(selectors, min_size=1, max_size=4), packets)
 def test_filters_match_what_the_selector_says_and_nothing_else(matches: list[Match], packet: Packet) -> None:
     """An exempt packet is one that some selector names, with IPv4 options too, never a later fragment by its ports."""
-    verdict = classified(filters_for(matches, ()), packet)
+    verdict = classified(filters_for(tuple(matches), ()), packet)
     assert (verdict == CLASS_EXEMPT) == any(means(match, packet) for match in matches)
 
 
@@ -138,9 +138,9 @@ def test_filters_match_what_the_selector_says_and_nothing_else(matches: list[Mat
 def test_exempt_goes_before_lifeline(exempt: list[Match], lifeline: list[Match], packet: Packet) -> None:
     """A packet that both name is exempt."""
     if any(means(match, packet) for match in exempt):
-        assert classified(filters_for(exempt, lifeline), packet) == CLASS_EXEMPT
+        assert classified(filters_for(tuple(exempt), tuple(lifeline)), packet) == CLASS_EXEMPT
     elif any(means(match, packet) for match in lifeline):
-        assert classified(filters_for(exempt, lifeline), packet) == CLASS_LIFELINE
+        assert classified(filters_for(tuple(exempt), tuple(lifeline)), packet) == CLASS_LIFELINE
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_equal_filters_stand_once() -> None:
 @given(st.lists(selectors, max_size=3), st.lists(selectors, max_size=3))
 def test_prios_are_ours_and_hold_one_ethertype_each(exempt: list[Match], lifeline: list[Match]) -> None:
     """The kernel allows one ethertype a prio; a link stands before the filters that need it."""
-    filters = filters_for(exempt, lifeline)
+    filters = filters_for(tuple(exempt), tuple(lifeline))
     assert {f.prio for f in filters} <= OUR_PRIOS
     assert all((f.prio < PRIO_LIFELINE) == (f.flowid == CLASS_EXEMPT) for f in filters if not is_link(f))
     assert all(len({f.ethertype for f in filters if f.prio == prio}) == 1 for prio in {f.prio for f in filters})
