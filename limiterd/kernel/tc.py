@@ -51,9 +51,12 @@ from limiterd.kernel.tcwire import TcMsg
 NOT_SENT: Final = -1
 _LOOPBACK_IFINDEX: Final = 1
 _UNKNOWN_KIND: Final = frozenset({"Specified qdisc kind is unknown", "Specified qdisc not found", "Unknown qdisc"})
-_INNER_CLASS_OF: Final = frozenset({"tbf"})
-"""Classful in name only: the one class is part of the qdisc."""
+_CLASSFUL_IN_NAME: Final = frozenset({"tbf", "fq_codel"})
+"""What these show as classes (the one inside, the flows with a backlog) is part of the qdisc."""
 _CHILD_MAJOR: Final = 0xFFFF0000
+_INGRESS_MAJOR: Final = 0xFFFF
+_MOST_NAMED: Final = 8
+"""Classes of a foreign root that a message lists."""
 
 _ENCODERS: Final[Mapping[ActionKind, Callable[[int, Any], Message | tuple[Message, ...]]]] = {
     ActionKind.DELETE_ROOT: wire.delete_root,
@@ -279,11 +282,8 @@ def _found(raw: TcMsg | None, classes: Sequence[TcMsg], filters: Sequence[wire.S
     """Classes and filters on a foreign root, in words."""
     if raw is None:
         return ()
-    named = [f"class {name_of(c.handle)}" for c in classes if raw.kind not in _INNER_CLASS_OF and c.kind == raw.kind]
+    named = [f"class {name_of(c.handle)}" for c in classes if raw.kind not in _CLASSFUL_IN_NAME and c.kind == raw.kind]
     return (*named[:_MOST_NAMED], *({f"{f.kind} filters" for f in filters}))
-
-
-_MOST_NAMED: Final = 8
 
 
 def _ours(
@@ -335,6 +335,3 @@ def _foreign(qdiscs: Sequence[TcMsg], classes: Sequence[TcMsg], filters: Sequenc
         *(f"qdisc {q.kind} {name_of(q.handle)} under {name_of(q.parent)}" for q in below if q.handle),
         *(f"{kind} filter at prio {prio}" for prio, kind in prios),
     )
-
-
-_INGRESS_MAJOR: Final = 0xFFFF
