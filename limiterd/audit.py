@@ -131,7 +131,7 @@ class AuditTrail:
 
         Raises EnvironmentFault(operation="read").
         """
-        expected = {self._written_head: "what this daemon wrote last"}
+        expected = {} if self._written_head == chain.GENESIS else {self._written_head: "what this daemon wrote last"}
         if expected_head is not None:
             expected[expected_head] = "the expected head"
         return chain.verify(self._directory, expected=expected)

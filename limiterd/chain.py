@@ -394,7 +394,7 @@ def verify(directory: Path, *, expected: Mapping[str, str] | None = None) -> Ver
     expected: hashes that some line must have, each with the words that name it in a finding ("the head logged at …"); so a
     cut tail shows, which the chain alone cannot tell from a shorter trail. Raises EnvironmentFault(operation="read").
     """
-    missing = {hash_: words for hash_, words in (expected or {}).items() if hash_ != GENESIS}
+    missing = dict(expected or {})
     walk = _Walk()
     with _parts(directory) as parts:
         for part in reversed(parts):

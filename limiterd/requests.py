@@ -20,7 +20,7 @@ from typing import Final
 
 from limiterd import jsonsafe
 from limiterd.core.errors import EXIT_USAGE, PeerError
-from limiterd.core.units import MAX_RATE_BPS, format_wall
+from limiterd.core.units import MAX_RATE_BPS, exact_wall, format_wall
 from limiterd.recordfile import Record, RecordFile
 
 FILE_NAME: Final = "requests.json"
@@ -131,7 +131,7 @@ def check_wish(wish: Wish, wall_ns: int, bounds: Bounds) -> None:
     if wish.rate_bps is not None and not 0 < wish.rate_bps <= MAX_RATE_BPS:
         raise PeerError(f"the rate {wish.rate_bps} bit/s makes no sense", exit_code=EXIT_USAGE)
     if wish.until_wall_ns <= wall_ns:
-        raise PeerError(f"until {format_wall(wish.until_wall_ns)} is in the past; name a later time", exit_code=EXIT_USAGE)
+        raise PeerError(f"until {exact_wall(wish.until_wall_ns)} is in the past; name a later time", exit_code=EXIT_USAGE)
 
 
 def check_room(requests: Iterable[Request], uid: int, bounds: Bounds) -> None:

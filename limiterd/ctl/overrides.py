@@ -208,13 +208,20 @@ def _row(item: Data, now: float) -> list[Cell]:
     ]
 
 
+def _reach(effective: Sequence[str], links: Sequence[str]) -> str:
+    """Where an active record is in force."""
+    if effective:
+        return f"in force on {clean(', '.join(effective))}"
+    return f"another record goes before it on {clean(', '.join(links))}" if links else "no watched link matches it now"
+
+
 def _story(item: Data) -> str:
     """Why there is this record, who approved it and where it lives."""
     parts = [clean(item.get("reason", "")), f"approved by {clean(item.get('approved_by', '?'))}"]
     if item.get("hosts"):
         parts.append(f"hosts {clean(', '.join(texts(item.get('hosts'))))}")
-    if item.get("effective_on"):
-        parts.append(f"in force on {clean(', '.join(texts(item.get('effective_on'))))}")
+    if item.get("state") == "active" and "effective_on" in item:
+        parts.append(_reach(texts(item.get("effective_on")), texts(item.get("links"))))
     source = clean(item.get("source") or "")
     parts.append("kept by the daemon" if source == "state" else source)
     return "; ".join(part for part in parts if part)

@@ -27,7 +27,7 @@ from limiterd.core.policy import OverrideState, is_glob, override_state, policy_
 from limiterd.core.units import exact_rate, exact_wall, format_rate
 from limiterd.daemon.loop import hostname
 from limiterd.daemon.verbs import Who, by
-from limiterd.overrides import OWN, Store, record_from_mapping
+from limiterd.overrides import OWN, Store, record_from_mapping, unwatched
 from limiterd.requests import Grant, Request, RequestState, RequestStore, Wish, check_grant, granted_rates
 
 if TYPE_CHECKING:
@@ -54,8 +54,12 @@ class Petitions:
 
     def add(self, fields: Mapping[str, object], who: str) -> object:
         """Keep a record in the daemon's own store and apply it; what changed. On an error nothing has."""
+        record = _record_of(fields)
         with self._house.reload_lock:
-            return {"changes": list(self._keep(record_from_mapping(fields), self._house.load().rules, who))}
+            rules = self._house.load().rules
+            changes = self._keep(record, rules, who)
+        remarks = [remark.removeprefix(f"{OWN}: ") for remark in unwatched(record, rules, time.time_ns())]
+        return {"changes": list(changes), "warnings": remarks}
 
     def _keep(self, record: Override, rules: Rules, who: str) -> tuple[str, ...]:
         """Add a record to a store that was just read as part of these rules."""
@@ -138,7 +142,7 @@ class Petitions:
         with self._house.reload_lock:
             request = self._pending(identifier)
             rules = self._house.load().rules
-            changes = self._keep(record_from_mapping(_granted(request, grant, rules, who)), rules, by(who))
+            changes = self._keep(_record_of(_granted(request, grant, rules, who)), rules, by(who))
             text = f"{by(who)} approved request {identifier} of {request.user}"
             self._house.tell("request_approved", request.interface, text, {"by": by(who), "id": identifier})
             decided = self._decide(identifier, by(who), grant.reason)
@@ -197,6 +201,15 @@ class Petitions:
             return True  # decided by somebody else meanwhile
         self._house.problems.note("requests", None)
         return True
+
+
+def _record_of(fields: Mapping[str, object]) -> Override:
+    """The record that was sent. Raises PeerError that names every bad key: there is no file to point into."""
+    try:
+        return record_from_mapping(fields)
+    except ConfigError as error:
+        wrong = "\n".join(f"{problem.path or 'the record'}: {problem.message}" for problem in error.problems)
+        raise PeerError(wrong, exit_code=error.exit_code) from error
 
 
 def _link_of(record: Override) -> str:

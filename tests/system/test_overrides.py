@@ -142,19 +142,24 @@ def test_added_listed_revoked(pair: Pair, tmp_path: Path) -> None:
         said = daemon.ctl("override", "add", "--id", "REQ-7", *words).stdout
         assert "+ override REQ-7 eth0 exempt until" in said
         assert "eth0: limit lifted 0." in said
+        warned = daemon.ctl("override", "add", "--id", "LAN", "--interface", "lan0", *words[2:]).stdout
+        assert "override LAN names lan0, which no policy watches" in warned
         write(daemon, "FILE-1", "2099-01-01", **EXEMPT)
         daemon.restart()
         listed = {one["id"]: one for one in daemon.ask("override.list")["overrides"]}
         assert listed["REQ-7"]["source"] == "state"
         assert listed["FILE-1"]["source"] == f"{daemon.overrides}/FILE-1.yaml:2"
-        assert "kept by the daemon" in daemon.ctl("override", "list").stdout
+        listing = " ".join(daemon.ctl("override", "list").stdout.split())
+        assert "night run; approved by" in listing
+        assert "in force on eth0; kept by the daemon" in listing
+        assert "another record goes before it on eth0;" in listing
         for identifier, exit_code in (("REQ-7", EXIT_FAILED), ("FILE-1", EXIT_FAILED)):
             refused = daemon.ctl("override", "add", "--id", identifier, *words, check=False)
             assert (refused.returncode, "exists already" in refused.stderr) == (exit_code, True)
         refused = daemon.ctl("override", "revoke", "FILE-1", check=False)
         assert "only its owner changes" in refused.stderr
         assert "- override REQ-7" in daemon.ctl("override", "revoke", "REQ-7", "--reason", "over").stdout
-        assert not list((daemon.state / "overrides.d").glob("record-*"))
+        assert [path.name for path in (daemon.state / "overrides.d").glob("record-*")] == ["record-LAN.yaml"]
         revoked = trail(daemon, "override_revoked")[-1]
         assert revoked["fields"]["text"] == "root (uid 0) revoked override REQ-7: over"
 
@@ -166,6 +171,8 @@ def test_a_refused_record_changes_nothing(pair: Pair, tmp_path: Path) -> None:
         daemon.start()
         past = daemon.ctl(*add, "--exempt", "--until", "2020-01-01", check=False)
         assert (past.returncode, "is past already" in past.stderr) == (EXIT_USAGE, True)
+        odd = daemon.ctl(*add[:3], "an id", *add[4:], "--exempt", "--until", "1h", check=False)
+        assert (odd.returncode, odd.stderr.startswith("limiterctl: id: 'an id' is not an id")) == (EXIT_CONFIG, True)
         clash = daemon.ctl(*add, "--limit", "100mbit", "--until", "1h", check=False)
         assert (clash.returncode, "not below the threshold" in clash.stderr) == (EXIT_CONFIG, True)
         (daemon.overrides / "x.yaml").write_text(BROKEN)
