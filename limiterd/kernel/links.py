@@ -45,7 +45,6 @@ from limiterd.kernel.netlink import (
     encode,
     fault,
     frames,
-    same_words,
     text_of,
 )
 
@@ -436,13 +435,16 @@ def _ends_plainly(view: memoryview, at: int, sequence: int) -> bool:
 
 
 def _is_records(datagram: memoryview) -> bool:
-    """Whether a datagram is statistics records of one length and nothing else (so the dump does not end in it)."""
+    """Whether a datagram begins and ends with statistics records of one length that fill it: the dump's end comes last of all.
+
+    What stands between them is looked at once, when the dump is complete (Columns).
+    """
     if len(datagram) < HEADER_BYTES:
         return False
     length, kind, *_ = NLMSG_HEADER.unpack_from(datagram)
     if kind != RTM_NEWSTATS or length < HEADER_BYTES or length % _WORD or len(datagram) % length:
         return False
-    return same_words(datagram, length, (0, 4))
+    return datagram[-length : _WORD - length] == datagram[:_WORD]
 
 
 def _has_ended(datagram: memoryview, sequence: int) -> bool:
