@@ -73,6 +73,25 @@ test: $(VENV)/.tools ## the test suite; as root with namespaces and real traffic
 	$(call need,command -v ping,iputils-ping,the tests that measure latency)
 	PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest $(PYTEST_ARGS)
 
+faults: $(VENV)/.tools ## every test of the fault catalogue, and their results into docs/reliability.md
+	@results=$$(mktemp)
+	trap 'rm -f "$$results"' EXIT
+	cases=$$($(PY) -c 'from tests.faults.catalogue import tests; print(*tests())')
+	code=0
+	PATH="$$PATH:/usr/sbin:/sbin" $(PY) -m pytest -q --junitxml="$$results" $(PYTEST_ARGS) $$cases || code=$$?
+	$(PY) docs/build_reliability.py --results "$$results"
+	exit $$code
+
+faults-long: $(VENV)/.tools ## the fault tests that take long: 600 random SIGKILLs, SIGSTOP to 30 s, 30 000 steps of anything
+	@LIMITERD_KILLS=600 LIMITERD_LONG=1 LIMITERD_MACHINE_EXAMPLES=600 PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest -q -s \
+	  --timeout=3600 tests/faults/test_kill.py tests/faults/test_time.py tests/core/test_machine.py
+
+fuzz: $(VENV)/.tools ## every fuzz target for FUZZ_S seconds (60)
+	@exec $(PY) -m tests.faults.fuzz $(or $(FUZZ_S),60)
+
+soak: $(VENV)/.tools ## a real daemon under everything at once for MINUTES (3), into docs/soak.csv and docs/soak.png
+	@exec $(PY) bench/soak.py $(or $(MINUTES),3)
+
 coverage: $(VENV)/.tools ## the core's tests alone, every branch of limiterd/core taken
 	@$(PY) -m coverage run -m pytest -q -m 'not root and not slow' $(PYTEST_ARGS)
 	$(PY) -m coverage report
@@ -120,4 +139,4 @@ clean: ## removes what make made (not dist/)
 	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage ./*.egg-info debian/.build
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: help venv run demo test coverage lint format types bench wheel deb deb-test vm-test docs constraints clean
+.PHONY: help venv run demo test faults faults-long fuzz soak coverage lint format types bench wheel deb deb-test vm-test docs constraints clean

@@ -1,8 +1,9 @@
 """`make docs`: writes everything that is made from other texts, so that it cannot lag behind them.
 
 docs/man/limiterctl.1 and completion/ from the command line's own description (docs/man.py, limiterd/ctl/completion.py),
-docs/man/limiterd.yaml.5 from docs/configuration.md (docs/build_man.py). tests/test_cli_docs.py holds that what is
-committed is what this writes.
+docs/man/limiterd.yaml.5 from docs/configuration.md (docs/build_man.py), the fault table of docs/reliability.md
+(docs/build_reliability.py). tests/test_cli_docs.py and tests/faults/test_catalogue.py hold that what is committed is what
+this writes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import build_man  # a neighbour of this script
+import build_reliability  # likewise
 import man  # likewise
 
 from limiterd.ctl.completion import script
@@ -26,6 +28,7 @@ def main() -> None:
         (COMPLETION / name).write_text(script(shell), encoding="utf-8")
     man.main([])
     build_man.main()
+    build_reliability.main([])
 
 
 if __name__ == "__main__":
