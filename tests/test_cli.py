@@ -173,13 +173,14 @@ def test_a_wrong_command_line_exits_2(words: list[str], ctl: Ctl) -> None:
 
 
 def test_no_daemon_exits_3_and_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a daemon the exit code is 3 and one line says where it was looked for and how to find out more."""
+    """Without a daemon the exit code is 3; one line says where it was looked for and how to find out more, one what goes on."""
     assert cli.main(["status", "--socket", str(tmp_path / "none")]) == 3
     said = capsys.readouterr()
     assert said.out == ""
-    assert len(said.err.splitlines()) == 1
-    assert str(tmp_path / "none") in said.err
-    assert "systemctl status limiterd" in said.err
+    first, second = said.err.splitlines()
+    assert str(tmp_path / "none") in first
+    assert "systemctl status limiterd" in first
+    assert "limits that stand in the kernel go on" in second
 
 
 @pytest.mark.parametrize("exit_code", [1, 2, 77, 78])
@@ -389,6 +390,18 @@ def test_status_names_everything_that_is_not_well() -> None:
     assert "2 increase requests wait for an answer" in shown
 
 
+def test_an_override_that_ended_or_ends_soon_is_told_where_it_is_felt() -> None:
+    """A limited link whose override has expired lately says so; so does one that expires within a day; others are silent."""
+    item = {"id": "REQ-7", "links": ["eth0"], "effective_on": [], "state": "expired", "expires": NOW - 240}
+    assert "REQ-7 expired" in " ".join(status.render(document(link(**LIMITED), overrides=[item])))
+    assert "REQ-7" not in " ".join(status.render(document(link(), overrides=[item])))
+    assert "REQ-7" not in " ".join(status.render(document(link(**LIMITED), overrides=[item | {"expires": NOW - 8 * 86_400}])))
+    soon = item | {"state": "active", "effective_on": ["eth0"], "expires": NOW + 3600}
+    exempt = link(phase="exempt", override="REQ-7")
+    assert "expires 2" in " ".join(status.render(document(exempt, overrides=[soon])))
+    assert "expires 2" not in " ".join(status.render(document(exempt, overrides=[soon | {"expires": NOW + 2 * 86_400}])))
+
+
 def test_status_of_one_link_is_the_link_in_detail() -> None:
     """`status IFACE` says in a sentence what the phase means, then the facts with both times."""
     lines = status.render(document(link("eth1", **LIMITED)), interface="eth1")
@@ -400,7 +413,7 @@ def test_status_of_one_link_is_the_link_in_detail() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [("enforce", "it will be limited if it goes on"), ("observe", "would be limited, were its policy not")]
+    ("mode", "words"), [("enforce", "eth0 will be limited if it goes on"), ("observe", "would be limited, were its policy not")]
 )
 def test_a_pending_link_says_what_comes_next(mode: str, words: str) -> None:
     """Pending under an enforcing policy is a warning, under an observing one a remark."""
@@ -541,12 +554,29 @@ def test_explain_answers_in_the_order_of_the_questions() -> None:
 
 
 def test_explain_of_a_limit_set_by_hand_blames_no_traffic() -> None:
-    """Who set it and why is the explanation; an earlier firing is none."""
+    """Who set it and why is the explanation; an earlier firing is none, and told as the past."""
     by_hand = LIMITED | {"manual": True, "reason": "operator", "note": "abuse report 77"}
-    shown = "\n".join(explain.render(explanation(link=link("eth1", **by_hand)), SCREEN))
+    past = {"at": WALL, "text": "sent 1.2gbit on average"}
+    data = explanation(link=link("eth1", **by_hand), samples=[], conditions=[], firing=None, last_firing=past)
+    shown = "\n".join(explain.render(data, SCREEN))
+    assert "The last firing, which limits nothing now" in shown
     assert "set by hand (abuse report 77)" in shown
     assert "What was seen" not in shown
     assert "What lifts it" in shown
+
+
+def test_explain_of_a_fault_says_what_stands_there_and_what_to_do() -> None:
+    """The fault comes first, then what to do, then why the limit is due."""
+    fault = {
+        "interface": "eth1",
+        "reason": "foreign_qdisc",
+        "message": "eth1: root qdisc tbf 8001: is not limiterd's",
+        "since": WALL,
+    }
+    data = explanation(link=link("eth1", **LIMITED | {"phase": "fault"}), faults=[fault], remedies=["tc qdisc del dev eth1 root"])
+    lines = explain.render(data, SCREEN)
+    places = [next(i for i, line in enumerate(lines) if words in line) for words in ("tbf 8001:", "qdisc del", "seen", "lifts")]
+    assert places == sorted(places)
 
 
 @given(

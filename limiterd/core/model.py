@@ -679,7 +679,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class LinkView:
-    """One watched link as status and metrics show it (an absent one has ifindex 0). Rates in bit/s."""
+    """One watched link as status and metrics show it (an absent one has ifindex 0). Rates in bit/s.
+
+    policy_limit_bps is what a firing would limit it to now, overrides considered; limit_wanted_bps what is decided.
+    """
 
     interface: str
     ifindex: int
@@ -701,6 +704,7 @@ class LinkView:
     threshold_bps: int = 0
     window_ns: int = 0
     note: str = ""
+    policy_limit_bps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,7 @@ def _link_view(shot: Frame, link: Link, rate: tuple[int, int]) -> LinkView:
         release=held.release if held is not None else "",
         threshold_bps=effective.detect.threshold_bps,
         window_ns=effective.detect.window_ns,
+        policy_limit_bps=effective.limit.rate_bps,
     )
 
 
@@ -224,6 +225,7 @@ def _absent(shot: Frame, present: Mapping[str, object]) -> list[LinkView]:
             tx_bytes=0,
             threshold_bps=policy.detect.threshold_bps,
             window_ns=policy.detect.window_ns,
+            policy_limit_bps=policy.limit.rate_bps,
         )
         for name, policy in literal_names(shot.rules)
         if name not in present
@@ -243,6 +245,8 @@ def build(shot: Frame) -> Status:
     views = [_link_view(shot, link, rates[link.name]) for link in links]
     views.extend(_absent(shot, rates))
     faults = [view.fault for view in shot.cases.values() if view.fault is not None]
+    grave = {(fault.interface, fault.reason) for fault in faults}
+    warnings = [warning for warning in shot.warnings if (warning.interface, warning.reason) not in grave]
     around = shot.around
     return Status(
         version=around.version,
@@ -251,7 +255,7 @@ def build(shot: Frame) -> Status:
         started_wall_ns=around.started_wall_ns,
         host=shot.rules.host,
         links=tuple(views),
-        faults=(*faults, *shot.warnings, *around.faults),
+        faults=(*faults, *warnings, *around.faults),
         overrides=tuple(_override_view(shot, record) for record in shot.rules.overrides),
         paused=shot.paused,
         config_sha256=shot.rules.sha256,
@@ -287,6 +291,7 @@ def link_document(view: LinkView) -> dict[str, object]:
         "tx_bytes": view.tx_bytes,
         "threshold_bps": view.threshold_bps,
         "window_s": view.window_ns / NS_PER_SECOND,
+        "policy_limit_bps": view.policy_limit_bps,
         "limit_wanted_bps": view.limit_wanted_bps,
         "manual": view.manual,
         "note": view.note or None,

@@ -103,9 +103,10 @@ def advise(message: str, exit_code: int) -> str:
     return message.rstrip(".") + advice
 
 
-_STALLED: Final = "; it may be stalled. See: systemctl status limiterd, journalctl -u limiterd -e"
+_MEANWHILE: Final = "\nlimits that stand in the kernel go on without it: tc qdisc show | grep 1d1d:"
+_STALLED: Final = f"; it may be stalled. See: systemctl status limiterd, journalctl -u limiterd -e{_MEANWHILE}"
 _ADVICE: Final[Mapping[int, str]] = {
-    EXIT_UNREACHABLE: "; is limiterd running? See: systemctl status limiterd",
+    EXIT_UNREACHABLE: f"; is limiterd running? See: systemctl status limiterd{_MEANWHILE}",
     EXIT_NOPERM: "; run this as root or as a member of the group that control.group or control.admin_group names",
 }
 _ADVISED: Final[Mapping[int, tuple[str, ...]]] = {

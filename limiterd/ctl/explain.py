@@ -1,7 +1,7 @@
 """`limiterctl explain IFACE`: why a link is in its phase, with the figures, in words that a tenant can follow.
 
-In the order of the questions that people ask: what is it, why, who sent it, what lifts it. Figures and sentences are the
-daemon's own; this file only sets them.
+In the order of the questions that people ask: what is it, what is wrong, why, who sent it, what lifts it. Figures and
+sentences are the daemon's own; this file only sets them.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def render(data: Data, screen: Terminal, *, now: float | None = None) -> list[st
     detail = link_detail(link, at, screen.width, screen.palette)
     # The detail's first lines are the headline, its last one points here.
     head = len(fmt.wrap(headline(link), screen.width))
-    # A limit that was set by hand has no firing: the last one, if any, explains nothing.
-    why = {} if link.get("manual") else data
     parts = [
         detail[:head],
         detail[head:-1],
-        _seen(why, screen, at),
-        _rule(why, screen.palette, screen.width),
-        _who(why, screen.palette, screen.width),
-        _lift(data, screen.palette, screen.width),
-        notices({"faults": data.get("faults")}, at, screen.width, screen.palette)[1:],
+        notices({key: data.get(key) for key in ("link", "faults", "overrides")}, at, screen.width, screen.palette)[1:],
+        _listed("What to do about it", data.get("remedies"), screen),
+        _seen(data, screen, at),
+        _rule(data, screen.palette, screen.width),
+        _who(data, screen.palette, screen.width),
+        _before(data, screen, at),
+        _listed(_lift_title(link), data.get("lift"), screen),
     ]
     return [line for part in parts if part for line in [*part, ""]][:-1]
 
@@ -193,10 +193,24 @@ def process(flow: Data) -> str:
 # ---- what lifts it -----------------------------------------------------------------------------------------
 
 
-def _lift(data: Data, palette: Palette, width: int) -> list[str]:
-    ways: Sequence[str] = texts(data.get("lift"))
-    if not ways:
+def _lift_title(link: Data) -> str:
+    return "What lifts the limit that is due" if link.get("phase") == "fault" else "What lifts it"
+
+
+def _listed(title: str, ways: object, screen: Terminal) -> list[str]:
+    """Sentences of the daemon's as a list with a title; nothing where there are none."""
+    lines = [line for way in texts(ways) for line in fmt.wrap(clean(way), screen.width, "    ", first="  - ")]
+    return [screen.palette.paint(title, "bold"), *lines] if lines else []
+
+
+# ---- what was before ---------------------------------------------------------------------------------------
+
+
+def _before(data: Data, screen: Terminal, now: float) -> list[str]:
+    """The last firing, where it is not what the link is limited for now: told as what it is, the past."""
+    last = record(data.get("last_firing"))
+    if not last or record(data.get("firing")):
         return []
-    limited = record(data.get("link")).get("phase") in ("limited", "fault")
-    title = "What lifts it" if limited else "What happens next"
-    return [palette.paint(title, "bold"), *(line for way in ways for line in fmt.wrap(clean(way), width, "    ", first="  - "))]
+    when = fmt.both(fmt.moment(last.get("at")), now)
+    text = f"{when}: {clean(last.get('text') or last.get('reason') or 'no more is known')}"
+    return [screen.palette.paint("The last firing, which limits nothing now", "bold"), *fmt.wrap(text, screen.width, "  ")]

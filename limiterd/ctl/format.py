@@ -286,8 +286,9 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]], width: int 
     titles, gap = [c.title for c in columns], "  "
     widths = _widths(titles, body)
     if width is not None and _total(widths, gap) > width:
-        titles, gap = [c.short or c.title for c in columns], " "
+        titles = [c.short or c.title for c in columns]
         widths = _widths(titles, body)
+        gap = gap if _total(widths, gap) <= width else " "
         _shrink(widths, columns, _total(widths, gap) - width)
     head = [Cell(title, "bold") for title in titles]
     return [_line(row, columns, widths, gap, palette) for row in [head, *body]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, PeerError
@@ -18,6 +18,8 @@ from limiterd.ctl.format import NOTHING, PHASE_STYLES, PLAIN, Cell, Column, Pale
 from limiterd.ctl.terminal import CLEAR_SCREEN, complain, say, say_json, terminal
 
 STALE_S: Final = 5.0
+EXPIRED_LATELY_S: Final = 7 * 86_400
+EXPIRES_SOON_S: Final = 86_400
 COLUMNS: Final = (
     Column("INTERFACE"),
     Column("PHASE"),
@@ -169,8 +171,8 @@ def headline(link: Data) -> str:
 def _headline_pending(name: str, link: Data) -> str:
     end = "will be limited" if link.get("mode") == "enforce" else "would be limited, were its policy not in observe mode,"
     return (
-        f"{name} is pending: it has sent more than {fmt.rate(number(link.get('threshold_bps')))} for {_pending(link)}; "
-        f"it {end} if it goes on."
+        f"{name} is pending: an excess over {fmt.rate(number(link.get('threshold_bps')))} has lasted {_pending(link)}; "
+        f"{name} {end} if it goes on."
     )
 
 
@@ -196,9 +198,11 @@ def rule(link: Data) -> str:
     text = f"{clean(link.get('policy', ''))} ({clean(link.get('mode', ''))})"
     if threshold is not None and window is not None:
         text += f": {fmt.rate(threshold)} or more for more than {fmt.span(window)}"
-        wanted = number(link.get("limit_wanted_bps"))
-        if wanted is not None:
-            text += f" is limited to {fmt.rate(wanted)}"
+        limit = number(link.get("policy_limit_bps"))
+        if limit is not None:
+            text += f" is limited to {fmt.rate(limit)}"
+        if link.get("override"):
+            text += f", as override {clean(link['override'])} has it" if link.get("phase") != "exempt" else ", were it not exempt"
     return text
 
 
@@ -206,16 +210,15 @@ def link_detail(link: Data, now: float, width: int, palette: Palette) -> list[st
     """One link, a line a fact."""
     phase = str(link.get("phase"))
     ifindex = int(figure(link.get("ifindex")))
-    strikes = int(figure(link.get("strikes")))
     pairs = [
         ("policy", rule(link)),
         ("rate now", "" if phase == "absent" else fmt.rate(number(link.get("rate_bps")))),
         ("sent", "" if number(link.get("tx_bytes")) is None else fmt.size(figure(link.get("tx_bytes")))),
         ("since", "" if link.get("since") is None else fmt.both(fmt.moment(link.get("since")), now)),
         ("reason", _reason(link)),
-        ("strikes", str(strikes) if strikes else ""),
+        ("strikes", _strikes(link)),
         ("override", clean(link.get("override") or "")),
-        ("release", _RELEASE.get(str(link.get("release")), clean(link.get("release") or ""))),
+        ("release", _release(link)),
         ("shaped", shaped(link)),
         ("ifindex", str(ifindex) if ifindex else ""),
     ]
@@ -228,10 +231,26 @@ _RELEASE: Final[Mapping[str, str]] = {
     "approval": "only by an override or an operator",
     "auto": "by itself, once its hold is over and demand has ended",
 }
+
+
+def _release(link: Data) -> str:
+    if link.get("manual"):
+        return _RELEASE["approval"]
+    return _RELEASE.get(str(link.get("release")), clean(link.get("release") or ""))
+
+
+def _strikes(link: Data) -> str:
+    strikes = int(figure(link.get("strikes")))
+    if not strikes:
+        return ""
+    return f"{strikes} (firings that led to a limit and are not forgotten yet)"
+
+
 _REASONS: Final[Mapping[str, str]] = {
     "sustained": "sustained: too much for too long",
     "guard": "guard: more in bursts than the policy's allowance",
     "operator": "operator: set by hand",
+    "adopted": "adopted: found standing at the start, with nothing on record that says why",
 }
 
 
@@ -257,7 +276,14 @@ def shaped(link: Data) -> str:
 
 def notices(data: Data, now: float, width: int = 80, palette: Palette = PLAIN) -> list[str]:
     """Sentences on everything that a reader of the table must know, the gravest first; nothing when all is well."""
-    found = [*_stall(data), *_faults(data, now), *_config(data), *_paused(data), *_requests(data)]
+    found = [
+        *_stall(data),
+        *_faults(data, now),
+        *_config(data),
+        *_paused(data),
+        *_overrides(data, now),
+        *_requests(data),
+    ]
     lines: list[str] = []
     for style, label, text in found:
         head, *rest = fmt.wrap(text, width, "  ", first=f"{label}: ")
@@ -304,6 +330,28 @@ def _paused(data: Data) -> Sequence[Notice]:
     if not data.get("paused"):
         return ()
     return (("yellow", "paused", "no new limit is set until `limiterctl resume`; standing limits stay."),)
+
+
+def _overrides(data: Data, now: float) -> Iterator[Notice]:
+    """Overrides that end soon, and those that have ended lately where it is felt: by a link that is or may soon be limited."""
+    links = [*records(data.get("links")), record(data.get("link"))]
+    felt = {str(link.get("interface")) for link in links if link.get("phase") in _FELT and not link.get("override")}
+    for item in records(data.get("overrides")):
+        at, name = fmt.moment(item.get("expires")), clean(item.get("id", ""))
+        concerned = sorted(felt & set(texts(item.get("links"))))
+        if at is None:
+            continue
+        if item.get("state") == "expired" and concerned and now - at < EXPIRED_LATELY_S:
+            who = f"{clean(', '.join(concerned))} {'is' if len(concerned) == 1 else 'are'}"
+            text = f"{name} expired {fmt.both(at, now)}: {who} under the policy again. See: limiterctl override list"
+            yield "cyan", "override", text
+        effective = texts(item.get("effective_on"))
+        if item.get("state") == "active" and effective and at - now < EXPIRES_SOON_S:
+            text = f"{name}, which applies to {clean(', '.join(effective))}, expires {fmt.both(at, now)}"
+            yield "yellow", "override", text
+
+
+_FELT: Final = ("pending", "limited", "fault")
 
 
 def _requests(data: Data) -> Sequence[Notice]:

@@ -145,7 +145,7 @@ def _trouble(board: Board, screen: Terminal, now: float) -> list[str]:
     if not board.error:
         return []
     old = f"The figures below are of {fmt.relative(board.heard_wall, now)}. " if board.heard_wall else ""
-    text = f"{old}Trying again. {clean(board.error)}"
+    text = f"{old}Trying again. {clean('; '.join(board.error.splitlines()))}"
     return [screen.palette.paint(line, "alarm") for line in fmt.wrap(text, screen.width)]
 
 
@@ -157,10 +157,10 @@ def _body(board: Board, links: list[dict[str, object]], screen: Terminal) -> lis
     rows = [_row(link) for link in links]
     filler = [Cell(" " * name_width), *(Cell(" " * width) for width in WIDTHS)]
     table = fmt.table(COLUMNS, [filler, *rows], None, screen.palette)
-    lines = [f"{screen.palette.paint(_flush(COLUMNS, (name_width, *WIDTHS)), 'bold')}  {_scale(board, chart)}"]
+    lines = [f"{screen.palette.paint(_flush(COLUMNS, (name_width, *WIDTHS)), 'bold')}  {_scale(board, chart)}".rstrip()]
     for line, link in zip(table[2:], links, strict=True):
         track = board.tracks.get(str(link.get("interface")), Track())
-        lines.append(_beside(line, name_width + sum(WIDTHS) + 3 * 2, _chart(track, link, chart, screen)))
+        lines.append(_beside(line, name_width + sum(WIDTHS) + 3 * 2, _chart(track, link, chart, screen)).rstrip())
         lines += _demand(track, link, name_width, chart, screen)
     return lines
 

@@ -75,7 +75,7 @@ def _bits(event: Event) -> str:
 
 def _limit(event: Event) -> str:
     if event.reason == "operator":
-        return f"limited to {_rate(event, 'limit_bps')}{_who(event)}"
+        return f"limiting it to {_rate(event, 'limit_bps')}, as asked for{_who(event)}"
     return f"{_excess(event)}: limiting it to {_rate(event, 'limit_bps')}, strike {event.detail.get('strikes')}"
 
 
@@ -103,6 +103,11 @@ def _released(event: Event) -> str:
     since = event.detail.get("since_wall_ns")
     lasted = f"; limited since {format_wall(since)}" if isinstance(since, int) else ""
     return f"full rate again: {why}{lasted}"
+
+
+def _message(event: Event) -> str:
+    """The engine's own words; the link, with which they begin, is told beside them."""
+    return _text(event, "message").removeprefix(f"{event.interface}: ")
 
 
 def _gone(event: Event) -> str:
@@ -145,9 +150,9 @@ _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
     ),
     EventKind.POSSIBLE: ("info", lambda _: "possible excess; the samples are too coarse to say"),
     EventKind.EPOCH: ("debug", lambda e: f"a fresh epoch begins ({e.reason})"),
-    EventKind.FAULT: ("error", lambda e: _text(e, "message")),
-    EventKind.FAULT_CLEARED: ("info", lambda e: f"fault over: {e.reason}"),
-    EventKind.FOREIGN: ("warning", lambda e: _text(e, "message")),
+    EventKind.FAULT: ("error", _message),
+    EventKind.FAULT_CLEARED: ("info", lambda e: f"{'warning' if e.detail.get('warning') else 'fault'} over: {e.reason}"),
+    EventKind.FOREIGN: ("warning", _message),
     EventKind.REPAIR: ("warning", lambda e: f"repairing the limit: {'; '.join(map(str, _differences(e))) or 'it was undone'}"),
     EventKind.ADOPTED: ("info", lambda e: f"found the limit of {_rate(e, 'limit_bps')} standing and adopted it"),
     EventKind.RESTORED: ("warning", lambda e: f"put the limit of {_rate(e, 'limit_bps')} back"),

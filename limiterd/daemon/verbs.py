@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from limiterd.core import commands, explain
 from limiterd.core.errors import EXIT_USAGE, PeerError
-from limiterd.core.model import LinkView, Phase
+from limiterd.core.model import LinkView
 from limiterd.core.status import document, fault_document, link_document, override_document
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
 from limiterd.requests import Grant, Wish
@@ -114,12 +114,11 @@ def _explain(house: House, args: Args, _: Who) -> Data:
     view = _row(house, text(args, "interface"))
     applies, trail = house.inside(view.interface)
     status = house.status()
-    firing = house.last_firing(view.interface)
-    fired = view.phase in (Phase.LIMITED, Phase.FAULT)
+    last = house.last_firing(view.interface)
+    firing = last if last is not None and explain.caused(view, last) else None
     detect = applies.detect
-    conditions = explain.of_firing(detect, firing) if fired and firing is not None else explain.of_trail(detect, trail)
-    samples = firing.get("samples") if fired and firing is not None else None
-    override = next((v for v in status.overrides if applies.override is not None and v.record == applies.override), None)
+    faults = [fault for fault in status.faults if fault.interface in ("", view.interface)]
+    overrides = [override_document(v) for v in status.overrides if view.interface in v.links]
     return {
         "link": link_document(view),
         "detect": {
@@ -129,13 +128,19 @@ def _explain(house: House, args: Args, _: Who) -> Data:
             "floor_percent": detect.floor_ppm * 100 / PPM,
             "guard": {"mode": str(detect.guard.mode), "burst_bits": detect.guard.burst_bits},
         },
-        "samples": samples if samples is not None else [list(sample) for sample in trail],
-        "conditions": [condition.document() for condition in conditions],
+        "samples": firing.get("samples", []) if firing is not None else [list(sample) for sample in trail],
+        "conditions": [
+            condition.document()
+            for condition in (explain.of_firing(detect, firing) if firing is not None else explain.of_trail(detect, trail))
+        ],
         "firing": firing,
         "evidence": firing.get("evidence") if firing is not None else None,
+        "last_firing": last,
         "lift": list(explain.what_lifts(view, applies.policy.release)),
-        "override": override_document(override) if override is not None else None,
-        "faults": [fault_document(f) for f in status.faults if f.interface in ("", view.interface)],
+        "override": next((item for item in overrides if item["id"] == view.override), None),
+        "overrides": overrides,
+        "faults": [fault_document(fault) for fault in faults],
+        "remedies": [way for fault in faults for way in explain.what_to_do(fault, view.phase)],
     }
 
 
@@ -226,7 +231,7 @@ def _request_add(house: House, args: Args, who: Who) -> Data:
     view = _row(house, interface)
     firing = house.last_firing(interface)
     evidence = {"link": link_document(view)}
-    if firing is not None:
+    if firing is not None and not view.manual:  # what a hand has limited no firing explains
         evidence["firing"] = {key: value for key, value in firing.items() if key != "samples"}
     wish = Wish(interface, number(args, "rate_bps"), until_wall_ns, text(args, "reason"), who.uid, who.name, evidence)
     return house.petitions.file(wish)
@@ -245,6 +250,7 @@ def _request_approve(house: House, args: Args, who: Who) -> Data:
         until_wall_ns=None if never else moment(args, "until"),
         never=never,
         reason=text(args, "reason", default=""),
+        approved_by=text(args, "approved_by", default=""),
     )
     return house.petitions.approve(text(args, "id"), grant, who)
 

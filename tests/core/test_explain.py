@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from limiterd.core.explain import of_firing, of_trail, what_lifts
-from limiterd.core.model import SECOND, Detect, LinkView, Phase, Release, ReleaseMode
+import pytest
+
+from limiterd.core.explain import caused, of_firing, of_trail, what_lifts, what_to_do
+from limiterd.core.model import SECOND, Detect, Fault, FaultReason, LinkView, Phase, Release, ReleaseMode
+from limiterd.core.units import parse_wall
 
 GBIT_BYTES = 125_000_000
 TRAIL = tuple((t * SECOND // 10, t * GBIT_BYTES // 8) for t in range(110))
@@ -60,3 +63,59 @@ def test_what_lifts() -> None:
     assert "by itself" in what_lifts(VIEW, Release(mode=ReleaseMode.AUTO))[0]
     assert "set by hand" in what_lifts(replace(VIEW, manual=True), Release())[0]
     assert what_lifts(replace(VIEW, phase=Phase.PENDING), Release()) == ()
+
+
+def test_a_trail_does_not_invent_its_first_flank() -> None:
+    """The interval before the candidate is not in the trail: it is known to have held, and no figure is shown for it."""
+    slow = ((0, 0), (10**8, 1_000), (2 * 10**8, 2_000))
+    flanks = of_trail(Detect(), slow)[0]
+    assert not flanks.holds
+    assert flanks.now == "the first interval held, last 80kbit"
+
+
+def test_a_firing_is_judged_by_its_own_threshold() -> None:
+    """A reload that moved the threshold since does not turn what held into what does not."""
+    figures = {
+        "first_flank_bps": 10**9,
+        "last_flank_bps": 10**9,
+        "span_ns": 10 * SECOND,
+        "mean_bps": 10**9,
+        "lowest_slice_bps": 9 * 10**8,
+        "threshold_bps": 10**9,
+        "window_ns": 10 * SECOND,
+    }
+    changed = Detect(threshold_bps=5 * 10**9, window_ns=60 * SECOND)
+    conditions = of_firing(changed, figures)
+    assert conditions[1].needs == "at least 10s"
+    assert conditions[2].holds
+
+
+def test_a_firing_explains_the_limit_that_it_caused() -> None:
+    """The cause of a limit by policy is the firing told since; not an earlier one, not of a hand's limit, not a noted one."""
+    view = replace(VIEW, since_wall_ns=parse_wall("2026-11-23T12:00:00.250900Z"), reason="sustained")
+    told = {"kind": "limit", "at": "2026-11-23T12:00:00.250Z", "reason": "sustained"}
+    assert caused(view, told)
+    assert caused(replace(view, phase=Phase.FAULT, reason="guard"), told)
+    assert not caused(view, {**told, "at": "2026-11-23T11:59:59.000Z"})
+    assert not caused(view, {**told, "kind": "noted"})
+    assert not caused(replace(view, manual=True, reason="operator"), told)
+    assert not caused(replace(view, reason="adopted"), told)
+    assert not caused(replace(view, phase=Phase.PENDING), told)
+    assert not caused(replace(view, since_wall_ns=None), told)
+
+
+@pytest.mark.parametrize("reason", FaultReason)
+def test_each_fault_of_a_link_comes_with_what_to_do(reason: FaultReason) -> None:
+    """Every reason has its steps, in the link's name, and says that limiterd goes on trying; a warning has the steps alone."""
+    ways = what_to_do(Fault("eth7", reason, "…", 0), Phase.FAULT)
+    assert "tries again" in ways[-1]
+    assert what_to_do(Fault("eth7", reason, "…", 0, warning=True), Phase.CONFORMING) == ways[:-1]
+    assert "{link}" not in "".join(ways)
+    assert what_to_do(Fault("", reason, "…", 0), Phase.FAULT) == ()
+
+
+def test_nobody_is_told_to_delete_a_limit() -> None:
+    """A foreign root is to be deleted where nobody needs it; what is foreign inside a standing limit is to be looked at."""
+    foreign = Fault("eth7", FaultReason.FOREIGN_QDISC, "…", 0)
+    assert "tc qdisc del dev eth7 root" in "".join(what_to_do(foreign, Phase.FAULT))
+    assert "tc qdisc del" not in "".join(what_to_do(foreign, Phase.LIMITED))
