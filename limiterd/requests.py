@@ -88,6 +88,8 @@ class Grant:
     until_wall_ns: int | None = None
     never: bool = False
     reason: str = ""
+    approved_by: str = ""
+    """Who decided, where the peer's own user (root, under sudo) does not say it."""
 
 
 # ---- rules: pure ---------------------------------------------------------------------------------

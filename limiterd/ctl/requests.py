@@ -7,6 +7,7 @@ of the limit that stood. Approving turns the request into an override record.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from typing import Final
 
@@ -18,7 +19,7 @@ from limiterd.ctl.effect import report, rows
 from limiterd.ctl.format import NOTHING, PLAIN, Cell, Column, Palette, clean
 from limiterd.ctl.overrides import checked_grant, grant_arguments, observe, until_arguments
 from limiterd.ctl.terminal import say, say_json, terminal
-from limiterd.ctl.values import future, rate_bps
+from limiterd.ctl.values import future, invoking_user, rate_bps
 
 STATE_STYLES: Final = {"pending": "yellow", "approved": "green", "denied": "red"}
 COLUMNS: Final = (
@@ -86,6 +87,8 @@ def approve(ns: argparse.Namespace) -> int:
     checked_grant(ns, "approve", required=False)
     before, started = rows(ns), time.monotonic()
     grant: dict[str, object] = {"exempt": True} if ns.exempt else {}
+    if os.environ.get("SUDO_USER"):  # the daemon sees root, and would write down that root approved it
+        grant["approved_by"] = invoking_user()
     if ns.never or ns.until:
         grant["until"] = "never" if ns.never else ns.until
     for key in ("threshold", "limit"):

@@ -231,6 +231,6 @@ def _granted(request: Request, grant: Grant, rules: Rules, who: Who) -> dict[str
         "action": str(OverrideAction.LIMIT if rates else OverrideAction.EXEMPT),
         **{key: exact_rate(rate_bps) for key, rate_bps in rates.items()},
         "expires": "never" if grant.never else exact_wall(until_wall_ns),
-        "approved_by": who.name,
+        "approved_by": grant.approved_by or who.name,
         "reason": grant.reason or request.reason,
     }

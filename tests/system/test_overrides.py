@@ -165,7 +165,7 @@ def test_added_listed_revoked(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_a_refused_record_changes_nothing(pair: Pair, tmp_path: Path) -> None:
-    """Past, contradicting, or beside broken files of the operator's: the exit code says so; disk, rules and trail stay."""
+    """Past, contradicting, beside broken files, on a disk that refuses: the exit code says so; disk, rules and trail stay."""
     add = ("override", "add", "--id", "A", "--interface", "eth0", "--reason", "x")
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         daemon.start()
@@ -175,10 +175,16 @@ def test_a_refused_record_changes_nothing(pair: Pair, tmp_path: Path) -> None:
         assert (odd.returncode, odd.stderr.startswith("limiterctl: id: 'an id' is not an id")) == (EXIT_CONFIG, True)
         clash = daemon.ctl(*add, "--limit", "100mbit", "--until", "1h", check=False)
         assert (clash.returncode, "not below the threshold" in clash.stderr) == (EXIT_CONFIG, True)
+        own = daemon.state / "overrides.d"
+        own.mkdir()
+        (own / ".record-A.yaml.tmp").mkdir()
+        full = daemon.ctl(*add, "--exempt", "--until", "1h", check=False)
+        assert (full.returncode, "cannot be written" in full.stderr) == (EXIT_FAILED, True)
+        (own / ".record-A.yaml.tmp").rmdir()
         (daemon.overrides / "x.yaml").write_text(BROKEN)
         beside = daemon.ctl(*add, "--exempt", "--until", "1h", check=False)
         assert (beside.returncode, "did you mean `action`" in beside.stderr) == (EXIT_CONFIG, True)
-        assert not list((daemon.state / "overrides.d").glob("*"))
+        assert not list(own.iterdir())
         assert daemon.status()["overrides"] == []
         assert daemon.status()["config"]["error"] is None
         assert not trail(daemon, "override_added", "reload", "reload_failed")

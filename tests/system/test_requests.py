@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -163,14 +164,17 @@ def test_what_an_approval_grants(
     threshold_mbit: int | None,
     limit_mbit: int | None,
     approvals: Rig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By default what was asked for (a rate below the policy's threshold becomes a limit), else what the approval says."""
     identifier = file_request(approvals, *wanted)
+    monkeypatch.setenv("SUDO_USER", "alice")
     approvals.ctl("approve", identifier, *grant, "--never", "--reason", "granted")
     record = next(one for one in approvals.status()["overrides"] if one["id"] == identifier)
     rates = [None if mbit is None else mbit * 1_000_000 for mbit in (threshold_mbit, limit_mbit)]
     assert [record["action"], record["threshold_bps"], record["limit_bps"]] == [action, *rates]
     assert (record["expires"], record["reason"], record["interfaces"]) == ("never", "granted", ["eth0"])
+    assert record["approved_by"] == f"alice@{os.uname().nodename}"
     assert states(approvals)[identifier] == "approved"
 
 
