@@ -166,16 +166,16 @@ class House:
 
     def _take_sample(self) -> None:
         snapshot = self._sampled()
-        inputs = Inputs(clocks())
+        inputs = Inputs(clocks(), snapshot=snapshot, tick=True)
         if self._resync and snapshot is not None:  # without the links nobody knows whose roots they are
             inputs = self.hands.with_roots(inputs)
             self._resync = inputs.roots is None
         elif self._touched:
-            inputs = self.hands.read_now(frozenset(self._touched))
+            inputs = replace(self.hands.read_now(frozenset(self._touched)), snapshot=snapshot, tick=True)
             self._touched &= inputs.unanswered
         if snapshot is not None:
             self._remember(snapshot)
-        self._settle(replace(inputs, snapshot=snapshot, tick=True))
+        self._settle(inputs)
 
     def _sampled(self) -> Snapshot | None:
         try:
