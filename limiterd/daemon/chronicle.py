@@ -133,7 +133,7 @@ def _ended(event: Event) -> str:
 
 def _expiring(event: Event) -> str:
     left = event.detail.get("left_s")
-    shown = format_duration(left // 60 * 60 * NS_PER_SECOND) if isinstance(left, int) else "?"
+    shown = format_duration((left + 30) // 60 * 60 * NS_PER_SECOND) if isinstance(left, int) else "?"
     return f"override {event.reason} expires in {shown}; renew it or tell its owner"
 
 

@@ -108,6 +108,7 @@ class House:
         self.loop.on_signal(signal.SIGHUP, self._reloader.poke)
         threading.excepthook = partial(self._thread_died, threading.excepthook)
         self.chronicle.start()
+        self.petitions.tell_missed_ends()
         started = f"limiterd {__version__} started with the configuration {self.rules.sha256}"
         self.audit.append("start", "", {"text": started, "version": __version__, "sha256": self.rules.sha256})
         self._take_sample()

@@ -23,8 +23,8 @@ from limiterd.background import Background
 from limiterd.core.diff import override_line
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Override, OverrideAction, Rules
-from limiterd.core.policy import OverrideState, is_glob, override_state, policy_for
-from limiterd.core.units import exact_rate, exact_wall, format_rate
+from limiterd.core.policy import OverrideState, host_matches, is_glob, override_state, policy_for
+from limiterd.core.units import exact_rate, exact_wall, format_rate, parse_wall
 from limiterd.daemon.loop import hostname
 from limiterd.daemon.verbs import Who, by
 from limiterd.overrides import OWN, Store, record_from_mapping, unwatched
@@ -49,6 +49,19 @@ class Petitions:
         if self._undecided():
             self._decisions.poke()
         return troubles
+
+    def tell_missed_ends(self) -> None:
+        """Put into the trail which records expired while no daemon ran: since its newest entry, so before the first new one."""
+        try:
+            newest = self._house.audit.read(limit=1)
+        except EnvironmentFault:
+            return  # the trail's own problem shows in status
+        rules, now_ns = self._house.rules, time.time_ns()
+        for record in rules.overrides if newest else ():
+            end_ns = record.expires_wall_ns
+            if end_ns is not None and parse_wall(newest[0].wall) < end_ns <= now_ns and host_matches(record.hosts, rules.host):
+                text = f"override {record.id} has expired while limiterd was not running"
+                self._house.tell("override_ended", _link_of(record), text, {"reason": record.id, "cause": "expired"})
 
     # ---- overrides ----
 

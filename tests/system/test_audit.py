@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,22 @@ def test_the_log_holds_the_head_of_each_limit_and_release(pair: Pair, tmp_path: 
         missed = daemon.ctl("history", "--verify", "--head", release, check=False)
         assert (missed.returncode, "NOT intact" in missed.stdout) == (EXIT_FAILED, True)
         assert "the end was cut off" in " ".join(missed.stdout.split())
+
+
+def test_an_end_that_no_daemon_saw_is_in_it(pair: Pair, tmp_path: Path) -> None:
+    """A record expires while the daemon is down: the next start says so, once, before anything else."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        daemon.start()
+        until = time.time() + 1
+        daemon.ctl("override", "add", "--id", "A", "--interface", "eth0", "--exempt", "--until", "1s", "--reason", "test")
+        daemon.stop()
+        wait_for(lambda: time.time() > until + 1, "the end")
+        daemon.start()
+        daemon.restart()
+        ends = [number for number, entry in enumerate(entries(daemon)) if entry["kind"] == "override_ended"]
+        (told,) = (entries(daemon)[number] for number in ends)
+        assert told["fields"]["text"] == "override A has expired while limiterd was not running"
+        assert entries(daemon)[ends[0] + 1]["kind"] == "start"
 
 
 @pytest.mark.parametrize("harm", ["alter", "remove", "swap"])
