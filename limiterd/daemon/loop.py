@@ -7,6 +7,7 @@ from other threads, which hand in a function and wait for its result: nobody els
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -73,7 +74,8 @@ class Loop:
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
         self._signals: dict[int, Callable[[], None]] = {}
         self._stopping = False
-        self._thread: int | None = None
+        self._thread = threading.get_ident()
+        self._over = False
 
     # ---- set-up ----
 
@@ -94,12 +96,18 @@ class Loop:
     # ---- from any thread ----
 
     def call(self, function: Callable[[], T], timeout_s: float = 5.0) -> T:
-        """Run a function in the loop's thread and return its result. Raises EnvironmentFault when the loop does not get to it."""
-        if self._thread is None or threading.get_ident() == self._thread:
+        """Run a function in the loop's thread and return its result. Raises EnvironmentFault when the loop does not get to it.
+
+        The loop's thread is the one that made it, before it runs and after it ended too: nobody else ever acts in its place.
+        """
+        if threading.get_ident() == self._thread:
             return function()
         future: Future[object] = Future()
         self._calls.append((function, future))
-        self._poke()
+        if self._over:
+            self._fail_waiting()
+        else:
+            self._poke()
         try:
             return future.result(timeout_s)  # type: ignore[return-value]  # the queue forgets T, the future brings it back
         except FutureTimeout:
@@ -123,13 +131,13 @@ class Loop:
 
     def run(self) -> None:
         """Tick and serve until stop()."""
-        self._thread = threading.get_ident()
         self.pace.due_ns = boot_ns()
         try:
             while not self._stopping:
                 self._turn()
         finally:
-            self._thread = None
+            self._over = True
+            self._fail_waiting()
 
     def _turn(self) -> None:
         now_ns = boot_ns()
@@ -148,6 +156,14 @@ class Loop:
             if handler is not None:
                 handler()
 
+    def _fail_waiting(self) -> None:
+        """Tell whoever waits that nothing is done any more; any thread may."""
+        with contextlib.suppress(IndexError):
+            while True:
+                future = self._calls.popleft()[1]
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(EnvironmentFault("the daemon is stopping", operation="loop"))
+
     def _serve_calls(self) -> None:
         for _ in range(min(len(self._calls), _CALLS_PER_WAKE)):
             function, future = self._calls.popleft()
@@ -165,8 +181,8 @@ class Loop:
         """Fail what still waits, and release the descriptors."""
         if self._signals:
             signal.set_wakeup_fd(-1)
-        while self._calls:
-            self._calls.popleft()[1].cancel()
+        self._over = True
+        self._fail_waiting()
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()

@@ -28,6 +28,7 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "Kernel and queueing disciplines": {
         "SIGKILL at random instants": (f"{HERE}/test_kill.py::test_sigkill_at_random_instants",),
         "SIGKILL between any two steps": (f"{HERE}/test_kill.py::test_sigkill_after_every_single_step",),
+        "SIGKILL within a takeover": (f"{HERE}/test_kill.py::test_sigkill_within_a_takeover",),
         "SIGKILL while limited": (
             f"{SYSTEM}::test_kill_leaves_the_limit_and_the_next_start_adopts_it",
             f"{SYSTEM}::test_cleanup_without_a_daemon",
@@ -214,7 +215,12 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "a defect beside the loop": (
             f"{HERE}/test_adapters.py::test_the_history_goes_on_after_a_defect_in_it",
             f"{HERE}/test_adapters.py::test_sighup_works_after_a_defect_in_a_reload",
+            f"{HERE}/test_loop.py::test_a_defect_reaches_who_asked_and_ends_the_loop",
             f"{CONTROL}::test_a_defect_costs_one_answer",
+        ),
+        "clients while it starts and stops": (
+            f"{HERE}/test_loop.py::test_a_question_before_the_loop_runs_waits_for_it",
+            f"{HERE}/test_loop.py::test_a_question_after_the_loop_has_ended_is_refused_at_once",
         ),
         "the loop hangs": (f"{HERE}/test_adapters.py::test_the_watchdog_is_fed_by_the_loop_alone",),
     },
