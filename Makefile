@@ -107,8 +107,14 @@ format: $(VENV)/.tools ## ruff puts right what it can
 types: $(VENV)/.tools ## mypy, strict
 	@$(PY) -m mypy
 
-bench: $(VENV)/.tools ## the benchmarks (BENCH=NAME for one), see bench/RESULTS.md
-	@for script in bench/bench_$(or $(BENCH),*).py; do echo "== $$script"; $(PY) "$$script"; done
+bench: $(VENV)/.tools ## the benchmarks (BENCH=NAME for one; half an hour): bench/RESULTS.md
+	@$(call need,command -v cc,gcc libc6-dev,the C program to compare with)
+	$(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m pip install --quiet '.[plot]'
+	PATH="$$PATH:/usr/sbin:/sbin" $(PY) bench/run_all.py $(BENCH)
+
+bench-guard: $(VENV)/.tools ## key ratios against the recorded ones, in less than a minute
+	@$(call need,command -v cc,gcc libc6-dev,the C program to compare with)
+	PATH="$$PATH:/usr/sbin:/sbin" $(PY) bench/guard.py
 
 wheel: $(VENV)/.tools ## wheel and sdist in dist/
 	@$(PY) -m build --outdir dist
@@ -139,4 +145,4 @@ clean: ## removes what make made (not dist/)
 	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage ./*.egg-info debian/.build
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: help venv run demo test faults faults-long fuzz soak coverage lint format types bench wheel deb deb-test vm-test docs constraints clean
+.PHONY: help venv run demo test faults faults-long fuzz soak coverage lint format types bench bench-guard wheel deb deb-test vm-test docs constraints clean

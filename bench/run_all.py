@@ -1,17 +1,19 @@
-"""Runs the benches and assembles bench/RESULTS.md from the sections that they print.
+"""Runs the benches and puts the sections that they print into bench/RESULTS.md.
 
-    python bench/run_all.py [NAME ...]      (default: all; named ones alone replace their sections)
+    python bench/run_all.py [NAME ...]      (default: all, which takes about half an hour; use a machine that does nothing else)
 
-Takes about half an hour, most of it long runs; use a machine with nothing else to do.
+What people wrote at the head of the file stays, and so do the sections of benches that were not asked for. A bench that
+fails (a peer is not installed) leaves its section as it was; the exit status is then 1.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import re
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -21,81 +23,81 @@ from bench import world
 
 HERE: Final = Path(__file__).resolve().parent
 RESULTS: Final = HERE / "RESULTS.md"
-NOTES: Final = HERE / "NOTES.md"
 PLOT: Final = HERE / "growth.png"
 BENCHES: Final = {
-    "daemon": ["daemon.py"],
-    "sampling": ["sampling.py"],
-    "latency": ["latency.py"],
-    "peers": ["peers.py"],
-    "growth": ["growth.py"],
-    "longrun": ["longrun.py"],
-    "metrics": ["metrics.py"],
-    "cli": ["bench_cli.py"],
+    "daemon": "daemon.py",
+    "latency": "latency.py",
+    "peers": "peers.py",
+    "growth": "growth.py",
+    "sampling": "sampling.py",
+    "detector": "detector.py",
+    "shaper": "shaper.py",
+    "metrics": "metrics.py",
+    "cli": "bench_cli.py",
+    "longrun": "longrun.py",
 }
-"""Name → command; the order is that of the results."""
-FENCED: Final = frozenset({"metrics", "cli"})
-"""Those that print plain text."""
+"""Name → program; the order is that of the results."""
 TITLES: Final = {
     "sampling": "## Sampling against a C program that only dumps",
+    "detector": "## The detector",
     "metrics": "## Scrapes, and ticks beside them",
     "cli": "## limiterctl",
 }
 """Headings of those that print none."""
+FENCED: Final = frozenset({"detector", "metrics", "cli"})
+"""Those that print plain text."""
+_SECTION: Final = re.compile(r"<!-- (\w+): begin -->\n(.*?)<!-- \1: end -->\n?", re.DOTALL)
 
 
-def mark(name: str) -> str:
-    """What a section begins with in the file."""
-    return f"<!-- bench: {name} -->"
+def parts(text: str) -> tuple[str, dict[str, str]]:
+    """(the head, the sections by name) of the results file."""
+    return text.partition("<!-- ")[0].rstrip("\n"), dict(_SECTION.findall(text))
 
 
-def known() -> dict[str, str]:
-    """The sections that the file holds now."""
-    found: dict[str, str] = {}
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
-    for part in text.split("<!-- bench: ")[1:]:
-        name, _, body = part.partition(" -->")
-        found[name] = body.partition("<!-- end -->")[0].strip("\n")
-    return found
+def put(name: str, section: str) -> None:
+    """Write the file anew with this section in it."""
+    head, sections = parts(RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n")
+    sections[name] = section
+    ordered = sorted(sections, key=lambda each: [*BENCHES, each].index(each))
+    blocks = [f"<!-- {each}: begin -->\n{sections[each]}<!-- {each}: end -->" for each in ordered]
+    RESULTS.write_text("\n\n".join([head, *blocks]) + "\n", encoding="utf-8")
 
 
-def section(name: str) -> str:
-    """Run one bench; its section, with when and where it ran. Ends the program where it fails."""
-    command = [sys.executable, *(str(HERE / BENCHES[name][0]), *BENCHES[name][1:])]
-    if name == "growth" and importlib.util.find_spec("matplotlib"):
+def section(name: str) -> str | None:
+    """Run one bench; its section, with when and where it ran. None where it failed."""
+    command = [sys.executable, str(HERE / BENCHES[name])]
+    if name == "growth" and find_spec("matplotlib"):
         command += ["--plot", str(PLOT)]
     about, began = world.machine(), time.monotonic()
     print(f"== {name}", flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=world.ROOT)
     print(done.stdout, flush=True)
     if done.returncode:
-        sys.exit(f"bench/run_all.py: {name} failed with exit status {done.returncode}")
+        return None
     body = done.stdout.strip("\n")
-    if name in FENCED:
-        body = f"```\n{body}\n```"
-    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    body = f"```\n{body}\n```" if name in FENCED else body
     title = f"{TITLES[name]}\n\n" if name in TITLES else ""
-    return f"{title}{body}\n\n*{when}, {time.monotonic() - began:.0f} s, on {about}; reproduce: `make bench BENCH={name}`.*"
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {time.monotonic() - began:.0f} s"
+    return f"{title}{body}\n\n*{when}, on {about}; again: `make bench BENCH={name}`.*\n"
 
 
-def write(sections: dict[str, str]) -> None:
-    """The whole file: the notes written by people, then what was measured."""
-    parts = [NOTES.read_text(encoding="utf-8").strip("\n")]
-    parts += [f"{mark(name)}\n\n{sections[name]}\n\n<!-- end -->" for name in BENCHES if name in sections]
-    RESULTS.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def main() -> None:
+def main() -> int:
     """Run what was asked for."""
     names = sys.argv[1:] or list(BENCHES)
     unknown = [name for name in names if name not in BENCHES]
     if unknown:
         sys.exit(f"bench/run_all.py: there is no bench {', '.join(unknown)}; there are {', '.join(BENCHES)}")
-    sections = known()
+    failed = []
     for name in names:
-        sections[name] = section(name)
-        write(sections)
+        made = section(name)
+        if made is None:
+            failed.append(name)
+        else:
+            put(name, made)
+    if failed:
+        print(f"bench/run_all.py: failed, their sections are as they were: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
