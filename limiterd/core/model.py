@@ -705,6 +705,7 @@ class LinkView:
     window_ns: int = 0
     note: str = ""
     policy_limit_bps: int = 0
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

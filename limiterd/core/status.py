@@ -49,6 +49,7 @@ class CaseView:
     strikes: int
     manual: bool
     note: str
+    by: str
     stats: ClassStats | None
     release: str
     fault: Fault | None
@@ -112,6 +113,7 @@ def _view(state: State, case: Case, pending: Mapping[str, int]) -> CaseView:
         strikes=decision.strikes if decision is not None else 0,
         manual=decision is not None and decision.manual,
         note=decision.note if decision is not None else "",
+        by=decision.by if decision is not None else "",
         stats=actual.stats if limited and actual is not None else None,
         release=effective.policy.release.mode if effective is not None and decision is not None and not decision.manual else "",
         fault=Fault(name, obstacle.reason, obstacle.message, case.obstacle_since_wall_ns) if obstacle is not None else None,
@@ -205,6 +207,7 @@ def _link_view(shot: Frame, link: Link, rate: tuple[int, int]) -> LinkView:
         strikes=held.strikes if held is not None else remembered,
         manual=held.manual if held is not None else False,
         note=held.note if held is not None else "",
+        by=held.by if held is not None else "",
         stats=held.stats if held is not None else None,
         release=held.release if held is not None else "",
         threshold_bps=effective.detect.threshold_bps,
@@ -295,6 +298,7 @@ def link_document(view: LinkView) -> dict[str, object]:
         "limit_wanted_bps": view.limit_wanted_bps,
         "manual": view.manual,
         "note": view.note or None,
+        "by": view.by or None,
         "release": str(view.release) or None,
         "shaped": None
         if stats is None

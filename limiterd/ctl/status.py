@@ -257,6 +257,7 @@ _REASONS: Final[Mapping[str, str]] = {
 def _reason(link: Data) -> str:
     reason, note = clean(link.get("reason") or ""), clean(link.get("note") or "")
     text = _REASONS.get(reason, reason)
+    text += f" by {clean(link['by'])}" if link.get("by") else ""
     return f"{text} ({note})" if note else text
 
 

@@ -163,7 +163,7 @@ _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
     EventKind.OVERRIDE_ENDED: ("info", _ended),
     EventKind.OVERRIDE_EXPIRING: ("warning", _expiring),
     EventKind.LINK_GONE: ("info", _gone),
-    EventKind.LINK_BACK: ("info", lambda _: "a link that was limited is back"),
+    EventKind.LINK_BACK: ("info", lambda _: "it is on record as limited: its limit is looked for, and put back if it is gone"),
     EventKind.PAUSED: ("warning", lambda e: f"new limits are paused{_who(e)}"),
     EventKind.RESUMED: ("info", lambda e: f"new limits are no longer paused{_who(e)}"),
     EventKind.UNDRAINED: (

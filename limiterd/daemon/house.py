@@ -109,7 +109,7 @@ class House:
         threading.excepthook = partial(self._thread_died, threading.excepthook)
         self.chronicle.start()
         self.petitions.tell_missed_ends()
-        started = f"limiterd {__version__} started with the configuration {self.rules.sha256}"
+        started = f"limiterd {__version__} started with the configuration {self.rules.sha256[:12]}"
         self.audit.append("start", "", {"text": started, "version": __version__, "sha256": self.rules.sha256})
         self._take_sample()
         self.metrics.start()
@@ -135,7 +135,9 @@ class House:
         self.metrics.close()
         self.evidence.close()
         self.chronicle.close(0.3)
-        self.audit.append("stop", "", {"text": "limiterd stopped"})
+        standing = f"limiterd stopped; {self.summary()}"
+        self.audit.append("stop", "", {"text": standing})
+        self.log.info("stopped", text=standing)
         self.audit.close(0.3)
         self.journal.save(self.state.journal())
         self.journal.close(0.3)
