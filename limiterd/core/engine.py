@@ -16,7 +16,19 @@ from typing import Final
 from limiterd.core.case import HOLDING, LEAVING, Stage
 from limiterd.core.detector import Detector
 from limiterd.core.faults import NOT_SENT, OPERATION_OF, Obstacle, errno_name, obstacle_of
-from limiterd.core.limits import announce, drive, lift, obstruct, order, override_key, reconsider, refresh, stray, strikes_of
+from limiterd.core.limits import (
+    announce,
+    drive,
+    lift,
+    obstruct,
+    order,
+    override_key,
+    owed,
+    reconsider,
+    refresh,
+    stray,
+    strikes_of,
+)
 from limiterd.core.model import (
     DAY,
     HOUR,
@@ -166,7 +178,9 @@ def _take_tc(turn: Turn, ifindex: int, actual: TcActual) -> None:
     if case is None:
         if actual.ours:
             stray(turn, link, actual)
-        elif actual.foreign_root is None:
+            return
+        owed(turn, link, actual)
+        if actual.foreign_root is None:
             del state.tc[ifindex]
         return
     case.awaiting = False

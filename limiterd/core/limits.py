@@ -165,6 +165,18 @@ def stray(turn: Turn, link: Link, actual: TcActual) -> None:
     reconsider(turn, order(turn, link, decision, put_back=True))
 
 
+def owed(turn: Turn, link: Link, actual: TcActual) -> None:
+    """A saved root without a limit: an earlier run ended between our root's end and the restore, or just after it."""
+    state, key = turn.state, key_of(link)
+    if key not in state.saved:
+        return
+    if actual.foreign_root is None:
+        lift(turn, state.cases.setdefault(link.name, Case(link)), ReleaseReason.POLICY)
+    else:
+        del state.saved[key]
+        state.journal_dirty = True
+
+
 def _whole(turn: Turn, link: Link, effective: Effective, actual: TcActual) -> bool:
     """Whether a tree of ours is a finished limit of some rate; a raised one is on its way out, whatever its shape."""
     tree = actual.tree

@@ -28,7 +28,11 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "Kernel and queueing disciplines": {
         "SIGKILL at random instants": (f"{HERE}/test_kill.py::test_sigkill_at_random_instants",),
         "SIGKILL between any two steps": (f"{HERE}/test_kill.py::test_sigkill_after_every_single_step",),
-        "SIGKILL within a takeover": (f"{HERE}/test_kill.py::test_sigkill_within_a_takeover",),
+        "SIGKILL within a takeover": (
+            f"{HERE}/test_kill.py::test_sigkill_within_a_takeover",
+            f"{HERE}/test_restarts.py::test_a_root_that_was_not_put_back_is_owed",
+            f"{HERE}/test_restarts.py::test_a_root_that_stands_is_left_alone",
+        ),
         "SIGKILL while limited": (
             f"{SYSTEM}::test_kill_leaves_the_limit_and_the_next_start_adopts_it",
             f"{SYSTEM}::test_cleanup_without_a_daemon",

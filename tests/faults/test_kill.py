@@ -13,7 +13,8 @@ from typing import Final
 
 import pytest
 
-from limiterd.kernel.lab import Lab, Pair
+from limiterd.core.errors import PeerError
+from limiterd.kernel.lab import Lab, Pair, run
 from tests.faults.harness import Echo, plant
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
@@ -132,3 +133,39 @@ def test_sigkill_after_every_single_step(pair: Pair, tmp_path: Path, verb: str) 
             raise AssertionError("the plan has no end")
         assert steps >= {"install": 6, "change": 1, "release": 2}[verb]
         assert echo.longest_silence_s < 1
+
+
+@pytest.mark.parametrize("verb", ["install", "release"])
+def test_sigkill_within_a_takeover(pair: Pair, tmp_path: Path, verb: str) -> None:
+    """SIGKILL after each message of a takeover and of its end: the foreign qdisc is never lost, released it is as it was."""
+    switch = tmp_path / "now"
+    with rig(pair.near.namespace, tmp_path, f"{FAST}, foreign_qdisc: takeover") as daemon:
+        run(pair.near.namespace, ["tc", "qdisc", "add", "dev", "eth0", "root", "handle", "5:", "pfifo", "limit", "77"])
+        foreign = daemon.tc("qdisc", "show", "dev", "eth0")
+        for steps in range(60):
+            plant(daemon, _AT_STEP.replace("STEPS", str(steps)).replace("SWITCH", repr(str(switch))))
+            daemon.start()
+            if verb == "release":
+                daemon.ask("limit", interface="eth0", reason="before")
+                daemon.wait_phase("limited")
+            switch.touch()
+            with contextlib.suppress(Exception):  # killed before it answered
+                daemon.ask("limit" if verb == "install" else "release", interface="eth0", reason="test")
+            assert daemon.process is not None
+            survived = daemon.process.poll() is None and daemon.answers()
+            switch.unlink()
+            if not survived:
+                daemon.process.wait(5)
+                daemon.start()
+            with contextlib.suppress(PeerError):  # where nothing is limited
+                daemon.ask("release", interface="eth0", reason="after")
+            wait_for(
+                lambda: daemon.tc("qdisc", "show", "dev", "eth0") == foreign,
+                f"the foreign qdisc after {steps}: {daemon.log()[-3000:]}",
+            )
+            daemon.stop()
+            if survived:
+                break
+        else:
+            raise AssertionError("the plan has no end")
+        assert steps >= 3
