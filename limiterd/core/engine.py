@@ -365,7 +365,7 @@ def _take_links(turn: Turn, links: tuple[Link, ...]) -> None:
     for link in before.values():
         after = state.by_name.get(link.name)
         if after is not None and _same_instance(link, after):
-            _update(turn, after)
+            _update(turn, link, after)
         else:
             _leave(turn, link)
     for link in links:
@@ -375,11 +375,19 @@ def _take_links(turn: Turn, links: tuple[Link, ...]) -> None:
     _forget_gone(turn)
 
 
-def _update(turn: Turn, link: Link) -> None:
+def _update(turn: Turn, before: Link, link: Link) -> None:
+    _carry_saved(turn.state, before, link)
     case = turn.state.cases.get(link.name)
     if case is not None and case.link != link:
         case.link = link
         refresh(turn, case)
+
+
+def _carry_saved(state: State, before: Link, after: Link) -> None:
+    """A root that was taken over belongs to the link, whatever its name and MAC become."""
+    if key_of(before) != key_of(after) and key_of(before) in state.saved:
+        state.saved[key_of(after)] = state.saved.pop(key_of(before))
+        state.journal_dirty = True
 
 
 def _leave(turn: Turn, link: Link) -> None:
@@ -388,13 +396,14 @@ def _leave(turn: Turn, link: Link) -> None:
     state.gone_since_ns[link.name] = turn.now.boot_ns
     renamed = state.by_index.get(link.ifindex)
     moved = renamed is not None and _same_instance(renamed, link)
-    if not moved:
+    if moved and renamed is not None:
+        _carry_saved(state, link, renamed)
+    else:
         state.tc.pop(link.ifindex, None)
+        state.saved.pop(key_of(link), None)
     state.effective.pop(link.name, None)
     for key in [k for k in state.warnings if k[0] == link.name]:
         del state.warnings[key]
-    if not moved:
-        state.saved.pop(key_of(link), None)
     case = state.cases.pop(link.name, None)
     if case is None:
         return

@@ -93,6 +93,7 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "counter wraps at 32 bits": (f"{HERE}/test_links.py::test_a_counter_that_wraps_at_32_bits",),
         "counter jumps by 2^62": (f"{HERE}/test_links.py::test_a_counter_that_jumps_beyond_all_reason",),
         "renamed": (f"{HERE}/test_links.py::test_renaming",),
+        "renamed, or another MAC, while taken over": (f"{HERE}/test_restarts.py::test_a_taken_over_root_follows_its_link",),
         "flapping 100 times": (f"{HERE}/test_links.py::test_flapping",),
         "MTU, queue length or state changed": (f"{TC}::test_a_limit_outlives_changes_of_its_link",),
         "moved to another namespace and back": (f"{HERE}/test_links.py::test_another_namespace_and_back",),
@@ -114,7 +115,10 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
             f"{NETLINK}::test_an_interrupted_dump_is_read_anew",
             f"{NETLINK}::test_a_dump_interrupted_for_ever_is_given_up",
         ),
-        "EPERM": (f"{NETLINK}::test_a_refusal_names_the_missing_capability",),
+        "EPERM": (
+            f"{HERE}/test_adapters.py::test_a_capability_that_is_lost",
+            f"{NETLINK}::test_a_refusal_names_the_missing_capability",
+        ),
         "no answer at all": (
             f"{NETLINK}::test_silence_ends_with_a_time_out",
             f"{LINKS}::test_a_timed_out_sample_is_a_fault_and_the_next_is_clean",

@@ -89,6 +89,40 @@ def test_a_defect_in_the_loop_ends_the_daemon_and_no_limit(pair: Pair, tmp_path:
         daemon.wait_phase("limited")
 
 
+_LOSE_CAPABILITY = """
+import ctypes, pathlib
+from limiterd.kernel.tc import TcKernel
+whole, switch, libc = TcKernel.apply, pathlib.Path({switch!r}), ctypes.CDLL(None, use_errno=True)
+def wield(able):  # capset(2): CAP_NET_ADMIN (12) out of, or back into, the effective set of this thread
+    head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(head, sets) == 0
+    sets[0] = sets[0] | 1 << 12 if able else sets[0] & ~(1 << 12)
+    assert libc.capset(head, sets) == 0, ctypes.get_errno()
+def apply(self, actions):
+    wield(not switch.exists())
+    try:
+        return whole(self, actions)
+    finally:
+        wield(True)
+TcKernel.apply = apply
+"""
+
+
+def test_a_capability_that_is_lost(pair: Pair, tmp_path: Path) -> None:
+    """CAP_NET_ADMIN lost while running (EPERM mid-operation): phase fault, reason permission; back again, the limit comes."""
+    switch = tmp_path / "lost"
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        plant(daemon, _LOSE_CAPABILITY.format(switch=str(switch)))
+        daemon.start()
+        switch.touch()
+        daemon.ask("limit", interface="eth0", reason="test")
+        daemon.wait_phase("fault")
+        assert daemon.status()["faults"][0]["reason"] == "permission"
+        assert daemon.metrics()['limiterd_kernel_errors_total{errno="EPERM",operation="install"}'] >= 1
+        switch.unlink()
+        daemon.wait_phase("limited", longest_s=6)
+
+
 def test_the_history_goes_on_after_a_defect_in_it(pair: Pair, tmp_path: Path) -> None:
     """A defect while an event is written down: that event is lost and told, the next ones are written again."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:

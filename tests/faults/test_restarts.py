@@ -43,3 +43,24 @@ def test_a_root_that_stands_is_left_alone(standing: RootQdisc) -> None:
     world.release()
     world.run(1)
     assert world.kernel.roots()[world.link().ifindex] == standing
+
+
+@pytest.mark.parametrize("change", ["name", "MAC"])
+def test_a_taken_over_root_follows_its_link(change: str) -> None:
+    """Link with a taken-over root renamed, or given another MAC: at the release the root is put back as it was."""
+    world = World(rules_of(replace(POLICY, foreign_qdisc=ForeignQdisc.TAKEOVER)))
+    world.kernel.apply([Action(ActionKind.RESTORE_ROOT, world.link().ifindex, "eth0", PFIFO)])
+    world.limit()
+    name = "eth1" if change == "name" else "eth0"
+    if change == "name":
+        world.rename("eth0", "eth1")
+    else:
+        world.links = tuple(replace(link, mac="02:00:00:00:00:99") for link in world.links)
+    world.run(1)
+    assert world.rate(name) is not None
+    world.boot()
+    world.run(1)
+    world.release(name)
+    world.run(1)
+    assert world.kernel.roots()[world.link(name).ifindex] == PFIFO
+    assert world.disk.saved == ()
