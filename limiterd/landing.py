@@ -3,7 +3,7 @@
 Rule: self-contained (nothing is loaded from anywhere), read-only, bounded, and silent on why: no flows, processes,
 people or reasons; those stay behind the control socket.
 
-Theory of operation. History keeps a few minutes of mean rates a link, four bytes each. page() writes one HTML document
+Theory of operation. History keeps a few minutes of counters, eight bytes a link and point. page() writes one HTML document
 from a Status and that history. Its only script fetches the page again and swaps the parts that change; where scripts
 are off the browser reloads. Style and script are allowed by their hashes alone (Content-Security-Policy).
 """
@@ -13,13 +13,13 @@ from __future__ import annotations
 import base64
 import hashlib
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Final
 
-from limiterd.core.model import LinkView, Phase, Status
+from limiterd.core.model import Link, LinkView, Phase, Snapshot, Status
 from limiterd.core.units import NS_PER_SECOND
 
 SAMPLE_PERIOD_S: Final = 5.0
@@ -38,33 +38,47 @@ _STEPS: Final = ((10**12, "Tbit/s"), (10**9, "Gbit/s"), (10**6, "Mbit/s"), (10**
 _SPANS: Final = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
+class _Places:
+    """Where each link of a tuple stands; worked out when the first one is looked for."""
+
+    __slots__ = ("_places", "links")
+
+    def __init__(self, links: tuple[Link, ...]) -> None:
+        self.links = links
+        self._places: dict[tuple[int, str], int] | None = None
+
+    def of(self, link: LinkView) -> int | None:
+        """The link's place, None where it is not among them."""
+        if self._places is None:
+            self._places = {(each.ifindex, each.name): place for place, each in enumerate(self.links)}
+        return self._places.get((link.ifindex, link.interface))
+
+
 class History:
-    """Mean transmit rates of each link over the last few minutes; links that are gone are forgotten."""
+    """Transmit counters of the last few minutes. Taking a point costs next to nothing; rates are for those who look."""
 
     def __init__(self) -> None:
-        self._rates: dict[tuple[int, str], array[float]] = {}
-        self._last: dict[tuple[int, str], int] = {}
-        self._last_ns = 0
+        self._columns: deque[tuple[int, _Places, array[int]]] = deque(maxlen=POINTS + 1)
 
-    def add(self, status: Status) -> None:
-        """Take one point a link: the mean since the last one, or the momentary rate where there is none."""
-        elapsed_ns = status.boot_ns - self._last_ns
-        rates: dict[tuple[int, str], array[float]] = {}
-        last: dict[tuple[int, str], int] = {}
-        for link in status.links:
-            if link.phase is Phase.ABSENT:
-                continue
-            key = (link.ifindex, link.interface)
-            sent = link.tx_bytes - self._last.get(key, link.tx_bytes + 1)
-            points = rates[key] = self._rates.get(key) or array("f")
-            points.append(8 * sent * NS_PER_SECOND / elapsed_ns if sent >= 0 and elapsed_ns > 0 else link.rate_bps)
-            del points[:-POINTS]
-            last[key] = link.tx_bytes
-        self._rates, self._last, self._last_ns = rates, last, status.boot_ns
+    def add(self, snapshot: Snapshot) -> None:
+        """Take one point of every link."""
+        last = self._columns[-1][1] if self._columns else None
+        places = last if last is not None and last.links is snapshot.links else _Places(snapshot.links)
+        self._columns.append((snapshot.t_ns, places, array("Q", snapshot.tx_bytes)))
 
     def rates_bps(self, link: LinkView) -> Sequence[float]:
-        """The kept points of a link, oldest first."""
-        return self._rates.get((link.ifindex, link.interface), ())
+        """The link's mean rates from point to point, oldest first, since it was last gone or its counter last fell."""
+        rates: list[float] = []
+        before: tuple[int, int] | None = None
+        for t_ns, places, sent in tuple(self._columns):
+            place = places.of(link)
+            now = (t_ns, sent[place]) if place is not None else None
+            if before is None or now is None or now[0] <= before[0] or now[1] < before[1]:
+                rates.clear()
+            else:
+                rates.append(8 * (now[1] - before[1]) * NS_PER_SECOND / (now[0] - before[0]))
+            before = now
+        return rates
 
 
 # ---- values for people ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -27,7 +28,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
-from limiterd.core.model import Counters, EpochReason, Histogram, LinkView, MetricsConfig, Phase, Reason, ReleaseReason, Status
+from limiterd.core.model import (
+    Counters,
+    EpochReason,
+    Histogram,
+    LinkView,
+    MetricsConfig,
+    Phase,
+    Reason,
+    ReleaseReason,
+    Snapshot,
+    Status,
+)
 from limiterd.core.units import NS_PER_SECOND
 from limiterd.http.exchange import Limits, Route
 from limiterd.http.server import Chore, HttpServer
@@ -338,7 +350,8 @@ def render(status: Status, accept: str = "", process: Collector | None = None) -
 class MetricsServer:
     """/metrics, /healthz and the landing page on config.listen; never in the way of the sampling loop.
 
-    status is called in the server's worker thread, alive in its loop thread: both from outside the sampling loop.
+    status and newest are called in the server's worker thread, alive in its loop thread: all from outside the sampling
+    loop. newest gives the latest snapshot, for the landing page's history; without it there is none.
     """
 
     def __init__(
@@ -347,6 +360,7 @@ class MetricsServer:
         status: Callable[[], Status],
         alive: Callable[[], bool],
         *,
+        newest: Callable[[], Snapshot | None] | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._status = status
@@ -358,9 +372,10 @@ class MetricsServer:
             "/metrics": Route(self._metrics),
             "/healthz": Route(self._healthz, quick=True),
         }
-        self._http = HttpServer(
-            config, routes, chore=Chore("the periodic sample of the landing page", self._remember, SAMPLE_PERIOD_S), limits=limits
-        )
+        chore = None
+        if newest is not None:
+            chore = Chore("the periodic sample of the landing page", partial(self._remember, newest), SAMPLE_PERIOD_S)
+        self._http = HttpServer(config, routes, chore=chore, limits=limits)
 
     def start(self) -> None:
         """Serve from now on; a port that is taken is a `problem`, retried, and no exception."""
@@ -384,8 +399,10 @@ class MetricsServer:
         """Where it listens now, with the real port; None where it does not."""
         return self._http.address
 
-    def _remember(self) -> None:
-        self._history.add(self._status())
+    def _remember(self, newest: Callable[[], Snapshot | None]) -> None:
+        snapshot = newest()
+        if snapshot is not None:
+            self._history.add(snapshot)
 
     def _landing(self, _: Request) -> Response:
         return Response(page(self._status(), self._history), CONTENT_TYPE, headers=HEADERS)

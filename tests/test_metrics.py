@@ -25,7 +25,7 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from limiterd.core.model import ClassStats, EpochReason, MetricsConfig, Phase, Status
+from limiterd.core.model import ClassStats, EpochReason, Link, MetricsConfig, Phase, Snapshot, Status
 from limiterd.landing import MAX_ROWS, POINTS, History, page, rate_text, span_text
 from limiterd.metrics import LINES_A_BLOCK, MetricsServer, link_blocks, render
 from tests.prometheus import tool
@@ -383,33 +383,39 @@ def test_the_page_is_bounded() -> None:
 
 
 def test_history_keeps_mean_rates_and_forgets() -> None:
-    """A point is the mean rate since the last one; points are bounded, a link that is gone or new starts afresh."""
+    """A rate is the mean from point to point; points are bounded, a link that is gone, new or falls back starts afresh."""
     history = History()
-    view = link("eth0", ifindex=2, tx_bytes=0, rate_bps=7)
+    here, other = Link(2, "eth0"), Link(3, "eth0")
+    old, new = link("eth0", ifindex=2), link("eth0", ifindex=3)
     for tick in range(POINTS + 5):
-        view = replace(view, tx_bytes=tick * 625_000_000)
-        history.add(replace(quiet(), boot_ns=(tick + 1) * 5 * SECOND, links=(view,)))
-    assert list(history.rates_bps(view)) == [GBIT] * POINTS
-    anew = replace(view, ifindex=3, tx_bytes=5)
-    history.add(replace(quiet(), boot_ns=500 * SECOND, links=(anew,)))
-    assert list(history.rates_bps(anew)) == [7]
-    assert list(history.rates_bps(view)) == []
-    history.add(replace(quiet(), boot_ns=505 * SECOND, links=(replace(anew, tx_bytes=0),)))
-    assert list(history.rates_bps(anew)) == [7, 7]
+        history.add(Snapshot((tick + 1) * 5 * SECOND, (here,), [tick * 625_000_000]))
+    assert list(history.rates_bps(old)) == [GBIT] * POINTS
+    history.add(Snapshot(500 * SECOND, (other,), [5]))
+    assert list(history.rates_bps(new)) == []
+    assert list(history.rates_bps(old)) == []
+    history.add(Snapshot(501 * SECOND, (other,), [130]))
+    assert list(history.rates_bps(new)) == [1000]
+    history.add(Snapshot(502 * SECOND, (other,), [0]))
+    history.add(Snapshot(504 * SECOND, (other,), [500]))
+    assert list(history.rates_bps(new)) == [2000]
 
 
 def test_the_history_is_sampled_by_the_server() -> None:
-    """The server takes a point by itself, before anybody has asked for the page."""
+    """The server takes a point by itself, before anybody has asked for the page, and builds no status for it."""
     asked = threading.Event()
 
-    def status() -> Status:
+    def newest() -> Snapshot:
         asked.set()
-        return rich()
+        return Snapshot(SECOND, (Link(2, "eth0"),), [1])
 
-    running = MetricsServer(LOOPBACK, status, lambda: True)
+    def status() -> Status:
+        raise AssertionError("nobody has asked for a status")
+
+    running = MetricsServer(LOOPBACK, status, lambda: True, newest=newest)
     running.start()
     try:
         assert asked.wait(10)
+        assert running.problem is None
     finally:
         running.close()
 

@@ -77,7 +77,7 @@ class House:
         self.evidence = EvidenceSampler(self.kernel.sockets, boot_ns)
         self.chronicle = Chronicle(log, self.audit, self._evidence_of)
         self.hands = Hands(self.kernel.tc, clocks, self.chronicle.tell, self.journal.save, self.journal.save_now)
-        self.metrics = MetricsServer(settings.metrics, self.status_or_last, self.alive)
+        self.metrics = MetricsServer(settings.metrics, self.status_or_last, self.alive, newest=self._newest)
         self.loop = Loop(settings.sampling.interval_ns, self._tick)
         self.petitions = Petitions(self, RequestStore(state_directory), Store(config.store_directory(settings)))
         self.tick_duration = Buckets()
@@ -195,6 +195,10 @@ class House:
         recent.append(snapshot)
         while len(recent) > 2 and recent[1].t_ns <= snapshot.t_ns - RATE_SPAN_NS:
             recent.popleft()
+
+    def _newest(self) -> Snapshot | None:
+        """The latest snapshot; from any thread."""
+        return self._recent[-1] if self._recent else None
 
     def _settle(self, inputs: Inputs) -> None:
         self.hands.settle(self.state, self.rules, inputs)
