@@ -1,4 +1,4 @@
-"""A real Prometheus server for tests, on loopback, with its data in a temporary directory."""
+"""A real Prometheus server for tests, on loopback (of a namespace, if need be), with its data in a temporary directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import pytest
 import yaml
+
+from limiterd.kernel.lab import Namespace, inside
 
 SCRAPE_INTERVAL: Final = "500ms"
 PATIENCE_S: Final = 60.0
@@ -41,9 +43,11 @@ class Prometheus:
     """A running server."""
 
     url: str
+    namespace: Namespace | None = None
 
     def _get(self, path: str, **arguments: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(arguments)}", timeout=10) as answer:  # noqa: S310  (it is http)
+        address = f"{self.url}{path}?{urllib.parse.urlencode(arguments)}"
+        with _in(self.namespace), urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310  (it is http)
             return json.load(answer)["data"]
 
     def values(self, expression: str, *, last_s: float = 0.0) -> list[float]:
@@ -77,6 +81,11 @@ class Prometheus:
         except (urllib.error.URLError, ConnectionError):  # not up yet
             return False
 
+    def instances(self, expression: str) -> set[str]:
+        """The instances that an expression has values of now."""
+        found = self._get("/api/v1/query", query=expression)["result"]
+        return {series["metric"].get("instance", "") for series in found}
+
     def firing(self) -> set[str]:
         """The alerts that are firing or would be after their `for`."""
         return {alert["labels"]["alertname"] for alert in self._get("/api/v1/alerts")["alerts"]}
@@ -86,11 +95,17 @@ class Prometheus:
         return {target["scrapeUrl"]: target["lastError"] for target in self._get("/api/v1/targets")["activeTargets"]}
 
 
+def _in(namespace: Namespace | None) -> AbstractContextManager[None]:
+    return nullcontext() if namespace is None else inside(namespace)
+
+
 @contextmanager
-def prometheus(targets: Sequence[str], directory: Path, rules: Path | None = None) -> Iterator[Prometheus]:
-    """Run a server that scrapes these targets as job limiterd twice a second."""
+def prometheus(
+    targets: Sequence[str], directory: Path, rules: Path | None = None, namespace: Namespace | None = None
+) -> Iterator[Prometheus]:
+    """Run a server that scrapes these targets as job limiterd twice a second; in the namespace, where one is given."""
     program = tool("prometheus")
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with _in(namespace), socket.create_server(("127.0.0.1", 0)) as free:
         listen = f"127.0.0.1:{free.getsockname()[1]}"
     config = {
         "global": {"scrape_interval": SCRAPE_INTERVAL, "scrape_timeout": SCRAPE_INTERVAL, "evaluation_interval": "1s"},
@@ -98,7 +113,7 @@ def prometheus(targets: Sequence[str], directory: Path, rules: Path | None = Non
         "scrape_configs": [{"job_name": "limiterd", "static_configs": [{"targets": list(targets)}]}],
     }
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    with (directory / "log").open("wb") as log:
+    with _in(namespace), (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             [
                 program,
@@ -111,10 +126,10 @@ def prometheus(targets: Sequence[str], directory: Path, rules: Path | None = Non
             stderr=log,
             cwd=directory,
         )
-        try:
-            server = Prometheus(f"http://{listen}")
-            server.wait_for("vector(1)")
-            yield server
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_S)
+    try:
+        server = Prometheus(f"http://{listen}", namespace)
+        server.wait_for("vector(1)")
+        yield server
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
