@@ -78,13 +78,13 @@ faults: $(VENV)/.tools ## every test of the fault catalogue, and their results i
 	trap 'rm -f "$$results"' EXIT
 	cases=$$($(PY) -c 'from tests.faults.catalogue import tests; print(*tests())')
 	code=0
-	PATH="$$PATH:/usr/sbin:/sbin" $(PY) -m pytest -q --junitxml="$$results" $(PYTEST_ARGS) $$cases || code=$$?
+	LIMITERD_LONG=1 PATH="$$PATH:/usr/sbin:/sbin" $(PY) -m pytest -q --junitxml="$$results" $(PYTEST_ARGS) $$cases || code=$$?
 	$(PY) docs/build_reliability.py --results "$$results"
 	exit $$code
 
-faults-long: $(VENV)/.tools ## the fault tests that take long: 600 random SIGKILLs, SIGSTOP to 30 s, 30 000 steps of anything
-	@LIMITERD_KILLS=600 LIMITERD_LONG=1 LIMITERD_MACHINE_EXAMPLES=600 PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest -q -s \
-	  --timeout=3600 tests/faults/test_kill.py tests/faults/test_time.py tests/core/test_machine.py
+faults-long: $(VENV)/.tools ## the fault tests that chance decides, for long: 600 random SIGKILLs, 30 000 steps of anything
+	@LIMITERD_KILLS=600 LIMITERD_MACHINE_EXAMPLES=600 PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest -q -s \
+	  --timeout=3600 tests/faults/test_kill.py tests/core/test_machine.py
 
 fuzz: $(VENV)/.tools ## every fuzz target for FUZZ_S seconds (60)
 	@exec $(PY) -m tests.faults.fuzz $(or $(FUZZ_S),60)

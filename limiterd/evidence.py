@@ -15,6 +15,8 @@ share of TCP is at most some 95 % to 99 %.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import threading
 import time
@@ -44,6 +46,7 @@ _ENTRIES: Final = 1_000_000
 """16 bytes each: at most 16 MiB, whatever the number of sockets."""
 _KEPT_FRESH: Final = 16
 _UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")
+_UNREADABLE: Final = "not readable"
 _NOT_SEEN: Final = "UDP and forwarded traffic, other network namespaces and connections already closed are not in it"
 _BY_ROUTE: Final = (
     "by which link a connection leaves is the routing's answer now; it knows no packet marks and no path of several"
@@ -252,13 +255,15 @@ def _flow(found: TcpSocket, sent_bytes: int, device_bytes: int, processes: Mappi
 def processes_of(inodes: Collection[int]) -> dict[int, dict[str, Any] | str]:
     """For each socket inode its process, or why there is none.
 
-    "not permitted": /proc hides some process's descriptors; "gone": no process has it; "not found in time": after 2 s.
+    "not permitted": /proc hides some process's descriptors; "gone": no process has it; "not found in time": after 2 s;
+    "not readable": /proc could not be read (no descriptor was free).
     """
     missing = set(inodes)
     found: dict[int, dict[str, Any] | str] = {}
-    why = "gone"
+    pids = _pids()
+    why = "gone" if pids else _UNREADABLE
     deadline = time.monotonic() + _LOOKUP_S
-    for pid in psutil.pids():
+    for pid in pids:
         if not missing:
             break
         if time.monotonic() > deadline:
@@ -269,11 +274,20 @@ def processes_of(inodes: Collection[int]) -> dict[int, dict[str, Any] | str]:
         except PermissionError:
             why = "not permitted"
             continue
-        except OSError:
-            continue  # it ended while we looked
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                why = _UNREADABLE
+            continue  # else it ended while we looked
         found |= {inode: _process(pid) for inode in held}
         missing -= held
     return found | dict.fromkeys(missing, why)
+
+
+def _pids() -> list[int]:
+    """All processes; none where /proc cannot be read (their files could not be either)."""
+    with contextlib.suppress(OSError):
+        return list(psutil.pids())
+    return []
 
 
 def _socket_inodes(pid: int) -> set[int]:
@@ -299,6 +313,8 @@ def _process(pid: int) -> dict[str, Any] | str:
         return "gone"
     except psutil.AccessDenied:
         return "not permitted"
+    except OSError:
+        return _UNREADABLE
     cgroup = _cgroup(pid)
     return {"pid": pid, "name": name, "uid": uid, "cgroup": cgroup, "unit": unit_of(cgroup)}
 

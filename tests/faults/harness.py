@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from limiterd.kernel.lab import Pair, inside
 from tests.netns import wait_for
 from tests.rig import Rig
+
+LONG: Final = bool(os.environ.get("LIMITERD_LONG"))
+"""Every case (`make faults`), not only the first of each kind, which is what the whole suite has the time for."""
 
 _PAUSE_S: Final = 0.004
 
@@ -21,6 +25,14 @@ QUICK: Final = "detect: {threshold: 20mbit, window: 1s, slice: 500ms}, limit: {r
 """A policy that fires after little traffic and little time."""
 EXCESS_BPS: Final = 40_000_000
 """Traffic that is too much under it."""
+
+
+T = TypeVar("T")
+
+
+def some(first: int, cases: Sequence[T]) -> Sequence[T]:
+    """The first of these cases, or with LONG all of them."""
+    return cases if LONG else cases[:first]
 
 
 class Echo:

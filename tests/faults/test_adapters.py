@@ -13,7 +13,7 @@ import pytest
 
 from limiterd.core.errors import PeerError
 from limiterd.kernel.lab import Pair, inside, run
-from tests.faults.harness import Spoilt, plant, problems
+from tests.faults.harness import Spoilt, plant, problems, some
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
 
@@ -34,17 +34,20 @@ def provoke(daemon: Rig) -> None:
 
 @pytest.mark.parametrize(
     ("target", "error", "says"),
-    [
-        ("limiterd.kernel.links:NetlinkSampler.sample", FAULT, "links cannot be sampled: planted"),
-        ("limiterd.kernel.tc:TcKernel.read", FAULT, "the kernel did not answer"),
-        ("limiterd.kernel.tc:TcKernel.apply", SILENCE, "failed with ETIMEDOUT"),
-        ("limiterd.kernel.tc:TcKernel.apply", FAULT, "failed with EIO"),
-        ("limiterd.kernel.events:EventSocket.drain", FAULT, "by polling alone: planted"),
-        ("limiterd.recordfile:RecordFile.write", FAULT, "planted"),
-        ("limiterd.recordfile:RecordFile.write", DEFECT, "thread journal died"),
-        ("limiterd.audit:AuditTrail.append", DEFECT, "thread chronicle died"),
-        ("limiterd.config:load_all", DEFECT, "thread reload died"),
-    ],
+    some(
+        4,
+        [
+            ("limiterd.kernel.links:NetlinkSampler.sample", FAULT, "links cannot be sampled: planted"),
+            ("limiterd.kernel.tc:TcKernel.apply", SILENCE, "failed with ETIMEDOUT"),
+            ("limiterd.kernel.events:EventSocket.drain", FAULT, "by polling alone: planted"),
+            ("limiterd.recordfile:RecordFile.write", DEFECT, "thread journal died"),
+            ("limiterd.kernel.tc:TcKernel.read", FAULT, "the kernel did not answer"),
+            ("limiterd.kernel.tc:TcKernel.apply", FAULT, "failed with EIO"),
+            ("limiterd.recordfile:RecordFile.write", FAULT, "planted"),
+            ("limiterd.audit:AuditTrail.append", DEFECT, "thread chronicle died"),
+            ("limiterd.config:load_all", DEFECT, "thread reload died"),
+        ],
+    ),
 )
 def test_a_failing_adapter_is_told_and_survived(pair: Pair, tmp_path: Path, target: str, error: str, says: str) -> None:
     """An adapter raises: the daemon goes on, status says what is degraded, and when it works again the limit is whole."""
@@ -64,11 +67,7 @@ def test_a_failing_adapter_is_told_and_survived(pair: Pair, tmp_path: Path, targ
 
 @pytest.mark.parametrize(
     "target",
-    [
-        "limiterd.kernel.links:NetlinkSampler.sample",
-        "limiterd.journal:JournalStore.save",
-        "limiterd.core.status:frame",
-    ],
+    some(1, ["limiterd.core.status:frame", "limiterd.kernel.links:NetlinkSampler.sample", "limiterd.journal:JournalStore.save"]),
 )
 def test_a_defect_in_the_loop_ends_the_daemon_and_no_limit(pair: Pair, tmp_path: Path, target: str) -> None:
     """A defect in the loop: exit 1 with its trace, the limit stands even with on_exit: remove, the next start adopts it."""

@@ -12,11 +12,12 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from limiterd.kernel.lab import Lab, Pair, inside
-from tests.faults.harness import EXCESS_BPS, QUICK, Echo, problems
+from tests.faults.harness import EXCESS_BPS, LONG, QUICK, Echo, problems
 from tests.netns import wait_for
 from tests.rig import Rig, rig
 
@@ -85,6 +86,9 @@ def test_a_blocked_stderr(lab: Lab, pair: Pair, tmp_path: Path) -> None:
         assert daemon.stop(within_s=5) == 0
 
 
+CROWD: Final = 500 if LONG else 100
+
+
 def descriptors(pid: int) -> int:
     """How many descriptors a process holds."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
@@ -129,18 +133,18 @@ def scraped(daemon: Rig) -> bool:
 
 
 def test_five_hundred_silent_clients(lab: Lab, pair: Pair, tmp_path: Path) -> None:
-    """500 control clients that say nothing: limits come as ever, limiterctl is served, descriptors stay bounded."""
+    """500 control clients (in the suite 100) that say nothing: limits come, limiterctl is served, descriptors are bounded."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon, contextlib.ExitStack() as crowd:
         daemon.start()
         assert daemon.process is not None
         quiet = descriptors(daemon.process.pid)
         lab.udp(pair.near, pair.far, rate_bps=EXCESS_BPS)
         refused = 0
-        for _ in range(500):
+        for _ in range(CROWD):
             client = crowd.enter_context(socket.socket(socket.AF_UNIX))
             client.setblocking(False)
             refused += client.connect_ex(daemon.socket) == errno.EAGAIN
         wait_for(lambda: daemon.root() == "htb 1d1d:", "the limit in the kernel", longest_s=8)
         assert descriptors(daemon.process.pid) < quiet + 80
         assert daemon.wait_phase("limited", longest_s=30)
-        assert refused < 500
+        assert refused < CROWD
