@@ -159,13 +159,13 @@ def restart() -> None:
 
 
 @contextmanager
-def traffic(rate_bps: int = 2_000_000_000) -> Iterator[None]:
+def traffic(rate_bps: int = 2_000_000_000, streams: int = 2) -> Iterator[None]:
     """TCP from this machine over the link, at most this fast, while the block runs."""
     sink = talker(f"ip netns exec {FAR} python3 {TRAFFIC} tcp-receive", {"host": FAR_IP})
     source = None
     try:
         port = json.loads(sink.stdout.readline())["port"]  # type: ignore[union-attr]
-        wanted = {"host": FAR_IP, "port": port, "streams": 2, "rate_bps": rate_bps}
+        wanted = {"host": FAR_IP, "port": port, "streams": streams, "rate_bps": rate_bps}
         source = talker(f"python3 {TRAFFIC} tcp-send", wanted)
         assert json.loads(source.stdout.readline())["ready"]  # type: ignore[union-attr]
         yield
@@ -193,20 +193,20 @@ def tx_bytes() -> int:
     return int(Path(f"/sys/class/net/{LINK}/statistics/tx_bytes").read_text(encoding="utf-8"))
 
 
-def shaped_rate() -> float:
-    """What the limit's class lets through under traffic, in bit/s: within 3 % of the limit, or AssertionError.
+def shaped_rate() -> str:
+    """What the limit's class lets through under traffic: never more than 3 % above the limit, and within 3 % of it.
 
-    A machine that is starved of CPU (an emulated one beside other work) sends less, for want of sender and timer: spans of
-    five seconds are tried until one reaches the limit. None may exceed it.
+    A machine that is starved of CPU (an emulated one beside other work) stands still for milliseconds and sends less in such
+    a second: up to a minute is watched for one second that was not disturbed. No second may exceed the limit.
     """
     rates: list[float] = []
     with traffic():
         time.sleep(2)
-        while len(rates) < 12 and max(rates, default=0) < 0.97 * LIMIT_BPS:
-            rates.append(rate_over(5, sent_bytes))
-    assert max(rates) >= 0.97 * LIMIT_BPS, f"{[round(rate / 1e6) for rate in rates]} Mbit/s"
-    assert max(rates) <= 1.03 * LIMIT_BPS, f"{[round(rate / 1e6) for rate in rates]} Mbit/s"
-    return rates[-1]
+        while len(rates) < 60 and (len(rates) < 5 or max(rates) < 0.97 * LIMIT_BPS):
+            rates.append(rate_over(1, sent_bytes))
+    told = f"best second {max(rates) / 1e6:.1f}, mean of {len(rates)} s {sum(rates) / len(rates) / 1e6:.1f} Mbit/s"
+    assert 0.97 * LIMIT_BPS <= max(rates) <= 1.03 * LIMIT_BPS, told
+    return told
 
 
 def be_limited() -> None:
@@ -291,13 +291,13 @@ def live_limits_after_ten_seconds() -> None:
 
 def live_holds_the_rate() -> None:
     """The limit's class lets through 200 Mbit/s ± 3 %, and status, metrics and kernel say the same."""
-    rate = shaped_rate()
+    told = shaped_rate()
     with urllib.request.urlopen("http://127.0.0.1:9817/metrics", timeout=20) as page:
         metrics = page.read().decode()
     value = re.search(rf'^limiterd_interface_limit_bytes_per_second{{interface="{LINK}"}} (\S+)$', metrics, re.MULTILINE)
     assert value, "no limit in the metrics"
     assert float(value[1]) * 8 == row()["limit_bps"] == LIMIT_BPS
-    print(f"      {rate / 1e6:.1f} Mbit/s")
+    print(f"      {told}")
 
 
 def live_restart_leaves_no_gap() -> None:
@@ -587,7 +587,7 @@ def decision_is_put_back() -> None:
     wait_for(lambda: phase() == "limited", "limited", 60)
     assert limited()
     assert str(row()["since"]) == Path("/root/limiterd-vm/since").read_text(encoding="utf-8")
-    print(f"      {shaped_rate() / 1e6:.1f} Mbit/s")
+    print(f"      {shaped_rate()}")
 
 
 def boot_was_not_held_up() -> None:
