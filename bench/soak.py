@@ -170,20 +170,20 @@ def plot(rows: list[dict[str, float]], path: str) -> None:
     panels = figure.subplots(4, 1, sharex=True)
     minutes = [row["second"] / 60 for row in rows]
     late = [100 * b / a if a else 0.0 for a, b in ((row["ticks"], row["late_10ms"]) for row in rows)]
-    series = (
-        ("resident memory, MiB", [row["rss_kib"] / 1024 for row in rows]),
-        ("descriptors and threads", [row["descriptors"] for row in rows]),
-        ("limits, releases, repairs so far", [row["limits"] for row in rows]),
-        ("ticks more than 10 ms late, % so far", late),
+    series: tuple[tuple[str, dict[str, list[float]]], ...] = (
+        ("resident memory, MiB", {"": [row["rss_kib"] / 1024 for row in rows]}),
+        ("held", {name: [row[name] for row in rows] for name in ("descriptors", "threads", "links")}),
+        ("so far", {name: [row[name] for row in rows] for name in ("limits", "released", "repairs")}),
+        ("ticks more than 10 ms late so far, %", {"": late}),
     )
-    for panel, (title, values) in zip(panels, series, strict=True):
-        panel.plot(minutes, values, linewidth=0.9)
+    for panel, (title, lines) in zip(panels, series, strict=True):
+        for name, values in lines.items():
+            panel.plot(minutes, values, linewidth=0.9, label=name)
         panel.set_title(title, loc="left", fontsize=9)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.1 * max(map(max, lines.values())) or 1)
         panel.grid(alpha=0.3)
-    panels[1].plot(minutes, [row["threads"] for row in rows], linewidth=0.9)
-    for name in ("released", "repairs"):
-        panels[2].plot(minutes, [row[name] for row in rows], linewidth=0.9)
+        if len(lines) > 1:
+            panel.legend(fontsize=8, loc="center right")
     panels[3].set_xlabel("minutes")
     figure.savefig(path, dpi=110)
 

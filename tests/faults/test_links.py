@@ -92,7 +92,7 @@ def test_the_same_name_and_ifindex_made_anew(pair: Pair, tmp_path: Path) -> None
 @pytest.mark.root
 @pytest.mark.slow
 def test_churn(pair: Pair, tmp_path: Path) -> None:
-    """500 links (in the suite 150) made and deleted beside a limited one: seen, forgotten; memory, descriptors and ticks bounded."""
+    """500 links (in the suite 150) made and deleted beside a limited one: seen, forgotten; memory and descriptors are bounded."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
         limited(daemon)
         before = daemon.metrics()
