@@ -109,7 +109,7 @@ LINK_FAMILIES: Final = (
     LinkFamily(
         "interface_transmit_bytes_per_second",
         "gauge",
-        "Transmit rate over the last sampling interval.",
+        "Transmit rate over about the last second.",
         lambda link, _: (("", _bytes(link.rate_bps)),),
     ),
     LinkFamily(

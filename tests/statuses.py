@@ -1,9 +1,8 @@
-"""Statuses for tests of what is shown: one rich fixed instant, and a machine whose figures move with the clock."""
+"""Statuses for tests of what is shown: one rich fixed instant, and an uneventful one."""
 
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 
 from limiterd.core.model import (
@@ -110,64 +109,3 @@ def quiet(links: int = 1) -> Status:
     return replace(
         rich(), links=views, faults=(), overrides=(), paused=False, config_error=None, counters=Counters(), requests_pending=0
     )
-
-
-class Machine:
-    """A machine with traffic: figures that grow with the real clock, so that rates over a scrape or two are not empty.
-
-    eth0 is limited, eth1 comes and goes, eth2 is exempt, eth3 in fault; ticks and requests are counted all along.
-    """
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def status(self) -> Status:
-        """The machine now."""
-        base = rich()
-        age_s = time.monotonic() - self._began
-        wall_ns = time.time_ns()
-        ticks = int(age_s * 10)
-        beats = int(age_s)
-        moved = tuple(
-            replace(
-                view,
-                tx_bytes=view.tx_bytes + int(age_s * view.rate_bps / 8),
-                rate_bps=int(view.rate_bps * (1 + 0.1 * math.sin(age_s + view.ifindex))),
-                since_wall_ns=None if view.since_wall_ns is None else wall_ns - int(754 + age_s) * SECOND,
-                stats=None if view.stats is None else ClassStats(int(age_s * 25e6), int(age_s * 2e4), beats, 50 * beats, 30_000),
-            )
-            for view in base.links
-        )
-        shift_ns = wall_ns - WALL_NS
-        return replace(
-            base,
-            wall_ns=wall_ns,
-            boot_ns=time.monotonic_ns(),
-            started_wall_ns=wall_ns - int(age_s * SECOND),
-            links=moved,
-            config_loaded_wall_ns=base.config_loaded_wall_ns + shift_ns,
-            overrides=tuple(
-                replace(view, record=replace(view.record, expires_wall_ns=expires and expires + shift_ns))
-                for view in base.overrides
-                for expires in [view.record.expires_wall_ns]
-            ),
-            counters=replace(
-                base.counters,
-                detections={("eth0", "sustained"): 3 + beats, ("eth1", "guard"): 1},
-                limits_applied={"eth0": 2 + beats},
-                limits_released={("eth0", "demand_ended"): 1 + beats, ("eth0", "override"): 1},
-                drift_repairs={"eth0": 5 + beats},
-                kernel_errors={("install", "EEXIST"): 2 + beats},
-                epochs={"new": 7, "gap": beats},
-                control_requests={("status", "ok"): 12 + ticks, ("limit", "denied"): 1},
-                missed_ticks=4 + ticks,
-                dropped_samples=3 + beats,
-                netlink_resyncs=2 + beats,
-                audit_errors=1 + beats,
-            ),
-            histograms={
-                "tick_duration_seconds": histogram((0.0004,) * ticks + (0.003,) * beats),
-                "tick_lateness_seconds": histogram((0.0002,) * ticks + (0.3,) * beats),
-                "enforcement_seconds": histogram((0.04,) * (1 + beats)),
-            },
-        )

@@ -479,7 +479,7 @@ def test_top_shows_what_waits_behind_a_limit() -> None:
     """A limited link has a second line: the queue, and the drops of the last second."""
     later = LIMITED | {"shaped": LIMITED["shaped"] | {"drops": 12_445}}
     board = heard(document(link(**LIMITED)), document(link(**later)))
-    demand = next(line for line in top.frame(board, SCREEN, 24, "r", NOW) if "demand" in line)
+    demand = next(line for line in top.frame(board, SCREEN, 24, "r", NOW) if "queued" in line)
     assert "248kB queued, 100 drops/s" in demand
 
 

@@ -135,7 +135,7 @@ def _title(board: Board, screen: Terminal, now: float) -> str:
     facts = [
         f"limiterd {clean(data.get('version', '?'))} on {clean(data.get('host', '?'))}",
         f"{fmt.local(now):%H:%M:%S}",
-        f"up {fmt.span(max(0.0, now - started))}" if started is not None else "",
+        f"up {fmt.span(max(0.0, now - started))}" if started is not None and not board.error else "",
         f"sampling by {clean(data.get('source'))}" if data.get("source") else "",
     ]
     return screen.palette.paint(fmt.cut("   ".join(f for f in facts if f), screen.width), "bold")
@@ -210,10 +210,10 @@ def _demand(track: Track, link: Data, name_width: int, columns: int, screen: Ter
     if link.get("phase") != "limited":
         return []
     queued = list(track.queued)[-columns:]
-    now = queued[-1] if queued else None
-    text = f"{fmt.size(now or 0)} queued, {fmt.count(track.drops_per_s)} drops/s, {fmt.count(track.overlimits_per_s)} waits/s"
+    last = next((size for size in reversed(queued) if size is not None), 0.0)
+    text = f"{fmt.size(last)} queued, {fmt.count(track.drops_per_s)} drops/s, {fmt.count(track.overlimits_per_s)} waits/s"
     width = name_width + sum(WIDTHS) + 3 * 2
-    label = screen.palette.paint(fmt.pad(fmt.cut(f"  demand: {text}", width), width), "dim")
+    label = screen.palette.paint(fmt.pad(fmt.cut(f"  {text}", width), width), "dim")
     return [f"{label}  {screen.palette.paint(fmt.sparkline(queued, unicode=screen.unicode), 'magenta')}".rstrip()]
 
 
