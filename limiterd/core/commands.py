@@ -13,7 +13,7 @@ from limiterd.core.model import Decision, EventKind, Link, Now, PolicyMode, Reas
 from limiterd.core.policy import Effective
 from limiterd.core.shape import LOWEST_BPS
 from limiterd.core.state import Output, State, Turn
-from limiterd.core.units import format_rate
+from limiterd.core.units import MAX_RATE_BPS, format_rate
 
 MIN_RATE_BPS = 2 * LOWEST_BPS
 """The least that a limit can be made of; a lower rate is a typing error."""
@@ -38,6 +38,14 @@ def _may_limit(state: State, interface: str, effective: Effective, *, force: boo
         raise PeerError(f"{interface}: new limits are paused; `limiterctl resume` ends that, --force limits all the same")
 
 
+def _strikes(turn: Turn, link: Link) -> int:
+    """The strikes of the limit that is taken over, else those that are remembered."""
+    case = turn.state.cases.get(link.name)
+    if case is not None and case.decision is not None and case.stage in HOLDING:
+        return case.decision.strikes
+    return strikes_of(turn, link)
+
+
 def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reason: str, force: bool, by: str) -> Output:
     """Limit a link by hand, until a manual release or an override; on a limited link it takes the decision over."""
     link, effective = _watched(state, interface)
@@ -47,6 +55,8 @@ def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reaso
             f"{interface}: a limit of {format_rate(rate_bps)} would cut it off; the least is {format_rate(MIN_RATE_BPS)}",
             exit_code=EXIT_USAGE,
         )
+    if rate_bps is not None and rate_bps > MAX_RATE_BPS:
+        raise PeerError(f"{interface}: a limit above {format_rate(MAX_RATE_BPS)} makes no sense", exit_code=EXIT_USAGE)
     turn = Turn(state, now)
     decision = Decision(
         interface=interface,
@@ -54,7 +64,7 @@ def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reaso
         policy=effective.policy.name,
         reason=Reason.OPERATOR,
         since_wall_ns=now.wall_ns,
-        strikes=strikes_of(turn, link),
+        strikes=_strikes(turn, link),
         rate_bps=rate_bps,
         manual=True,
         forced=force,

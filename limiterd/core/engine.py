@@ -31,6 +31,7 @@ from limiterd.core.limits import (
 )
 from limiterd.core.model import (
     DAY,
+    HANDLE_ROOT,
     HOUR,
     ActionKind,
     ActionResult,
@@ -116,10 +117,23 @@ def _take_results(turn: Turn, results: Iterable[ActionResult]) -> None:
                 state.saved.pop(_key_at(state, result.action.ifindex), None)
             continue
         state.tally.kernel_errors[OPERATION_OF[result.action.kind], errno_name(result.errno)] += 1
+        if _not_taken(result):
+            state.journal_dirty |= state.saved.pop(_key_at(state, result.action.ifindex), None) is not None
         case = state.cases.get(result.action.interface)
         if case is None or result.errno == errno.ENODEV or _lost_ability(turn, result):
             continue
         obstruct(turn, case, obstacle_of(result))
+
+
+def _not_taken(result: ActionResult) -> bool:
+    """Whether a takeover ended before the foreign root was deleted: it stays its owner's, there is nothing to restore.
+
+    Where the kernel gave no answer the root may be gone: what was saved is kept.
+    """
+    action = result.action
+    if action.kind is ActionKind.SAVE_ROOT:
+        return result.errno in (errno.EIO, errno.ESTALE)
+    return action.kind is ActionKind.DELETE_ROOT and action.item != HANDLE_ROOT
 
 
 def _key_at(state: State, ifindex: int) -> tuple[str, str]:
@@ -376,17 +390,29 @@ def _take_links(turn: Turn, links: tuple[Link, ...]) -> None:
 
 
 def _update(turn: Turn, before: Link, link: Link) -> None:
-    _carry_saved(turn.state, before, link)
-    case = turn.state.cases.get(link.name)
-    if case is not None and case.link != link:
+    state = turn.state
+    _carry(state, before, link)
+    case = state.cases.get(link.name)
+    if case is None:
+        _put_back(turn, link)  # a link that is made anew may get its MAC after its name
+    elif case.link != link:
         case.link = link
+        if case.decision is not None and case.decision.mac != link.mac:
+            case.decision = replace(case.decision, mac=link.mac)
+            state.journal_dirty = True
         refresh(turn, case)
 
 
-def _carry_saved(state: State, before: Link, after: Link) -> None:
-    """A root that was taken over belongs to the link, whatever its name and MAC become."""
-    if key_of(before) != key_of(after) and key_of(before) in state.saved:
-        state.saved[key_of(after)] = state.saved.pop(key_of(before))
+def _carry(state: State, before: Link, after: Link) -> None:
+    """A root that was taken over and the strikes belong to the link, whatever its name and MAC become."""
+    old, new = key_of(before), key_of(after)
+    if old == new:
+        return
+    if old in state.saved:
+        state.saved[new] = state.saved.pop(old)
+        state.journal_dirty = True
+    if old in state.memories:
+        state.memories[new] = replace(state.memories.pop(old), interface=after.name, mac=after.mac)
         state.journal_dirty = True
 
 
@@ -397,7 +423,7 @@ def _leave(turn: Turn, link: Link) -> None:
     renamed = state.by_index.get(link.ifindex)
     moved = renamed is not None and _same_instance(renamed, link)
     if moved and renamed is not None:
-        _carry_saved(state, link, renamed)
+        _carry(state, link, renamed)
     else:
         state.tc.pop(link.ifindex, None)
         state.saved.pop(key_of(link), None)
@@ -426,12 +452,19 @@ def _arrive(turn: Turn, link: Link) -> None:
     if applies is not None:
         _apply(turn, link, None, applies)
         _tell_override(turn, link, None, applies)
-    decision = state.away.pop(key_of(link), None)
+    else:
+        state.detector.forget(link.name)  # a policy may have watched an earlier link of this name
+    _put_back(turn, link)
+    if not turn.rooted:
+        turn.reads.add(link.ifindex)
+
+
+def _put_back(turn: Turn, link: Link) -> None:
+    """Take up the decision that waits for a link of this name and MAC, if there is one."""
+    decision = turn.state.away.pop(key_of(link), None)
     if decision is not None:
         turn.tell(EventKind.LINK_BACK, link.name, decision.reason)
         reconsider(turn, order(turn, link, decision, put_back=True))
-    if not turn.rooted:
-        turn.reads.add(link.ifindex)
 
 
 def _forget_gone(turn: Turn) -> None:
