@@ -622,7 +622,7 @@ def test_history_tells_each_entry_in_the_daemons_words() -> None:
         {"wall": "2026-11-22T11:00:00Z", "kind": "config", "interface": "", "fields": {"by": "root", "rate_bps": 2 * 10**9}},
     ]
     lines = history.render({"entries": entries}, now=NOW)
-    assert "limit            eth1 sent too much" in lines[1]
+    assert "limit            eth1: sent too much" in lines[1]
     assert "1m" in lines[1]
     assert "by root, rate 2gbit" in lines[-1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,3 +71,13 @@ def test_the_pages_are_clean_roff(page: str) -> None:
         ["groff", "-t", "-k", "-man", "-Tutf8", "-ww", "-z", str(MAN / page)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_command_in_the_runbook_can_be_typed() -> None:
+    """The transcripts' commands are command lines that limiterctl takes; docs/build_transcripts.py renews them."""
+    text = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    lines = re.findall(r"(?m)^\$ limiterctl (.*)$", text)
+    assert len(lines) > 10
+    for line in lines:
+        cli.build_parser().parse_args(shlex.split(line, comments=True))
+    assert text.count("\n### ") > text.split("<!-- end of transcripts -->")[0].count("\n### ") == 5

@@ -121,7 +121,7 @@ def _entry(entry: Data, at: float, now: float, width: int, palette: Palette) -> 
     stamp = f"{fmt.local(at):%H:%M:%S}"
     age = fmt.pad(fmt.short_span(max(0.0, now - at)), 4, right=True)
     indent = " " * 32
-    text = " ".join(part for part in (clean(entry.get("interface") or ""), describe(entry)) if part)
+    text = ": ".join(part for part in (clean(entry.get("interface") or ""), describe(entry)) if part)
     first, *rest = fmt.wrap(text, width, indent)
     head = f"{stamp} {age}  {palette.paint(label, STYLES.get(kind, ''))} "
     return [(head + first[len(indent) :]).rstrip(), *rest]

@@ -75,7 +75,7 @@ def _bits(event: Event) -> str:
 
 def _limit(event: Event) -> str:
     if event.reason == "operator":
-        return f"limiting it to {_rate(event, 'limit_bps')}, as asked for{_who(event)}"
+        return f"limiting it to {_rate(event, 'limit_bps')}, asked for{_who(event)}"
     return f"{_excess(event)}: limiting it to {_rate(event, 'limit_bps')}, strike {event.detail.get('strikes')}"
 
 
@@ -108,6 +108,10 @@ def _released(event: Event) -> str:
 def _message(event: Event) -> str:
     """The engine's own words; the link, with which they begin, is told beside them."""
     return _text(event, "message").removeprefix(f"{event.interface}: ")
+
+
+def _over(event: Event) -> str:
+    return f"{'warning' if event.detail.get('warning') else 'fault'} over: {event.reason.replace('_', ' ')}"
 
 
 def _gone(event: Event) -> str:
@@ -151,7 +155,7 @@ _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
     EventKind.POSSIBLE: ("info", lambda _: "possible excess; the samples are too coarse to say"),
     EventKind.EPOCH: ("debug", lambda e: f"a fresh epoch begins ({e.reason})"),
     EventKind.FAULT: ("error", _message),
-    EventKind.FAULT_CLEARED: ("info", lambda e: f"{'warning' if e.detail.get('warning') else 'fault'} over: {e.reason}"),
+    EventKind.FAULT_CLEARED: ("info", _over),
     EventKind.FOREIGN: ("warning", _message),
     EventKind.REPAIR: ("warning", lambda e: f"repairing the limit: {'; '.join(map(str, _differences(e))) or 'it was undone'}"),
     EventKind.ADOPTED: ("info", lambda e: f"found the limit of {_rate(e, 'limit_bps')} standing and adopted it"),
