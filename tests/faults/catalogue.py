@@ -97,7 +97,10 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "flapping 100 times": (f"{HERE}/test_links.py::test_flapping",),
         "MTU, queue length or state changed": (f"{TC}::test_a_limit_outlives_changes_of_its_link",),
         "moved to another namespace and back": (f"{HERE}/test_links.py::test_another_namespace_and_back",),
-        "arriving after the start": (f"{HERE}/test_events.py::test_events_repair_when_nothing_is_polled",),
+        "arriving after the start": (
+            f"{HERE}/test_events.py::test_events_repair_when_nothing_is_polled",
+            f"{HERE}/test_links.py::test_a_link_that_arrives_beside_a_limited_one",
+        ),
         "500 links made and deleted": (
             f"{HERE}/test_links.py::test_churn",
             f"{LINKS}::test_churn_never_breaks_a_sample",

@@ -174,3 +174,17 @@ def test_a_counter_that_jumps_beyond_all_reason() -> None:
         assert world.told(EventKind.LIMIT) == []
         implausible = (EventKind.EPOCH, EpochReason.IMPLAUSIBLE) in world.told(EventKind.EPOCH)
         assert implausible == (rules is strict)
+
+
+def test_a_link_that_arrives_beside_a_limited_one() -> None:
+    """Another link arrives and goes: a standing limit gets no message, and no epoch but the newcomer's begins."""
+    world = World()
+    world.limit()
+    sent, epochs = len(world.kernel.sent), len(world.told(EventKind.EPOCH))
+    world.add(3, "eth1")
+    world.run(2)
+    world.remove("eth1")
+    world.run(2)
+    assert len(world.kernel.sent) == sent
+    assert len(world.told(EventKind.EPOCH)) == epochs + 1
+    assert world.view().phase is Phase.LIMITED
