@@ -376,10 +376,11 @@ def _take_links(turn: Turn, links: tuple[Link, ...]) -> None:
     before, state.links = state.by_name, links
     state.by_name = {link.name: link for link in links}
     state.by_index = {link.ifindex: link for link in links}
+    _carry(state, before)
     for link in before.values():
         after = state.by_name.get(link.name)
         if after is not None and _same_instance(link, after):
-            _update(turn, link, after)
+            _update(turn, after)
         else:
             _leave(turn, link)
     for link in links:
@@ -389,9 +390,8 @@ def _take_links(turn: Turn, links: tuple[Link, ...]) -> None:
     _forget_gone(turn)
 
 
-def _update(turn: Turn, before: Link, link: Link) -> None:
+def _update(turn: Turn, link: Link) -> None:
     state = turn.state
-    _carry(state, before, link)
     case = state.cases.get(link.name)
     if case is None:
         _put_back(turn, link)  # a link that is made anew may get its MAC after its name
@@ -403,17 +403,27 @@ def _update(turn: Turn, before: Link, link: Link) -> None:
         refresh(turn, case)
 
 
-def _carry(state: State, before: Link, after: Link) -> None:
-    """A root that was taken over and the strikes belong to the link, whatever its name and MAC become."""
-    old, new = key_of(before), key_of(after)
-    if old == new:
-        return
-    if old in state.saved:
-        state.saved[new] = state.saved.pop(old)
-        state.journal_dirty = True
-    if old in state.memories:
-        state.memories[new] = replace(state.memories.pop(old), interface=after.name, mac=after.mac)
-        state.journal_dirty = True
+def _carry(state: State, before: Mapping[str, Link]) -> None:
+    """A root that was taken over and the strikes belong to the link, whatever its name and MAC become.
+
+    All links at once: names may be swapped, and the members of a bond have one MAC.
+    """
+    saved, memories = {}, {}
+    for link in before.values():
+        after, old = state.by_index.get(link.ifindex), key_of(link)
+        alive = after is not None and _same_instance(after, link)
+        new = key_of(after) if after is not None and alive else None
+        if new == old:
+            continue
+        root = state.saved.pop(old, None)
+        memory = state.memories.pop(old, None) if alive else None
+        state.journal_dirty |= root is not None or memory is not None
+        if new is not None and root is not None:
+            saved[new] = root
+        if new is not None and memory is not None:
+            memories[new] = replace(memory, interface=new[0], mac=new[1])
+    state.saved |= saved
+    state.memories |= memories
 
 
 def _leave(turn: Turn, link: Link) -> None:
@@ -422,11 +432,8 @@ def _leave(turn: Turn, link: Link) -> None:
     state.gone_since_ns[link.name] = turn.now.boot_ns
     renamed = state.by_index.get(link.ifindex)
     moved = renamed is not None and _same_instance(renamed, link)
-    if moved and renamed is not None:
-        _carry(state, link, renamed)
-    else:
+    if not moved:
         state.tc.pop(link.ifindex, None)
-        state.saved.pop(key_of(link), None)
     state.effective.pop(link.name, None)
     for key in [k for k in state.warnings if k[0] == link.name]:
         del state.warnings[key]

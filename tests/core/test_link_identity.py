@@ -151,3 +151,31 @@ def test_a_root_that_could_not_be_deleted_is_not_held_against_its_successor() ->
     world.release()
     world.run(1, {"eth0": 0})
     assert world.root() == "bfifo 6:"
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_saved_roots_of_links_with_one_mac_are_not_mixed_up(*, swapped: bool) -> None:
+    """Two members of a bond swap their names, or one takes a gone one's name: each gets the root back that was its own."""
+    world = takeover_world()
+    other = world.add(3, "eth1", mac=world.link().mac)
+    world.run(0.2)
+    behind = Action(ActionKind.RESTORE_ROOT, other.ifindex, "eth1", RootQdisc("pfifo", 0x60000, b"\x00\x00\x00\x09"))
+    assert world.kernel.apply([behind])[0].errno == 0
+    world.touch("eth1")
+    world.limit("eth0")
+    world.limit("eth1")
+    if swapped:
+        names = {"eth0": "eth1", "eth1": "eth0"}
+        world.links = tuple(replace(link, name=names[link.name]) for link in world.links)
+    else:
+        world.remove("eth0")
+        world.rename("eth1", "eth0")
+    world.run(0.3)
+    world.release("eth0")
+    world.run(1)
+    assert world.root("eth0") == "pfifo 6:"
+    if swapped:
+        world.release("eth1")
+        world.run(1)
+        assert world.root("eth1") == "pfifo 5:"
+    assert world.disk.saved == ()
