@@ -48,6 +48,22 @@ def _check_directory(directory: Path) -> None:
         )
 
 
+def is_owned(path: str | Path) -> bool:
+    """Whether a running instance owns the socket of this path; makes nothing, and holds nothing afterwards."""
+    lock_path = Path(path).with_name(Path(path).name + ".lock")
+    try:
+        descriptor = os.open(lock_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class OwnedSocket:
     """The lock and the socket of one path. One thread at a time."""
 

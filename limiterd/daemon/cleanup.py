@@ -1,28 +1,32 @@
 """`limiterd --cleanup`: lift what stands in the kernel under our handle, without a daemon.
 
 Used when the package is removed. It goes the way of every release (raise the rate, let the queue drain, remove, restore
-what a takeover saved), driven by the same engine with a configuration that watches nothing. A running daemon is left
-alone: it would put its limits back.
+what a takeover saved), driven by the same engine with a configuration that watches nothing. Beside a running daemon
+nothing is done: it would put its limits back. Decisions stay on record: a daemon that starts again puts their limits back.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from limiterd import config
 from limiterd.core import engine
-from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, ConfigError
-from limiterd.core.model import Config, Event, Journal, Rules, Snapshot
-from limiterd.core.state import Inputs
+from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, ConfigError, EnvironmentFault
+from limiterd.core.model import Config, Event, EventKind, Journal, Rules, Snapshot
+from limiterd.core.state import Inputs, State
 from limiterd.daemon.chronicle import sentence
 from limiterd.daemon.hands import Hands
 from limiterd.daemon.house import clocks
 from limiterd.daemon.loop import boot_ns, hostname
-from limiterd.journal import JournalStore
+from limiterd.journal import FILE_NAME, JournalStore
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.tc import TcKernel
+from limiterd.runsocket import is_owned
 
 _LONGEST_NS = 10_000_000_000
 _PAUSE_S = 0.05
@@ -36,31 +40,50 @@ def _settings(path: str) -> Config:
         return Config()
 
 
+def _forget_saved(directory: Path, store: JournalStore, kept: Journal, state: State) -> None:
+    """Take what was restored out of the journal, or a later release would restore it once more; its owner stays the daemon."""
+    left = state.journal().saved
+    if left == kept.saved:
+        return
+    path = directory / FILE_NAME
+    try:
+        owner = path.stat()
+        store.save_now(replace(kept, saved=left))
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    except (OSError, EnvironmentFault) as error:
+        sys.stderr.write(f"limiterd: {path} still names root qdiscs that are restored: {error}\n")
+
+
 def _tell(events: Sequence[Event]) -> None:
     for event in events:
-        if event.kind != "epoch":
+        if event.kind is not EventKind.EPOCH:
             sys.stdout.write(f"{event.interface}: {sentence(event)[1]}\n")
 
 
 def clean_up(path: str) -> int:
-    """Lift every limit of ours; 0 when none is left, 1 when one could not be removed in time."""
+    """Lift every limit of ours; 0 when none is left, 1 when one could not be removed in time, or where a daemon runs."""
     settings = _settings(path)
+    if is_owned(settings.control.socket):
+        sys.stderr.write(f"limiterd: a daemon runs ({settings.control.socket}) and would put its limits back; stop it first\n")
+        return EXIT_FAILED
     rules = Rules(config=Config(policies=(), enforcement=settings.enforcement))
     store = JournalStore(settings.state_directory)
     kept, _ = store.load()
     table, tc = LinkTable(), TcKernel()
     state = engine.start(rules, Journal(saved=kept.saved), tc.abilities(), clocks())
-    hands = Hands(tc, clocks, _tell, lambda _: None, lambda _: None)
+    told: list[Event] = []
+    hands = Hands(tc, clocks, told.extend, lambda _: None, lambda _: None)
     until_ns = boot_ns() + _LONGEST_NS
     snapshot = Snapshot(boot_ns(), table.links, [0] * len(table.links))
     hands.settle(state, rules, hands.with_roots(Inputs(clocks(), snapshot=snapshot)))
-    found = len(state.cases)
     while state.cases and boot_ns() < until_ns:
         time.sleep(_PAUSE_S)
         hands.settle(state, rules, hands.read_now(frozenset(case.link.ifindex for case in state.cases.values())))
+    _tell(told)
+    _forget_saved(Path(settings.state_directory), store, kept, state)
     for case in state.cases.values():
         why = case.obstacle.message if case.obstacle is not None else "its queue does not drain"
         sys.stderr.write(f"limiterd: {case.link.name}: the limit could not be removed: {why}\n")
-    if not found:
+    if not told and not state.cases:
         sys.stdout.write("no limit of ours stands in this network namespace\n")
     return EXIT_FAILED if state.cases else EXIT_DONE

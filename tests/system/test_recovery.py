@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from limiterd.journal import JournalStore
 from limiterd.kernel.lab import Pair, run
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
@@ -165,13 +167,49 @@ def test_second_instance_refuses(pair: Pair, tmp_path: Path) -> None:
         assert first.phase() == "conforming"
 
 
+def cleaned_up(daemon: Rig, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run limiterd --cleanup beside it."""
+    command = [sys.executable, "-m", "limiterd.daemon", "--cleanup", "--config", str(daemon.config)]
+    return run(daemon.namespace, command, check=check)
+
+
 def test_cleanup_without_a_daemon(pair: Pair, tmp_path: Path) -> None:
-    """limiterd --cleanup removes what a killed daemon left standing."""
+    """limiterd --cleanup removes what a killed daemon left standing, and says so; a second one finds nothing."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         before = daemon.root()
         daemon.start()
         limited(daemon)
         daemon.stop(signal.SIGKILL)
-        done = run(pair.near.namespace, [sys.executable, "-m", "limiterd.daemon", "--cleanup", "--config", str(daemon.config)])
-        assert done.returncode == 0
+        assert cleaned_up(daemon).stdout.startswith("eth0: ")
         assert daemon.root() == before
+        assert cleaned_up(daemon).stdout == "no limit of ours stands in this network namespace\n"
+
+
+def test_cleanup_beside_a_daemon_is_refused(pair: Pair, tmp_path: Path) -> None:
+    """A running daemon would put its limits back: --cleanup says so, exits 1 and touches nothing."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        daemon.start()
+        limited(daemon)
+        done = cleaned_up(daemon, check=False)
+        assert done.returncode == 1
+        assert "stop it first" in done.stderr
+        assert daemon.phase() == "limited"
+        assert "repair" not in daemon.log()
+
+
+def test_cleanup_restores_a_saved_root_once(pair: Pair, tmp_path: Path) -> None:
+    """What --cleanup has restored is no longer on record; the journal keeps its owner, and the decision."""
+    with rig(pair.near.namespace, tmp_path, f"{FAST}, foreign_qdisc: takeover") as daemon:
+        run(pair.near.namespace, ["tc", "qdisc", "add", "dev", "eth0", "root", "handle", "5:", "pfifo", "limit", "77"])
+        daemon.start()
+        limited(daemon)
+        daemon.stop(signal.SIGKILL)
+        journal = JournalStore(daemon.state)
+        assert journal.load()[0].saved
+        owner = (daemon.state / "journal.json").stat()
+        cleaned_up(daemon)
+        assert daemon.root() == "pfifo 5:"
+        kept, problems = journal.load()
+        assert (kept.saved, problems, len(kept.decisions)) == ((), (), 1)
+        found = (daemon.state / "journal.json").stat()
+        assert (found.st_uid, found.st_gid) == (owner.st_uid, owner.st_gid)
