@@ -597,14 +597,17 @@ def before_reboot_enabled_and_limited() -> None:
     """The service is enabled, and a decision stands to be put back."""
     sh("systemctl enable limiterd")
     be_limited()
-    Path("/root/limiterd-vm/since").write_text(str(row()["since"]), encoding="utf-8")
+    with (HERE / "since").open("w", encoding="utf-8") as file:
+        file.write(str(row()["since"]))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def decision_is_put_back() -> None:
     """After the boot the link is limited again, in the kernel, by the decision from before."""
     wait_for(lambda: phase() == "limited", "limited", 60)
     assert limited()
-    assert str(row()["since"]) == Path("/root/limiterd-vm/since").read_text(encoding="utf-8")
+    assert str(row()["since"]) == (HERE / "since").read_text(encoding="utf-8")
     print(f"      {shaped_rate()}")
 
 
