@@ -66,7 +66,8 @@ class Case:
     tree_standing is the tree last read back as exact: a difference from it is drift, a difference only from the new
     wish is a change. fired_t_ns is the stamp of the firing sample until the limit was read back. put_back: the decision
     comes from the journal or from before an absence; found_ours says whether its limit still stood at the first look.
-    awaiting: the kernel was changed and not read since; fresh: it was read in this turn.
+    awaiting: the kernel was changed and not read since; fresh: it was read in this turn. asked_again: the number of failed
+    tries at which the kernel was last asked again for what it lacked.
     """
 
     link: Link
@@ -84,6 +85,7 @@ class Case:
     obstacle: Obstacle | None = None
     obstacle_since_wall_ns: int = 0
     backoff: Backoff = field(default_factory=Backoff)
+    asked_again: int = 0
     fight: Fight = field(default_factory=Fight)
     quiet: Quiet = field(default_factory=Quiet)
     direct_packets: int | None = None

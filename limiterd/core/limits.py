@@ -261,6 +261,7 @@ def _drive_due(turn: Turn, case: Case) -> None:
         return
     if _blocked(turn, case) or case.link.ifindex not in turn.state.tc:
         return
+    _ask_again(turn, case)
     planned = _plan(turn, case, case.tree_wanted)
     if planned.obstacle is not None:
         obstruct(turn, case, Obstacle(*planned.obstacle))
@@ -271,6 +272,16 @@ def _drive_due(turn: Turn, case: Case) -> None:
             turn.state.tally.drift_repairs[case.link.name] += 1
             turn.tell(EventKind.REPAIR, case.link.name, "drift", differences=list(planned.drift))
         _act(turn, case, planned)
+
+
+def _ask_again(turn: Turn, case: Case) -> None:
+    """Once a retry, take the kernel to have what it lacked: a module may have been loaded since."""
+    if case.obstacle is None or case.tree_wanted is None or not case.tree_wanted.refused:
+        return
+    if case.asked_again != case.backoff.attempts:
+        case.asked_again = case.backoff.attempts
+        turn.state.abilities = replace(turn.state.abilities, htb=True, u32=True)
+        refresh(turn, case)
 
 
 def _still_due(turn: Turn, case: Case) -> bool:

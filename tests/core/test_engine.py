@@ -20,10 +20,12 @@ from limiterd.core.model import (
     Detect,
     Enforcement,
     EventKind,
+    FaultReason,
     ForeignQdisc,
     Guard,
     GuardMode,
     Journal,
+    Match,
     Override,
     OverrideAction,
     Phase,
@@ -33,6 +35,7 @@ from limiterd.core.model import (
     Sampling,
 )
 from limiterd.core.state import Inputs
+from limiterd.core.status import build
 from tests.world import AUTO, DETECT, LIMIT, MBIT, POLICY, START, World, observing, rules_of
 
 PFIFO = RootQdisc("pfifo", 0x50000, b"\x00\x00\x00\x07")
@@ -462,6 +465,27 @@ def test_a_link_that_vanishes_in_the_middle_is_no_fault() -> None:
     world.run(0.3)
     assert world.told(EventKind.FAULT) == []
     assert world.told(EventKind.LINK_GONE)
+
+
+@pytest.mark.parametrize("lacks", ["htb", "u32"])
+def test_a_module_that_is_loaded_later_ends_the_fault(lacks: str) -> None:
+    """A limit that the kernel cannot hold is a fault, asked for again with growing pauses, and set once the module is there."""
+    world = World(rules_of(replace(POLICY, limit=replace(LIMIT, exempt=(Match(to="10.0.0.0/8"),)))))
+    able = world.kernel._machine.able
+    world.kernel._machine.able = replace(able, **{lacks: False})
+    world.state.abilities = replace(world.state.abilities, htb=lacks != "htb")
+    world.fire()
+    assert world.view().phase is Phase.FAULT
+    tried = len(world.kernel.sent)
+    world.run(60)
+    assert world.view().phase is Phase.FAULT
+    assert [fault.reason for fault in build(world.frame()).faults] == [FaultReason.MISSING_MODULE]
+    assert world.root() == "noqueue 0:"
+    assert 0 < sum(action.kind is ActionKind.ADD_ROOT for action in world.kernel.sent[tried:]) < 7
+    world.kernel._machine.able = able
+    world.run(61)
+    assert world.view().phase is Phase.LIMITED
+    assert build(world.frame()).faults == ()
 
 
 def test_a_kernel_without_fq_codel_or_u32_gets_a_limit_without_them() -> None:
