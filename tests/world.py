@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from limiterd.core import engine
 from limiterd.core.commands import limit, release
+from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import (
     MS,
     SECOND,
@@ -191,8 +192,6 @@ class World:
 
 def engine_fault(text: str) -> Exception:
     """What the journal raises when the disk refuses."""
-    from limiterd.core.errors import EnvironmentFault
-
     return EnvironmentFault(text, operation="write", errno_name="ENOSPC")
 
 

@@ -303,5 +303,5 @@ Machine.TestCase.settings = settings(
 
 
 @pytest.mark.slow
-class TestMachine(Machine.TestCase):  # type: ignore[misc,valid-type,name-defined]  # hypothesis makes the class at run time
+class TestMachine(Machine.TestCase):  # type: ignore[misc,valid-type]  # hypothesis makes the class at run time
     """At least 2 000 steps in every run."""
