@@ -497,10 +497,10 @@ class PsutilSampler:
         return Snapshot(before, self._links, [tx_bytes for _, _, tx_bytes in found])
 
     def _reconcile(self, named: list[tuple[int, str]]) -> None:
+        table = self._table
+        if table is not None and any((link := table.get(i)) is None or link.name != name for i, name in named):
+            table.refresh()
         links = tuple(self._known(ifindex, name) for ifindex, name in named)
-        if self._table is not None and any(link.name != name for link, (_, name) in zip(links, named, strict=True)):
-            self._table.refresh()
-            links = tuple(self._known(ifindex, name) for ifindex, name in named)
         if links != self._links:
             self._links = links
 

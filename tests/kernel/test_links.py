@@ -365,6 +365,24 @@ def psutil_with_table() -> tuple[bool, tuple[Link, ...], tuple[Link, ...]]:
     return first.links is second.links, first.links, table.links
 
 
+def psutil_of_a_link_that_the_table_lacks() -> Link | None:
+    """How psutil's sampler shows eth0 in this process where no event has told the table of it yet."""
+    table = LinkTable()
+    made = PsutilSampler(table, 10 * INTERVAL_NS)
+    table._links.clear()
+    shown = next((link for link in taken(made).links if link.name == "eth0"), None)
+    table.close()
+    return shown
+
+
+@pytest.mark.root
+def test_psutil_reads_the_table_anew_for_a_link_that_it_lacks(pair: Pair) -> None:
+    """A link that came since the last events has its MAC in the first sample that shows it: its decision waits under that."""
+    shown = in_child(pair.near.namespace, psutil_of_a_link_that_the_table_lacks)
+    assert shown is not None
+    assert shown.mac
+
+
 @pytest.mark.root
 def test_psutil_uses_the_table_where_there_is_one(pair: Pair) -> None:
     """With a table the links are the table's, with MAC and MTU."""
