@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import pty
 import re
 import resource
 import socket
 import subprocess
+import sys
+import termios
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -340,6 +344,54 @@ def test_a_fault_is_told_once_with_what_to_do(pair: Pair, daemon: Rig) -> None:
     run(pair.near.namespace, step.split())
     daemon.wait_phase("limited", "eth1")
     assert daemon.ask("explain", interface="eth1")["remedies"] == []
+
+
+# ---- top ---------------------------------------------------------------------------------------------------
+
+
+class Screen:
+    """limiterctl top on a terminal of its own; what it draws is collected."""
+
+    def __init__(self, daemon: Rig) -> None:
+        self._near, far = pty.openpty()
+        termios.tcsetwinsize(self._near, (24, 80))
+        os.set_blocking(self._near, False)
+        command = [sys.executable, "-m", "limiterd.cli", "top", "--config", str(daemon.config)]
+        self._process = subprocess.Popen(command, stdin=far, stdout=far, stderr=far, env={**os.environ, "TERM": "xterm"})
+        os.close(far)
+        self._drawn = ""
+
+    def shows(self, words: str) -> None:
+        """Wait until it draws that, from now on."""
+        self._read()
+        self._drawn = ""
+        wait_for(lambda: words in self._read(), f"top shows {words!r}", longest_s=20)
+
+    def _read(self) -> str:
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._drawn += os.read(self._near, 1 << 16).decode(errors="replace")
+        return self._drawn
+
+    def quit(self) -> int:
+        """Type q; its exit status."""
+        os.write(self._near, b"q")
+        try:
+            return self._process.wait(10)
+        finally:
+            self._process.kill()
+            os.close(self._near)
+
+
+def test_top_outlives_the_daemon(daemon: Rig) -> None:
+    """On a real terminal: links, then that the daemon is away, then the new daemon's links; q ends it with 0."""
+    daemon.start()
+    screen = Screen(daemon)
+    screen.shows("eth1")
+    daemon.stop()
+    screen.shows("Trying again")
+    daemon.start()
+    screen.shows("up ")
+    assert screen.quit() == 0
 
 
 # ---- the log -----------------------------------------------------------------------------------------------
