@@ -482,6 +482,7 @@ def _forget_gone(turn: Turn) -> None:
         del gone[name]
         turn.state.detector.forget(name)
         turn.state.firings.pop(name, None)
+        turn.state.tally.forget(name)
 
 
 def _respond(turn: Turn, link: Link, firing: Firing) -> None:

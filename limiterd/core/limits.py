@@ -38,6 +38,9 @@ from limiterd.core.release import hold_ns, release_reason
 from limiterd.core.shape import raised, tree_for
 from limiterd.core.state import Turn, key_of
 
+MEMORIES_MAX: Final = 8192
+"""Links whose strikes are remembered; the journal that holds them has a size that it must not exceed."""
+
 # ---- what is wanted ------------------------------------------------------------------------------
 
 
@@ -109,7 +112,10 @@ def lift(turn: Turn, case: Case, reason: ReleaseReason) -> None:
         state.memories.pop(key, None)
     elif decision is not None and decision.strikes > 0 and case.link.name in state.effective:
         forget_wall_ns = turn.now.wall_ns + state.effective[case.link.name].policy.release.forget_after_ns
+        state.memories.pop(key, None)  # the newest stands last
         state.memories[key] = Memory(*key, decision.strikes, forget_wall_ns)
+        if len(state.memories) > MEMORIES_MAX:
+            del state.memories[next(iter(state.memories))]
         state.calendar_due_wall_ns = min(state.calendar_due_wall_ns or forget_wall_ns, forget_wall_ns)
     case.signal(Signal.LIFT)
     case.release_reason = reason

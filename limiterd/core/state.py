@@ -26,6 +26,8 @@ from limiterd.core.model import (
     Link,
     Memory,
     Now,
+    Reason,
+    ReleaseReason,
     RootQdisc,
     Rules,
     SavedQdisc,
@@ -54,6 +56,15 @@ class Tally:
     kernel_errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     epochs: Counter[str] = field(default_factory=Counter)
     dropped_samples: int = 0
+
+    def forget(self, name: str) -> None:
+        """Drop the counts of a link that is long gone: names made up day after day must not add up."""
+        self.limits_applied.pop(name, None)
+        self.drift_repairs.pop(name, None)
+        for reason in Reason:
+            self.detections.pop((name, reason), None)
+        for cause in ReleaseReason:
+            self.limits_released.pop((name, cause), None)
 
 
 @dataclass(slots=True)

@@ -11,8 +11,10 @@ from limiterd.core.commands import pause, release_all, resume
 from limiterd.core.engine import release_for_exit, thinned
 from limiterd.core.errors import PeerError
 from limiterd.core.faults import OPERATION_OF
+from limiterd.core.limits import MEMORIES_MAX
 from limiterd.core.model import (
     DAY,
+    HANDLE_ROOT,
     HOUR,
     SECOND,
     Action,
@@ -26,6 +28,7 @@ from limiterd.core.model import (
     GuardMode,
     Journal,
     Match,
+    Memory,
     Override,
     OverrideAction,
     Phase,
@@ -705,6 +708,37 @@ def test_memory_is_bounded_under_churn() -> None:
     world.tick()
     assert len(world.state.gone_since_ns) <= 1
     assert len(world.state.effective) == 2
+
+
+def test_counts_of_links_that_are_long_gone_are_dropped() -> None:
+    """Links that fire, are limited, repaired and released, and never come back, leave no counts behind after an hour."""
+    world = World()
+    world.fire()
+    act(world, ActionKind.DELETE_ROOT, HANDLE_ROOT)
+    world.release()
+    world.run(1, {"eth0": 0})
+    tally = world.state.tally
+    counts = (tally.detections, tally.limits_applied, tally.limits_released, tally.drift_repairs)
+    assert all(counts)
+    world.remove("eth0")
+    world.run(0.2)
+    assert all(counts)
+    world.pass_time(2 * HOUR)
+    world.add(9, "eth9")
+    world.tick()
+    assert not any(counts)
+
+
+def test_remembered_strikes_are_bounded() -> None:
+    """Of thousands of released links the oldest strikes are forgotten: the journal that holds them stays small enough."""
+    world = World()
+    world.fire()
+    other = Memory("x", "", 1, START.wall_ns + DAY)
+    world.state.memories = {(f"x{n}", ""): other for n in range(MEMORIES_MAX)}
+    world.release()
+    assert len(world.state.memories) == MEMORIES_MAX
+    assert ("x0", "") not in world.state.memories
+    assert world.view().strikes == 1
 
 
 def test_strikes_are_forgotten() -> None:
