@@ -198,7 +198,7 @@ def shaped_rate() -> str:
 
     A machine that is starved of CPU (an emulated one beside other work) stands still for milliseconds, and no shaper reaches
     its rate there. So the least is taken from a yardstick: a plain HTB class of the same rate, with a burst of 1 MB, on a
-    link of its own, measured in turns with ours.
+    link of its own, measured in turns with ours until one span of each was not disturbed.
     """
     sh(
         f"ip link add ref0 type veth peer name ref1 netns {FAR}; ip addr add 10.78.0.1/24 dev ref0; ip link set ref0 up; "
@@ -206,17 +206,22 @@ def shaped_rate() -> str:
         f"tc qdisc add dev ref0 root handle 1: htb default 1; "
         f"tc class add dev ref0 parent 1: classid 1:1 htb rate {LIMIT_BPS}bit burst 1m cburst 1m quantum 60000"
     )
+    ours: list[float] = []
+    yardstick: list[float] = []
     try:
-        ours, yardstick = zip(
-            *[(_passed(FAR_IP, LINK, "1d1d:1"), _passed("10.78.0.2", "ref0", "1:1")) for _ in range(4)], strict=True
-        )
+        for _ in range(12):
+            ours.append(_passed(FAR_IP, LINK, "1d1d:1"))
+            yardstick.append(_passed("10.78.0.2", "ref0", "1:1"))
+            enough = max(ours) >= 0.97 * min(LIMIT_BPS, max(yardstick))
+            if enough and len(ours) >= 3:
+                break
     finally:
         sh("ip link del ref0")
     told = " ".join(
         f"{who} {[round(rate / 1e6, 1) for rate in rates]}" for who, rates in (("ours", ours), ("plain HTB", yardstick))
     )
     assert max(ours) <= 1.03 * LIMIT_BPS, told
-    assert max(ours) >= 0.97 * min(LIMIT_BPS, max(yardstick)), told
+    assert enough, told
     return f"{told} Mbit/s"
 
 
