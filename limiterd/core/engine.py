@@ -20,6 +20,7 @@ from limiterd.core.limits import (
     announce,
     drive,
     lift,
+    lift_cause,
     obstruct,
     order,
     override_key,
@@ -314,6 +315,19 @@ def _reevaluate(turn: Turn) -> None:
         case = state.cases.get(link.name)
         if case is not None:
             reconsider(turn, case)
+    _lift_absent(turn)
+
+
+def _lift_absent(turn: Turn) -> None:
+    """An override lifts the limit of a link that is away as well: it may have ended when the link returns."""
+    state = turn.state
+    for key, decision in tuple(state.away.items()):
+        applies = effective(state.rules, key[0], turn.now.wall_ns)
+        if lift_cause(decision, applies) is ReleaseReason.OVERRIDE:
+            del state.away[key]
+            state.memories.pop(key, None)
+            state.journal_dirty = True
+            turn.tell(EventKind.RELEASED, key[0], ReleaseReason.OVERRIDE, absent=True)
 
 
 def _apply(turn: Turn, link: Link, before: Effective | None, after: Effective | None) -> None:

@@ -99,7 +99,7 @@ def _released(event: Event) -> str:
         "exit": "the daemon stops",
     }.get(event.reason, event.reason)
     if event.detail.get("absent"):
-        return f"not limited any more when it returns: released{_who(event)}"
+        return f"not limited any more when it returns: {f'released{_who(event)}' if event.reason == 'operator' else why}"
     since = event.detail.get("since_wall_ns")
     lasted = f"; limited since {format_wall(since)}" if isinstance(since, int) else ""
     return f"full rate again: {why}{lasted}"

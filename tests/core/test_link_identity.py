@@ -9,10 +9,13 @@ import pytest
 
 from limiterd.core.errors import EXIT_USAGE, PeerError
 from limiterd.core.model import (
+    SECOND,
     Action,
     ActionKind,
     EventKind,
     ForeignQdisc,
+    Override,
+    OverrideAction,
     Phase,
     RootQdisc,
 )
@@ -77,6 +80,23 @@ def test_a_limit_keeps_its_story_when_the_mac_changes() -> None:
     view = world.view()
     assert (view.phase, view.reason, view.manual, world.rate()) == (Phase.LIMITED, "operator", True, 30 * MBIT)
     assert [decision.mac for decision in world.disk.decisions] == [OTHER_MAC]
+
+
+def test_an_override_lifts_the_limit_of_an_absent_link() -> None:
+    """A link comes back when the exemption that was granted meanwhile is over: it is not limited retroactively."""
+    world = World()
+    world.fire()
+    mac = world.link().mac
+    world.remove("eth0")
+    world.run(0.2)
+    ends = world.now.wall_ns + 5 * SECOND
+    world.reload(rules_of(overrides=[Override("REQ-1", ("eth0",), OverrideAction.EXEMPT, ends, "ops", "why")]))
+    assert world.told(EventKind.RELEASED) == [(EventKind.RELEASED, "override")]
+    assert world.disk.decisions == ()
+    world.run(6)
+    world.add(7, "eth0", mac=mac)
+    world.run(0.2)
+    assert (world.view().phase, world.view().strikes) == (Phase.CONFORMING, 0)
 
 
 @pytest.mark.parametrize("change", ["mac", "name"])
