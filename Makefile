@@ -93,7 +93,7 @@ soak: $(VENV)/.tools ## a real daemon under everything at once for MINUTES (3), 
 	@exec $(PY) bench/soak.py $(or $(MINUTES),3)
 
 coverage: $(VENV)/.tools ## the core's tests alone, every branch of limiterd/core taken
-	@$(PY) -m coverage run -m pytest -q -m 'not root and not slow' $(PYTEST_ARGS)
+	@$(PY) -m coverage run -m pytest -q tests/core $(PYTEST_ARGS)
 	$(PY) -m coverage report
 
 lint: $(VENV)/.tools ## ruff: rules and format
