@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 _CALLS_PER_WAKE: Final = 8
 """Calls served before the loop looks at the clock again: a crowd of clients never holds up a tick."""
+_BEGUN_S: Final = 60.0
+"""How long a call that is at work is waited for beyond its time-out."""
 
 
 def boot_ns() -> int:
@@ -98,6 +100,7 @@ class Loop:
     def call(self, function: Callable[[], T], timeout_s: float = 5.0) -> T:
         """Run a function in the loop's thread and return its result. Raises EnvironmentFault when the loop does not get to it.
 
+        What has begun in time is waited for (60 s at most): its caller must not take for undone what is then done.
         The loop's thread is the one that made it, before it runs and after it ended too: nobody else ever acts in its place.
         """
         if threading.get_ident() == self._thread:
@@ -111,7 +114,8 @@ class Loop:
         try:
             return future.result(timeout_s)  # type: ignore[return-value]  # the queue forgets T, the future brings it back
         except FutureTimeout:
-            future.cancel()
+            if not future.cancel():
+                return _begun(future)  # type: ignore[return-value]  # as above
             raise EnvironmentFault(
                 f"the daemon's loop did not answer within {timeout_s:g} s; it may be stalled", operation="loop"
             ) from None
@@ -186,6 +190,17 @@ class Loop:
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
+
+
+def _begun(future: Future[object]) -> object:
+    """The result of a call that is at work."""
+    try:
+        return future.result(_BEGUN_S)
+    except FutureTimeout:
+        raise EnvironmentFault(
+            f"the daemon's loop has been at it for {_BEGUN_S:g} s and goes on; status will show what came of it",
+            operation="loop",
+        ) from None
 
 
 def has_capability(number: int) -> bool:

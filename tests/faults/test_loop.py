@@ -50,6 +50,28 @@ def test_a_question_after_the_loop_has_ended_is_refused_at_once() -> None:
     loop.close()
 
 
+def test_a_question_that_has_begun_is_waited_for() -> None:
+    """A reload that waits for the kernel longer than its time-out is done all the same: who asked hears that, not a failure."""
+    loop, answers = Loop(20_000_000, lambda: None), list[object]()
+    late = threading.Event()
+
+    def slow() -> str:
+        late.wait(10)
+        return "done"
+
+    def ask() -> None:
+        answers.append(loop.call(slow, 0.05))
+        loop.stop()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    threading.Timer(0.3, late.set).start()
+    loop.run()
+    thread.join()
+    loop.close()
+    assert answers == ["done"]
+
+
 def test_a_defect_reaches_who_asked_and_ends_the_loop() -> None:
     """A question that hits a defect: the loop ends with it, and who asked is told at once."""
     loop, answers = Loop(20_000_000, lambda: None), list[object]()
