@@ -159,7 +159,8 @@ class House:
     # ---- the tick ----
 
     def _tick(self) -> None:
-        self._on_events()  # links made anew are told from the old ones before their counters are read
+        if self._resync:  # what the events could not tell is asked for again
+            self._on_events()
         self._take_sample()
         now_ns = boot_ns()
         self.tick_duration.observe((now_ns - self.loop.pace.last_ns) / 1e9)

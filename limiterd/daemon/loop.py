@@ -144,14 +144,14 @@ class Loop:
             self._fail_waiting()
 
     def _turn(self) -> None:
+        """Sleep until the tick or until something comes; what has come is served before the tick, so that it sees it."""
+        wait_s = 0.0 if self._calls else max(0, self.pace.due_ns - boot_ns()) / 1e9
+        for key, _ in self._selector.select(wait_s):
+            key.data()
         now_ns = boot_ns()
         if now_ns >= self.pace.due_ns:
             self.pace.arrive(now_ns)
             self._tick()
-            now_ns = boot_ns()
-        wait_s = 0.0 if self._calls else max(0, self.pace.due_ns - now_ns) / 1e9
-        for key, _ in self._selector.select(wait_s):
-            key.data()
         self._serve_calls()
 
     def _on_wake(self) -> None:
