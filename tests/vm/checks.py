@@ -209,6 +209,7 @@ def shaped_rate() -> str:
     ours: list[float] = []
     yardstick: list[float] = []
     enough = False
+    enough = False
     try:
         for _ in range(12):
             ours.append(_passed(FAR_IP, LINK, "1d1d:1"))
