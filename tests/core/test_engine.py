@@ -36,6 +36,7 @@ from limiterd.core.model import (
     ReleaseReason,
     RootQdisc,
     Sampling,
+    SavedQdisc,
 )
 from limiterd.core.state import Inputs
 from limiterd.core.status import build
@@ -914,3 +915,18 @@ def test_a_reload_during_a_release_changes_nothing_about_it() -> None:
     world.reload(rules_of(replace(POLICY, limit=replace(LIMIT, rate_bps=30 * MBIT))))
     world.run(1, {"eth0": 0})
     assert world.root() == "noqueue 0:"
+
+
+def test_a_saved_root_that_was_not_put_back_is_owed() -> None:
+    """A crash between the removal of a limit and the restore: the next start restores; a root that stands is left alone."""
+    world = World()
+    world.disk = Journal(saved=(SavedQdisc("eth0", world.link().mac, PFIFO),))
+    world.boot()
+    world.run(0.3)
+    assert world.root() == "pfifo 5:"
+    assert world.disk.saved == ()
+    world.disk = Journal(saved=(SavedQdisc("eth0", world.link().mac, replace(PFIFO, options=b"\x00\x00\x00\x09")),))
+    world.boot()
+    world.run(0.3)
+    assert world.disk.saved == ()
+    assert world.kernel.roots()[2].options == PFIFO.options
