@@ -99,7 +99,7 @@ def from_records(records: tuple[Record, ...], boot_id: str) -> tuple[Journal, tu
         problems[_MAX_PROBLEMS:] = [f"… and {len(problems) - _MAX_PROBLEMS} more records like these"]
     decisions = tuple(entry for entry in entries if isinstance(entry, Decision))
     memories = tuple(entry for entry in entries if isinstance(entry, Memory))
-    return Journal(decisions, memories, saved, paused), tuple(problems)
+    return Journal(decisions, memories, saved, paused, same_boot=not earlier), tuple(problems)
 
 
 # ---- the store -----------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ class Case:
 
     tree_standing is the tree last read back as exact: a difference from it is drift, a difference only from the new
     wish is a change. fired_t_ns is the stamp of the firing sample until the limit was read back. put_back: the decision
-    comes from the journal or from before an absence; found_ours says whether its limit still stood at the first look.
+    comes from the journal or from before an absence; found_ours says whether its limit still stood at the first look,
+    stood whether it may have since this boot: what has taken its place then is no prey of a takeover.
     awaiting: the kernel was changed and not read since; fresh: it was read in this turn. asked_again: the number of failed
     tries at which the kernel was last asked again for what it lacked.
     """
@@ -79,6 +80,7 @@ class Case:
     fired_t_ns: int | None = None
     put_back: bool = False
     found_ours: bool | None = None
+    stood: bool = False
     awaiting: bool = True
     fresh: bool = False
     read_t_ns: int = 0

@@ -13,7 +13,7 @@ from limiterd.core.model import Decision, EventKind, Link, Now, PolicyMode, Reas
 from limiterd.core.policy import Effective
 from limiterd.core.shape import LOWEST_BPS
 from limiterd.core.state import Output, State, Turn
-from limiterd.core.units import MAX_RATE_BPS, format_rate
+from limiterd.core.units import format_rate
 
 MIN_RATE_BPS = 2 * LOWEST_BPS
 """The least that a limit can be made of; a lower rate is a typing error."""
@@ -38,6 +38,19 @@ def _may_limit(state: State, interface: str, effective: Effective, *, force: boo
         raise PeerError(f"{interface}: new limits are paused; `limiterctl resume` ends that, --force limits all the same")
 
 
+def _may_be(rate_bps: int, interface: str, effective: Effective) -> None:
+    shown, threshold_bps, override = format_rate(rate_bps), effective.detect.threshold_bps, effective.override
+    if rate_bps < MIN_RATE_BPS:
+        least = format_rate(MIN_RATE_BPS)
+        raise PeerError(f"{interface}: a limit of {shown} would cut it off; the least is {least}", exit_code=EXIT_USAGE)
+    if rate_bps >= threshold_bps:
+        top = format_rate(threshold_bps)
+        raise PeerError(f"{interface}: a limit of {shown} is not below the threshold of {top}", exit_code=EXIT_USAGE)
+    if override is not None and override.limit_bps is not None:
+        stands = format_rate(override.limit_bps)
+        raise PeerError(f"{interface}: override {override.id} sets its limit to {stands}; revoke it, or leave the rate out")
+
+
 def _strikes(turn: Turn, link: Link) -> int:
     """The strikes of the limit that is taken over, else those that are remembered."""
     case = turn.state.cases.get(link.name)
@@ -50,13 +63,8 @@ def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reaso
     """Limit a link by hand, until a manual release or an override; on a limited link it takes the decision over."""
     link, effective = _watched(state, interface)
     _may_limit(state, interface, effective, force=force)
-    if rate_bps is not None and rate_bps < MIN_RATE_BPS:
-        raise PeerError(
-            f"{interface}: a limit of {format_rate(rate_bps)} would cut it off; the least is {format_rate(MIN_RATE_BPS)}",
-            exit_code=EXIT_USAGE,
-        )
-    if rate_bps is not None and rate_bps > MAX_RATE_BPS:
-        raise PeerError(f"{interface}: a limit above {format_rate(MAX_RATE_BPS)} makes no sense", exit_code=EXIT_USAGE)
+    if rate_bps is not None:
+        _may_be(rate_bps, interface, effective)
     turn = Turn(state, now)
     decision = Decision(
         interface=interface,

@@ -83,6 +83,7 @@ def start(rules: Rules, journal: Journal, abilities: KernelAbilities, now: Now) 
     state.away = {(d.interface, d.mac): d for d in journal.decisions}
     state.memories = {(m.interface, m.mac): m for m in journal.memories if now.wall_ns < m.forget_wall_ns}
     state.saved = {(s.interface, s.mac): s.root for s in journal.saved}
+    state.stood = set(state.away) if journal.same_boot else set()
     _set_calendar(state, now)
     state.calendar_due_wall_ns = now.wall_ns
     return state
@@ -339,7 +340,7 @@ def _apply(turn: Turn, link: Link, before: Effective | None, after: Effective | 
         return
     state.effective[name] = after
     state.detector.watch(name, after.detect)
-    if after.exempt or override_key(after):
+    if any(one is not None and (one.exempt or override_key(one)) for one in (before, after)):
         state.journal_dirty |= state.memories.pop(key_of(link), None) is not None
     if before is not None and name not in state.cases and _epoch_fields(before) != _epoch_fields(after):
         state.detector.resume(name, EpochReason.RELOAD)
@@ -485,7 +486,10 @@ def _put_back(turn: Turn, link: Link) -> None:
     decision = turn.state.away.pop(key_of(link), None)
     if decision is not None:
         turn.tell(EventKind.LINK_BACK, link.name, decision.reason)
-        reconsider(turn, order(turn, link, decision, put_back=True))
+        case = order(turn, link, decision, put_back=True)
+        case.stood = key_of(link) in turn.state.stood
+        turn.state.stood.discard(key_of(link))
+        reconsider(turn, case)
 
 
 def _forget_gone(turn: Turn) -> None:
@@ -552,8 +556,10 @@ def thinned(samples: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
 
 
 def release_for_exit(state: State, now: Now) -> Output:
-    """Lift every limit because the daemon ends (on_exit: remove)."""
+    """Lift every limit, those of absent links too, because the daemon ends (on_exit: remove)."""
     turn = Turn(state, now)
+    state.journal_dirty |= bool(state.away)
+    state.away.clear()
     for case in state.cases.values():
         if case.stage in HOLDING:
             lift(turn, case, ReleaseReason.EXIT)

@@ -121,3 +121,7 @@ class Fight:
         while self.repairs_ns[0] < now_ns - FIGHT_SPAN_NS or len(self.repairs_ns) > FIGHT_REPAIRS + 1:
             self.repairs_ns.popleft()
         return len(self.repairs_ns) > FIGHT_REPAIRS
+
+    def over(self, now_ns: int) -> bool:
+        """Whether nothing had to be repaired for the whole span."""
+        return not self.repairs_ns or self.repairs_ns[-1] < now_ns - FIGHT_SPAN_NS

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from limiterd.core.case import HOLDING, LEAVING, Case, Signal, Stage
-from limiterd.core.faults import FIGHT_SPAN_NS, Obstacle
+from limiterd.core.faults import Obstacle
 from limiterd.core.model import (
     CLASS_LIMIT,
     SECOND,
@@ -97,6 +97,8 @@ def order(turn: Turn, link: Link, decision: Decision, *, fired_t_ns: int | None 
     case.fired_t_ns = fired_t_ns
     case.release_reason = None
     case.awaiting = True
+    state = turn.state
+    state.abilities = replace(state.abilities, u32=True)  # a module that is loaded meanwhile brings the lifeline back
     case.since_boot_ns = now.boot_ns - max(0, now.wall_ns - decision.since_wall_ns)
     turn.state.detector.rest(link.name)
     turn.state.journal_dirty = True
@@ -210,7 +212,7 @@ def _clear(turn: Turn, case: Case) -> None:
     if case.obstacle is not None:
         turn.tell(EventKind.FAULT_CLEARED, case.link.name, case.obstacle.reason)
         case.obstacle = None
-    if not case.fight.repairs_ns or case.fight.repairs_ns[-1] < turn.now.boot_ns - FIGHT_SPAN_NS:
+    if case.fight.over(turn.now.boot_ns):
         case.backoff.reset()
 
 
@@ -249,7 +251,11 @@ def _read_period_ns(turn: Turn, case: Case) -> int:
 def _plan(turn: Turn, case: Case, wanted: TcTree | None) -> Plan:
     state, link = turn.state, case.link
     effective = state.effective.get(link.name)
-    takeover = effective is not None and effective.policy.foreign_qdisc is ForeignQdisc.TAKEOVER and case.tree_standing is None
+    takeover = (
+        effective is not None
+        and effective.policy.foreign_qdisc is ForeignQdisc.TAKEOVER
+        and not (case.stood or case.tree_standing)
+    )
     return plan(link, wanted, state.tc.get(link.ifindex), state.saved.get(key_of(link)), takeover=takeover)
 
 
@@ -339,10 +345,13 @@ def _drive_standing(turn: Turn, case: Case) -> None:
     if planned.actions or planned.obstacle is not None:
         case.signal(Signal.LOST)
         if case.tree_standing == case.tree_wanted and case.fight.repaired(turn.now.boot_ns):
-            count = len(case.fight.repairs_ns)
-            obstruct(turn, case, Obstacle(FaultReason.FIGHT, _fight_words(case, count, planned)))
+            words = _fight_words(case, len(case.fight.repairs_ns), planned)
+            turn.warn(case.link.name, "fight", FaultReason.FIGHT, words)
+            obstruct(turn, case, Obstacle(FaultReason.FIGHT, words))
         _drive_due(turn, case)
         return
+    if case.fight.over(turn.now.boot_ns):
+        turn.warn(case.link.name, "fight", FaultReason.FIGHT, None)
     _watch_bypass(turn, case)
     cause = _demand_over(turn, case)
     if cause is not None:
@@ -438,6 +447,7 @@ def _drive_removing(turn: Turn, case: Case) -> None:
 def drop(turn: Turn, case: Case) -> None:
     """Forget a case that is over."""
     turn.warn(case.link.name, "lifeline", FaultReason.MISSING_MODULE, None)
+    turn.warn(case.link.name, "fight", FaultReason.FIGHT, None)
     turn.state.cases.pop(case.link.name, None)
     turn.state.saved.pop(key_of(case.link), None)
     turn.state.journal_dirty = True

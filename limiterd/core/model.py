@@ -655,12 +655,16 @@ class SavedQdisc:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """What the daemon remembers over a restart. The kernel's state is not in it: that is read."""
+    """What the daemon remembers over a restart. The kernel's state is not in it: that is read.
+
+    same_boot: it was written since the machine last booted, so that its limits may still stand.
+    """
 
     decisions: tuple[Decision, ...] = ()
     memories: tuple[Memory, ...] = ()
     saved: tuple[SavedQdisc, ...] = ()
     paused: bool = False
+    same_boot: bool = field(default=False, compare=False)
 
 
 # ---- what is shown -------------------------------------------------------------------------------

@@ -69,7 +69,11 @@ class Tally:
 
 @dataclass(slots=True)
 class State:
-    """Everything that outlives a step. tc holds what was read of links that have a case or a root that is not default."""
+    """Everything that outlives a step.
+
+    tc holds what was read of links that have a case or a root that is not default; stood names the journalled decisions
+    whose limits may have stood since this boot.
+    """
 
     detector: Detector
     rules: Rules
@@ -82,6 +86,7 @@ class State:
     away: dict[LinkKey, Decision] = field(default_factory=dict)
     memories: dict[LinkKey, Memory] = field(default_factory=dict)
     saved: dict[LinkKey, RootQdisc] = field(default_factory=dict)
+    stood: set[LinkKey] = field(default_factory=set)
     tc: dict[int, TcActual] = field(default_factory=dict)
     firings: dict[str, Firing] = field(default_factory=dict)
     warnings: dict[tuple[str, str], Fault] = field(default_factory=dict)

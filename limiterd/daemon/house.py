@@ -424,8 +424,7 @@ class House:
             try:
                 loaded = self.load()
                 changes = describe(self.rules, loaded.rules, time.time_ns())
-                self._prepare(loaded.rules)
-                self.loop.call(lambda: self._swap(loaded.rules))
+                self._take_over(loaded.rules)
             except (ConfigError, EnvironmentFault) as error:
                 self._reload_failed(who, str(error))
                 raise
@@ -445,10 +444,18 @@ class House:
         self.audit.append("reload_failed", "", {"text": text, "by": who, "error": error})
         self.log.error("reload_failed", text=text, by=who)
 
-    def _prepare(self, rules: Rules) -> None:
-        """Take over what may be refused or may block, before anything is swapped in."""
-        if rules.config.control != self.rules.config.control:
+    def _take_over(self, rules: Rules) -> None:
+        """Swap the rules in. What may be refused or may block comes first, and is taken back where the rest is refused."""
+        before = self.rules.config.control
+        changed = rules.config.control != before
+        if changed:
             self.control.reconfigure(rules.config.control)
+        try:
+            self.loop.call(lambda: self._swap(rules))
+        except EnvironmentFault:
+            if changed:
+                self.control.reconfigure(before)
+            raise
 
     def _swap(self, rules: Rules) -> None:
         before, after = self.rules.config, rules.config

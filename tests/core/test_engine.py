@@ -340,7 +340,13 @@ def test_a_forced_manual_limit_stands_in_an_observing_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "match"), [("nope", None, "no such link"), ("lo", None, "no policy"), ("eth0", 1, "cut it off")]
+    ("name", "rate", "match"),
+    [
+        ("nope", None, "no such link"),
+        ("lo", None, "no policy"),
+        ("eth0", 1, "cut it off"),
+        ("eth0", 100 * MBIT, "not below the threshold"),
+    ],
 )
 def test_manual_limits_that_make_no_sense_are_refused(name: str, rate: int | None, match: str) -> None:
     """Unknown or unwatched links and strangling rates are refused with the reason."""
@@ -373,6 +379,45 @@ def test_drift_is_repaired_and_counted() -> None:
     assert world.view().phase is Phase.LIMITED
 
 
+def test_a_foreign_root_that_replaced_ours_is_no_prey_after_a_restart() -> None:
+    """Under takeover too: where our limit stood in this boot, a foreign root is a fault; after a reboot it is taken over."""
+    world = World(rules_of(replace(POLICY, foreign_qdisc=ForeignQdisc.TAKEOVER)))
+    world.fire()
+    journal = world.disk
+    world.kernel.apply([Action(ActionKind.DELETE_ROOT, 2, "eth0", 0x1D1D0000), Action(ActionKind.RESTORE_ROOT, 2, "eth0", PFIFO)])
+    world.disk = replace(journal, same_boot=True)
+    world.boot()
+    world.run(0.3)
+    assert world.root() == "pfifo 5:"
+    assert world.view().phase is Phase.FAULT
+    world.disk = replace(journal, same_boot=False)
+    world.boot()
+    world.run(0.3)
+    assert world.rate() == 20 * MBIT
+
+
+def test_a_rate_by_hand_does_not_quarrel_with_an_override() -> None:
+    """While an override sets the limit, an operator's rate is refused by name; without a rate the override's applies."""
+    world = World(rules_of(overrides=[override(OverrideAction.LIMIT, limit_bps=50 * MBIT)]))
+    with pytest.raises(PeerError, match="override REQ-1 sets its limit to 50mbit"):
+        world.limit(rate_bps=10 * MBIT)
+    world.limit()
+    assert world.rate() == 50 * MBIT
+
+
+def test_strikes_earned_under_a_threshold_override_end_with_it() -> None:
+    """At the end of a threshold override the link's strikes are 0."""
+    record = override(OverrideAction.LIMIT, threshold_bps=120 * MBIT, expires_wall_ns=START.wall_ns + 20 * SECOND)
+    world = World(rules_of(overrides=[record]))
+    world.fire()
+    world.run(0.5, {"eth0": 0})
+    world.release()
+    world.run(0.3)
+    assert world.view().strikes == 1
+    world.run(20)
+    assert world.view().strikes == 0
+
+
 def test_a_fight_is_bounded_and_shown() -> None:
     """The sixth repair within a minute waits with back-off: phase fault, reason fight; calm clears it."""
     world = World()
@@ -381,13 +426,14 @@ def test_a_fight_is_bounded_and_shown() -> None:
         act(world, ActionKind.DELETE_ROOT, 0x1D1D0000)
         world.run(0.1)
     assert world.view().phase is Phase.FAULT
-    assert [fault.reason for fault in world.frame().warnings] == []
     assert [view.fault.reason for view in world.frame().cases.values() if view.fault] == ["fight"]
     assert world.rate() is None
     world.run(2)
     assert world.rate() == 20 * MBIT
     assert world.view().phase is Phase.LIMITED
+    assert [fault.reason for fault in world.frame().warnings] == ["fight"], "told until a minute passed in peace"
     world.run(130)
+    assert world.frame().warnings == ()
     act(world, ActionKind.DELETE_ROOT, 0x1D1D0000)
     assert world.rate() == 20 * MBIT
 
@@ -670,12 +716,17 @@ def test_a_changed_mtu_reshapes_in_place() -> None:
 
 
 def test_exit_lifts_everything() -> None:
-    """on_exit: remove lifts every limit with reason exit."""
+    """on_exit: remove lifts every limit with reason exit, and drops the decisions of absent links."""
     world = World()
+    world.add(3, "eth1")
+    world.fire("eth1")
     world.fire()
+    world.remove("eth1")
+    world.tick()
     world.command(release_for_exit(world.state, world.now))
     world.run(0.3)
     assert world.told(EventKind.RELEASED) == [(EventKind.RELEASED, ReleaseReason.EXIT)]
+    assert world.disk.decisions == ()
     assert world.root() == "noqueue 0:"
 
 
