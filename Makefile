@@ -53,7 +53,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.tools: $(VENV)/.ready
 	@umask 022
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,build]'
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,build,plot]'
 	chmod -R a+rX $(VENV)
 	touch $@
 

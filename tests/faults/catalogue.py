@@ -232,6 +232,7 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "clients while it starts and stops": (
             f"{HERE}/test_loop.py::test_a_question_before_the_loop_runs_waits_for_it",
             f"{HERE}/test_loop.py::test_a_question_after_the_loop_has_ended_is_refused_at_once",
+            f"{HERE}/test_loop.py::test_a_question_that_has_begun_is_waited_for",
         ),
         "the loop hangs": (f"{HERE}/test_adapters.py::test_the_watchdog_is_fed_by_the_loop_alone",),
     },

@@ -61,7 +61,7 @@ def test_a_storm_of_hangups_ends_with_the_last_content(pair: Pair, tmp_path: Pat
 def test_a_reload_that_changes_nothing_touches_nothing(lab: Lab, pair: Pair, tmp_path: Path) -> None:
     """Ten reloads, by command and signal: no epoch, no timer begun anew, not one tc message, neither limited nor pending."""
     join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)
-    keys = policy(20, detect="{threshold: 50mbit, window: 30s}")
+    keys = policy(20, detect="{threshold: 50mbit, window: 30s, floor: 0%}")
     with rig(pair.near.namespace, tmp_path, keys) as daemon:
         daemon.start()
         daemon.ctl("limit", "eth1", "--reason", "test")
