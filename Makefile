@@ -92,6 +92,9 @@ fuzz: $(VENV)/.tools ## every fuzz target for FUZZ_S seconds (60)
 soak: $(VENV)/.tools ## a real daemon under everything at once for MINUTES (3), into docs/soak.csv and docs/soak.png
 	@exec $(PY) bench/soak.py $(or $(MINUTES),3)
 
+test-long: ## the test suite with every case of its long lists, about 12 minutes
+	@LIMITERD_LONG=1 $(MAKE) test
+
 coverage: $(VENV)/.tools ## the core's tests alone, every branch of limiterd/core taken
 	@$(PY) -m coverage run -m pytest -q tests/core $(PYTEST_ARGS)
 	$(PY) -m coverage report
@@ -145,4 +148,4 @@ clean: ## removes what make made (not dist/)
 	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage ./*.egg-info debian/.build
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: help venv run demo test faults faults-long fuzz soak coverage lint format types bench bench-guard wheel deb deb-test vm-test docs constraints clean
+.PHONY: help venv run demo test test-long faults faults-long fuzz soak coverage lint format types bench bench-guard wheel deb deb-test vm-test docs constraints clean

@@ -14,6 +14,9 @@ from limiterd.kernel.lab import Namespace, inside
 
 T = TypeVar("T")
 
+LONG = bool(os.environ.get("LIMITERD_LONG"))
+"""Whether every case of long lists is wanted (LIMITERD_LONG=1, `make test-long`), not only the telling ones."""
+
 REAL_ROOT = os.geteuid() == 0
 """Whether the test run began as root of the machine, not as root of a user namespace of its own."""
 

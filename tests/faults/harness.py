@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import threading
@@ -13,11 +12,8 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from limiterd.kernel.lab import Pair, inside
-from tests.netns import wait_for
+from tests.netns import LONG, wait_for
 from tests.rig import Rig
-
-LONG: Final = bool(os.environ.get("LIMITERD_LONG"))
-"""Every case (`make faults`), not only the first of each kind, which is what the whole suite has the time for."""
 
 _PAUSE_S: Final = 0.004
 

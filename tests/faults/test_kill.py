@@ -15,8 +15,8 @@ import pytest
 
 from limiterd.core.errors import PeerError
 from limiterd.kernel.lab import Lab, Pair, run
-from tests.faults.harness import LONG, Echo, plant
-from tests.netns import wait_for
+from tests.faults.harness import Echo, plant
+from tests.netns import LONG, wait_for
 from tests.rig import FAST, Rig, rig
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]

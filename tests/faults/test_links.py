@@ -11,8 +11,8 @@ import pytest
 
 from limiterd.core.model import EpochReason, EventKind, Phase
 from limiterd.kernel.lab import Lab, Namespace, Pair, inside, route_in, run
-from tests.faults.harness import LONG, QUICK, Echo, problems, watched_interfaces
-from tests.netns import wait_for
+from tests.faults.harness import QUICK, Echo, problems, watched_interfaces
+from tests.netns import LONG, wait_for
 from tests.rig import Rig, rig
 from tests.world import MBIT, World, rules_of
 

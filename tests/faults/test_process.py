@@ -17,8 +17,8 @@ from typing import Final
 import pytest
 
 from limiterd.kernel.lab import Lab, Pair, inside
-from tests.faults.harness import EXCESS_BPS, LONG, QUICK, Echo, problems
-from tests.netns import wait_for
+from tests.faults.harness import EXCESS_BPS, QUICK, Echo, problems
+from tests.netns import LONG, wait_for
 from tests.rig import Rig, rig
 
 pytestmark = pytest.mark.root
