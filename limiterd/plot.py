@@ -96,7 +96,7 @@ def _panel(axis: Axes, curve: Curve, first_ns: int) -> None:
     for i, span in enumerate(curve.limits):
         left, right = seconds(span.since_ns), seconds(span.until_ns)
         axis.axvspan(left, right, color="tab:red", alpha=0.12, label="limited" if i == 0 else None)
-        axis.hlines(span.rate_bps, left, right, color="tab:red", linewidth=1.2, label="limit" if i == 0 else None)
+        axis.hlines(span.rate_bps, left, right, color="tab:red", linewidth=1.2, label="limit" if i == 0 else "")
     told: set[str] = set()
     for mark in curve.marks:
         colour = _COLOURS.get(mark.what)
