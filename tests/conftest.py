@@ -41,6 +41,15 @@ def _in_user_namespace() -> bool:
     return laboratory.can_make_namespaces()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `long`, unless it is asked for."""
+    if netns.LONG:
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, or in CI fail, what is marked root and cannot run."""
     if item.get_closest_marker("root") is None or item.config.stash[_able]:

@@ -230,6 +230,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.slow
 def test_the_real_demo_keeps_every_promise(running: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -242,6 +243,7 @@ def test_the_real_demo_keeps_every_promise(running: subprocess.Popen[str], tmp_p
     assert not processes_with(str(tmp_path)) - {os.getpid()}
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.parametrize("cue", ["Two private", "begins", "FIRED", "override REQ-1234"] if LONG else ["FIRED"])

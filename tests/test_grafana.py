@@ -39,6 +39,8 @@ from tests.smalldisk import fill
 from tests.statuses import rich
 from tests.test_prometheus_rules import RULES, rules
 
+pytestmark = pytest.mark.long
+
 GRAFANA: Final = Path(__file__).resolve().parent.parent / "config" / "grafana"
 BOARDS: Final = sorted(GRAFANA.glob("*.json"))
 LOOK_BACK_S: Final = 5.0

@@ -111,6 +111,7 @@ def test_no_descriptor_is_left(lab: Lab, pair: Pair, tmp_path: Path) -> None:
         wait_for(lambda: problems(daemon) == "", f"no problem any more: {problems(daemon)}")
 
 
+@pytest.mark.long
 def test_a_taken_metrics_port(lab: Lab, pair: Pair, tmp_path: Path) -> None:
     """The metrics port is taken at the start: told in status, limits as ever; freed, it is served without a restart."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:

@@ -20,6 +20,7 @@ YEAR: Final = 365 * DAY
 PAUSES_S: Final = (5.0, 12.0, 30.0)
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.parametrize("pause_s", some(1, PAUSES_S))

@@ -152,6 +152,7 @@ def test_low_rates_are_reached(shaped: Shaped, rate_bps: int, span_s: int) -> No
     assert run(near.namespace, ["ping", "-c", "2", "-W", "5", "-i", "0.2", far.v4], check=False).returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("rate_bps", [10 * MBIT, 100 * MBIT, 200 * MBIT, 1_000 * MBIT] if LONG else [200 * MBIT])
 @pytest.mark.parametrize("load", ["tcp1", "tcp8"])

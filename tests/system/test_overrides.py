@@ -101,6 +101,7 @@ def test_a_limit_only_record_changes_the_rate_in_place(lab: Lab, pair: Pair, tmp
         assert not trail(daemon, "released", "repair", "fault")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_threshold_record_lets_twice_the_policy_pass_and_catches_six_times(lab: Lab, pair: Pair, tmp_path: Path) -> None:
     """With five times the threshold, twice the policy's runs free for many windows; six times is limited after one."""

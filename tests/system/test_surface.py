@@ -221,6 +221,7 @@ def _within(scrape: Scrape, bound_s: float) -> float:
     return bounds[min(bound for bound in bounds if bound >= bound_s)]
 
 
+@pytest.mark.long
 def test_a_thousand_silent_peers_delay_no_tick(daemon: Rig) -> None:
     """500 silent control clients and 500 idle HTTP connections: ticks keep within an interval; status and scrapes go on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
