@@ -71,6 +71,7 @@ demo: $(VENV)/.ready ## the policy at work on real traffic in private namespaces
 test: $(VENV)/.tools ## the test suite; as root with namespaces and real traffic (PYTEST_ARGS=…)
 	@$(call need,PATH="$$PATH:/usr/sbin:/sbin" tc -V,iproute2,comparing with tc)
 	$(call need,command -v ping,iputils-ping,the tests that measure latency)
+	umask 022 # files' modes are among what is tested
 	PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest $(PYTEST_ARGS)
 
 faults: $(VENV)/.tools ## every test of the fault catalogue, and their results into docs/reliability.md
