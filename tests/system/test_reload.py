@@ -70,6 +70,7 @@ def test_a_reload_that_changes_nothing_touches_nothing(lab: Lab, pair: Pair, tmp
         wait_for(lambda: daemon.link()["pending_seconds"] > 1, "a second of the window")
         epochs = {name: value for name, value in daemon.metrics().items() if "epochs_total" in name}
         since = daemon.link("eth1")["since"]
+        pending_s = daemon.link()["pending_seconds"]
         with inside(pair.near.namespace):
             table = LinkTable()
             events = EventSocket(table, lambda: ())
@@ -84,7 +85,7 @@ def test_a_reload_that_changes_nothing_touches_nothing(lab: Lab, pair: Pair, tmp
             events.close()
             table.close()
         assert {name: value for name, value in daemon.metrics().items() if "epochs_total" in name} == epochs
-        assert daemon.link()["pending_seconds"] > 1.5
+        assert daemon.link()["pending_seconds"] >= pending_s
         assert daemon.link("eth1")["since"] == since
         assert daemon.phase("eth1") == "limited"
 
