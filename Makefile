@@ -126,7 +126,7 @@ wheel: $(VENV)/.tools ## wheel and sdist in dist/
 deb: ## the Debian package in dist/, from the distribution's own libraries
 	@debian/build
 
-deb-test: ## installs dist/*.deb in a clean root made by debootstrap and uses it there (root)
+deb-test: $(VENV)/.tools ## installs dist/*.deb in a clean root made by debootstrap and uses it there (root)
 	@tests/deb/run
 
 vm-test: ## checks inside a machine with systemd: make vm-test RUN="ssh root@host"

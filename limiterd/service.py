@@ -14,6 +14,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
@@ -165,16 +166,26 @@ def _check_unit_is_ours(unit: Path) -> None:
 
 
 def shipped(name: str) -> str:
-    """The text of a file that comes with limiterd: from share/limiterd of the installation, else from the checkout."""
+    """The text of a file that comes with limiterd, from wherever this installation has it."""
+    places = _places(name)
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise EnvironmentFault(f"{name} did not come with this installation (looked for {places[0]}); reinstall limiterd")
+    return found.read_text(encoding="utf-8")
+
+
+def _places(name: str) -> list[Path]:
+    """Where it may be: beside this code in a checkout, where the installer noted it, in the share of this Python or the system."""
     try:
-        found = [entry for entry in files("limiterd") or () if str(entry).endswith(f"share/limiterd/{name}")]
+        noted = [entry for entry in files("limiterd") or () if str(entry).endswith(f"share/limiterd/{name}")]
     except PackageNotFoundError:
-        found = []
-    path = Path(str(found[0].locate())) if found else Path(__file__).resolve().parent.parent / name
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise EnvironmentFault(f"{name} did not come with this installation (looked for {path}); reinstall limiterd") from error
+        noted = []
+    shares = (Path(sysconfig.get_path("data")), Path(sys.prefix), Path("/usr"))
+    return [
+        Path(__file__).resolve().parent.parent / name,
+        *(Path(str(entry.locate())) for entry in noted),
+        *(prefix / "share/limiterd" / name for prefix in shares),
+    ]
 
 
 # ---- steps ---------------------------------------------------------------------------------------
