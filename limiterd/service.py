@@ -175,7 +175,7 @@ def shipped(name: str) -> str:
 
 
 def _places(name: str) -> list[Path]:
-    """Where it may be: beside this code in a checkout, where the installer noted it, in the share of this Python or the system."""
+    """Where it may be: beside this code in a checkout, where the installer noted it, in this Python's share or the system's."""
     try:
         noted = [entry for entry in files("limiterd") or () if str(entry).endswith(f"share/limiterd/{name}")]
     except PackageNotFoundError:
