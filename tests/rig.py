@@ -81,8 +81,20 @@ class Rig:
 
     def answers(self) -> bool:
         """Whether the daemon answers with a sample taken."""
+        assert not self.ended(), f"the daemon ended: {self.log()}"
+        return self._reachable()
+
+    def ended(self) -> bool:
+        """Whether the process is over."""
         assert self.process is not None
-        assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}: {self.log()}"
+        return self.process.poll() is not None
+
+    def survived(self) -> bool:
+        """Whether the daemon outlived what was done to it; a killed one takes a moment to go, so it waits for either."""
+        wait_for(lambda: self.ended() or self._reachable(), f"the daemon has ended or answers; its log: {self.log()[-2000:]}")
+        return not self.ended()
+
+    def _reachable(self) -> bool:
         with contextlib.suppress(Exception):
             return bool(self.status()["links"] or self.status()["source"])
         return False
