@@ -6,6 +6,7 @@ retried with back-off and shown as a fault, a PeerError is answered to the peer 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,11 @@ EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_NOPERM = 77
 EXIT_CONFIG = 78
+
+
+def errno_name(code: int) -> str:
+    """The symbol of an errno, "EPERM" for 1; of two symbols the kernel's own, and the number as text where there is none."""
+    return "EOPNOTSUPP" if code == errno.EOPNOTSUPP else errno.errorcode.get(code, str(code))
 
 
 class LimiterdError(Exception):

@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from limiterd.core.errors import errno_name
 from limiterd.core.model import MINUTE, SECOND, ActionKind, ActionResult, FaultReason
 
 FIRST_RETRY_NS: Final = 1 * SECOND
@@ -32,7 +33,7 @@ _BY_ERRNO: Final = {
 
 _ADDS: Final = frozenset({ActionKind.ADD_ROOT, ActionKind.ADD_LEAF, ActionKind.ADD_FILTER})
 
-_REMEDY: Final = {
+REMEDY: Final = {
     FaultReason.PERMISSION: "grant the daemon CAP_NET_ADMIN",
     FaultReason.MISSING_MODULE: "load the kernel's sch_htb and cls_u32 modules",
     FaultReason.FOREIGN_QDISC: "remove the foreign root qdisc, or set foreign_qdisc: takeover",
@@ -66,11 +67,6 @@ class Obstacle:
     message: str
 
 
-def errno_name(number: int) -> str:
-    """The symbolic name of an errno, or its number as text."""
-    return errno.errorcode.get(number, str(number))
-
-
 def obstacle_of(result: ActionResult) -> Obstacle:
     """What a failed step means. ENOENT says "kind unknown" only of an add; elsewhere it is a race, told as other."""
     reason = _BY_ERRNO.get(result.errno, FaultReason.OTHER)
@@ -82,7 +78,7 @@ def obstacle_of(result: ActionResult) -> Obstacle:
     words = f" ({result.message})" if result.message else ""
     return Obstacle(
         reason,
-        f"{action.interface}: {action.kind.replace('_', ' ')} failed with {errno_name(result.errno)}{words}; {_REMEDY[reason]}",
+        f"{action.interface}: {action.kind.replace('_', ' ')} failed with {errno_name(result.errno)}{words}; {REMEDY[reason]}",
     )
 
 

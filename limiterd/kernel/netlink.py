@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
 
-from limiterd.core.errors import EnvironmentFault, PermissionFault
+from limiterd.core.errors import EnvironmentFault, PermissionFault, errno_name
 
 NETLINK_ROUTE: Final = 0
 NETLINK_SOCK_DIAG: Final = 4
@@ -221,11 +221,6 @@ def _tlv_offset(frame: Frame) -> int:
         raise MalformedMessage("netlink: an acknowledgement without the header it acknowledges")
     length = NLMSG_HEADER.unpack_from(frame.payload, _ERRNO.size)[0]
     return int(_ERRNO.size + length + (-length & 3))
-
-
-def errno_name(code: int) -> str:
-    """The symbol of an errno, "EPERM" for 1, of two the one the kernel uses; the number as text where it has none."""
-    return "EOPNOTSUPP" if code == errno.EOPNOTSUPP else errno.errorcode.get(code, str(code))
 
 
 def fault(what: str, code: int, text: str = "", *, operation: str) -> EnvironmentFault:
