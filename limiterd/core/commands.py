@@ -75,7 +75,7 @@ def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reaso
         strikes=_strikes(turn, link),
         rate_bps=rate_bps,
         manual=True,
-        forced=force,
+        forced=force and effective.policy.mode is PolicyMode.OBSERVE,
         note=reason,
         by=by,
         override=override_key(effective),

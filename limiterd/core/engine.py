@@ -1,7 +1,8 @@
 """The heart: step(state, rules, inputs) -> Output. The daemon, the replay and the tests all call it.
 
-One step takes what is new, in a fixed order: the kernel's answers, what was read of tc, changed rules, a snapshot (links
-that came and went, then the detector's verdicts), the calendar of the overrides; then it drives every case one step on.
+One step takes what is new, in a fixed order: the kernel's answers, changed rules, the links that came and went, the
+calendar of the overrides, the detector's verdicts on the snapshot, what was read of tc; then it drives every case one step
+on. Verdicts come after the calendar: an override that begins or ends at a tick holds, or not, for that tick's sample.
 What it returns is data: actions for the kernel, links to read next, events to tell. A caller carries the actions out,
 reads, and steps again without a snapshot until nothing is left to do (see docs/architecture.md).
 """
@@ -15,7 +16,8 @@ from typing import Final
 
 from limiterd.core.case import HOLDING, LEAVING, Stage
 from limiterd.core.detector import Detector
-from limiterd.core.faults import NOT_SENT, OPERATION_OF, Obstacle, errno_name, obstacle_of
+from limiterd.core.errors import errno_name
+from limiterd.core.faults import NOT_SENT, OPERATION_OF, REMEDY, Obstacle, obstacle_of
 from limiterd.core.limits import (
     announce,
     drive,
@@ -95,14 +97,17 @@ def step(state: State, rules: Rules, inputs: Inputs) -> Output:
     _take_results(turn, inputs.results)
     if rules is not state.rules:
         _take_rules(turn, rules)
-    if inputs.snapshot is not None:
-        _take_snapshot(turn, inputs.snapshot)
+    snapshot = inputs.snapshot
+    if snapshot is not None and snapshot.links is not state.links:
+        _take_links(turn, snapshot.links)
+    _take_calendar(turn)
+    if snapshot is not None:
+        _take_verdicts(turn, snapshot)
     if inputs.roots is not None:
         _take_roots(turn, inputs.roots)
     for ifindex, actual in inputs.tc.items():
         _take_tc(turn, ifindex, actual)
     _take_silence(turn, inputs.unanswered)
-    _take_calendar(turn)
     for case in tuple(state.cases.values()):
         drive(turn, case)
     return turn.output()
@@ -166,7 +171,7 @@ def _take_silence(turn: Turn, unanswered: Iterable[int]) -> None:
         link = turn.state.by_index.get(ifindex)
         case = turn.state.cases.get(link.name) if link is not None else None
         if case is not None and turn.now.boot_ns >= case.backoff.retry_at_ns:
-            message = f"{case.link.name}: the kernel did not answer in time; look for a process that holds the RTNL lock"
+            message = f"{case.link.name}: the kernel did not answer in time; {REMEDY[FaultReason.NO_ANSWER]}"
             obstruct(turn, case, Obstacle(FaultReason.NO_ANSWER, message))
 
 
@@ -342,8 +347,15 @@ def _apply(turn: Turn, link: Link, before: Effective | None, after: Effective | 
     state.detector.watch(name, after.detect)
     if any(one is not None and (one.exempt or override_key(one)) for one in (before, after)):
         state.journal_dirty |= state.memories.pop(key_of(link), None) is not None
-    if before is not None and name not in state.cases and _epoch_fields(before) != _epoch_fields(after):
+    if before is not None and name not in state.cases and _starts_afresh(before, after):
         state.detector.resume(name, EpochReason.RELOAD)
+
+
+def _starts_afresh(before: Effective, after: Effective) -> bool:
+    """Whether detection starts afresh: other rules, or an override that ended, so that nothing is limited retroactively."""
+    old, new = before.override, after.override
+    ended = old is not None and (new is None or new.id != old.id)
+    return ended or _epoch_fields(before) != _epoch_fields(after)
 
 
 def _epoch_fields(applies: Effective) -> tuple[object, ...]:
@@ -366,10 +378,8 @@ def _tell_override(turn: Turn, link: Link, before: Effective | None, after: Effe
 # ---- snapshots: links and verdicts ---------------------------------------------------------------
 
 
-def _take_snapshot(turn: Turn, snapshot: Snapshot) -> None:
+def _take_verdicts(turn: Turn, snapshot: Snapshot) -> None:
     state = turn.state
-    if snapshot.links is not state.links:
-        _take_links(turn, snapshot.links)
     outcome = state.detector.update(snapshot)
     state.tally.dropped_samples += outcome.dropped
     for link, reason in outcome.epochs:

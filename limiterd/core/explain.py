@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from limiterd.core.model import Detect, Fault, FaultReason, LinkView, Phase, Reason, Release, ReleaseMode
-from limiterd.core.release import hold_ns
+from limiterd.core.release import hold
 from limiterd.core.units import NS_PER_SECOND, PPM, format_duration, format_rate, format_share, format_wall, parse_wall
 
 Sample = tuple[int, int]
@@ -147,7 +147,7 @@ def what_lifts(view: LinkView, release: Release) -> tuple[str, ...]:
     if view.manual:
         return ("it was set by hand and stands until a manual release or an override", *ways)
     if release.mode is ReleaseMode.AUTO:
-        until = view.since_wall_ns + hold_ns(release, view.strikes)
+        until = view.since_wall_ns + hold(release, view.strikes)[0]
         quiet = (
             f"{format_duration(release.quiet_for_ns)} without demand "
             f"(below {format_share(release.quiet_rate_ppm)} of the limit, no drops, empty queue)"

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from limiterd.core.case import HOLDING, LEAVING, Case, Signal, Stage
-from limiterd.core.faults import Obstacle
+from limiterd.core.faults import REMEDY, Obstacle
 from limiterd.core.model import (
     CLASS_LIMIT,
     SECOND,
@@ -34,7 +34,7 @@ from limiterd.core.model import (
 )
 from limiterd.core.plan import Plan, differences, plan
 from limiterd.core.policy import Effective
-from limiterd.core.release import hold_ns, release_reason
+from limiterd.core.release import hold
 from limiterd.core.shape import raised, tree_for
 from limiterd.core.state import Turn, key_of
 
@@ -235,7 +235,9 @@ def drive(turn: Turn, case: Case) -> None:
 
 
 def _read_due(turn: Turn, case: Case) -> bool:
-    return case.awaiting or (turn.ticking and turn.now.boot_ns >= case.read_t_ns + _read_period_ns(turn, case))
+    """At the tick that is nearest to the due time: ticks jitter, and the next one may be a whole period later."""
+    slack_ns = turn.state.rules.config.sampling.interval_ns // 2
+    return case.awaiting or (turn.ticking and turn.now.boot_ns + slack_ns >= case.read_t_ns + _read_period_ns(turn, case))
 
 
 def _read_period_ns(turn: Turn, case: Case) -> int:
@@ -360,7 +362,7 @@ def _drive_standing(turn: Turn, case: Case) -> None:
 
 def _fight_words(case: Case, count: int, planned: Plan) -> str:
     what = "; ".join(planned.drift) or "its root was replaced"
-    return f"{case.link.name}: the limit was undone {count} times within a minute ({what}); find out who else changes tc there"
+    return f"{case.link.name}: the limit was undone {count} times within a minute ({what}); {REMEDY[FaultReason.FIGHT]}"
 
 
 def _watch_bypass(turn: Turn, case: Case) -> None:
@@ -379,9 +381,8 @@ def _demand_over(turn: Turn, case: Case) -> ReleaseReason | None:
     rule = turn.state.effective[case.link.name].policy.release
     if decision.manual or rule.mode is not ReleaseMode.AUTO or case.quiet.lasted_ns() < rule.quiet_for_ns:
         return None
-    if turn.now.boot_ns < case.since_boot_ns + hold_ns(rule, decision.strikes):
-        return None
-    return release_reason(rule, decision.strikes)
+    hold_ns, reason = hold(rule, decision.strikes)
+    return reason if turn.now.boot_ns >= case.since_boot_ns + hold_ns else None
 
 
 def _drive_draining(turn: Turn, case: Case) -> None:

@@ -601,7 +601,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """The kernel's answer to one action: errno 0 is success, -1 not sent because an earlier one failed."""
+    """The kernel's answer to one action: errno 0 is success, faults.NOT_SENT not sent because an earlier one failed."""
 
     action: Action
     errno: int = 0

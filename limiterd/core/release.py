@@ -15,28 +15,25 @@ from limiterd.core.model import SECOND, ClassStats, Release, ReleaseReason
 from limiterd.core.units import NS_PER_SECOND, PPM
 
 SLICE_NS: Final = 1 * SECOND
-LONGEST_SLICE_NS: Final = 2 * SECOND
-"""A reading that comes later than this leaves unobserved time behind it, and breaks the quiet."""
+LONGEST_SLICE_NS: Final = 3 * SECOND
+"""A reading that comes later than this leaves unobserved time behind it, and breaks the quiet.
+
+A slice ends with the first reading after its second. One that comes just before (a tick that is early, a tc event) is
+followed by the next a second and up to half of the longest interval later.
+"""
 
 
-def hold_ns(release: Release, strikes: int) -> int:
-    """The shortest time that a limit stands, in ns, for its number of strikes (1 = the first)."""
-    hold = release.min_hold_ns
-    for _ in range(max(0, strikes - 1)):
-        hold = hold * release.multiplier_ppm // PPM
-        if hold >= release.max_hold_ns:
-            break
-    return min(hold, release.max_hold_ns)
+def hold(release: Release, strikes: int) -> tuple[int, ReleaseReason]:
+    """The shortest time that a limit stands, in ns, for its number of strikes (1 = the first), and how its end is called.
 
-
-def release_reason(release: Release, strikes: int) -> ReleaseReason:
-    """`max_hold` where the cap had shortened the hold, `demand_ended` otherwise; in both, demand has ended."""
-    uncapped = release.min_hold_ns
-    for _ in range(max(0, strikes - 1)):
-        uncapped = uncapped * release.multiplier_ppm // PPM
-        if uncapped > release.max_hold_ns:
-            return ReleaseReason.MAX_HOLD
-    return ReleaseReason.DEMAND_ENDED
+    That is `max_hold` where the cap had shortened the hold, `demand_ended` otherwise; in both, demand has ended.
+    """
+    hold_ns = release.min_hold_ns
+    for _ in range(strikes - 1):
+        hold_ns = hold_ns * release.multiplier_ppm // PPM
+        if hold_ns > release.max_hold_ns:
+            return release.max_hold_ns, ReleaseReason.MAX_HOLD
+    return min(hold_ns, release.max_hold_ns), ReleaseReason.DEMAND_ENDED
 
 
 @dataclass(slots=True)

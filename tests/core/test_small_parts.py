@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from limiterd.core.case import TRANSITIONS, Case, Signal, Stage
 from limiterd.core.detector import Detector
-from limiterd.core.errors import ConfigError, Problem
-from limiterd.core.faults import Backoff, Fight, errno_name, obstacle_of
+from limiterd.core.errors import ConfigError, Problem, errno_name
+from limiterd.core.faults import Backoff, Fight, obstacle_of
 from limiterd.core.histogram import Buckets
 from limiterd.core.model import (
     HOUR,
@@ -35,7 +35,7 @@ from limiterd.core.model import (
     Sampling,
     Snapshot,
 )
-from limiterd.core.release import Quiet, hold_ns, release_reason
+from limiterd.core.release import Quiet, hold
 from limiterd.core.responses import response
 from limiterd.core.status import Surroundings, build, document, frame
 from tests.world import LIMIT, MBIT, POLICY, START, World, rules_of
@@ -46,8 +46,8 @@ def test_the_hold_grows_and_is_capped(strikes: int) -> None:
     """Hold = min_hold · multiplier^(strikes−1), at most max_hold; the reason tells whether the cap cut it."""
     rule = Release(min_hold_ns=5 * MINUTE, max_hold_ns=24 * HOUR, multiplier_ppm=2_000_000)
     exact = 5 * MINUTE * 2 ** (strikes - 1)
-    assert hold_ns(rule, strikes) == min(exact, 24 * HOUR)
-    assert release_reason(rule, strikes) is (ReleaseReason.MAX_HOLD if exact > 24 * HOUR else ReleaseReason.DEMAND_ENDED)
+    reason = ReleaseReason.MAX_HOLD if exact > 24 * HOUR else ReleaseReason.DEMAND_ENDED
+    assert hold(rule, strikes) == (min(exact, 24 * HOUR), reason)
 
 
 def test_quiet_is_unbroken_slices_below_the_quiet_rate() -> None:
@@ -71,8 +71,8 @@ def test_quiet_is_unbroken_slices_below_the_quiet_rate() -> None:
     assert read(6, backlog_bytes=0) == SECOND
     assert read(7, sent_bytes=5_000_000) == 0
     assert read(8) == SECOND
-    assert read(10.5) == 0
-    assert read(11.5, sent_bytes=0) == 0
+    assert read(11.5) == 0
+    assert read(12.5, sent_bytes=0) == 0
 
 
 def test_backoff_doubles_to_a_minute() -> None:
@@ -105,6 +105,7 @@ def test_a_fight_is_six_repairs_within_a_minute() -> None:
         (ActionKind.ADD_CLASS, errno.EEXIST, FaultReason.OTHER),
         (ActionKind.ADD_ROOT, errno.EEXIST, FaultReason.FOREIGN_QDISC),
         (ActionKind.ADD_ROOT, 12345, FaultReason.OTHER),
+        (ActionKind.ADD_ROOT, errno.EOPNOTSUPP, FaultReason.MISSING_MODULE),
     ],
 )
 def test_what_an_errno_means_depends_on_the_step(kind: ActionKind, number: int, reason: FaultReason) -> None:
@@ -113,6 +114,11 @@ def test_what_an_errno_means_depends_on_the_step(kind: ActionKind, number: int, 
     assert found.reason is reason
     assert "eth0" in found.message
     assert errno_name(number) in found.message
+
+
+def test_an_errno_has_one_name() -> None:
+    """95 is EOPNOTSUPP to the kernel (Python lists ENOTSUP for it as well); what has no name is a number."""
+    assert (errno_name(95), errno_name(1), errno_name(12345)) == ("EOPNOTSUPP", "EPERM", "12345")
 
 
 def test_histogram_counts_cumulatively() -> None:
