@@ -1,6 +1,6 @@
 """What may stand in the files: one table a section, each key with its field and its parser, then the checks across keys.
 
-Defaults stand in one place only, the types of core/model.py. The text of every file that limiterd reads as configuration
+Defaults stand in one place only, the types of core/model. The text of every file that limiterd reads as configuration
 is described here; parsers.py knows how to read by such a table, config.py and overrides.py when.
 """
 

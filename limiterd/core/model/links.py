@@ -1,0 +1,36 @@
+"""The words for what is watched: links, and their counters at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One instance of a network interface.
+
+    incarnation counts the births seen under one ifindex: an interface made anew is a new link even when the kernel
+    hands out the same ifindex again. mac is "" where the device has none.
+    """
+
+    ifindex: int
+    name: str
+    mac: str = ""
+    mtu: int = 1500
+    gso_max_bytes: int = 65_536
+    tx_queues: int = 1
+    incarnation: int = 0
+    up: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All transmit counters at one instant; tx_bytes[i] belongs to links[i].
+
+    A sampler hands out the *same* links tuple as long as no link changed: consumers compare it by identity.
+    """
+
+    t_ns: int
+    links: tuple[Link, ...]
+    tx_bytes: Sequence[int]
