@@ -63,6 +63,7 @@ run: $(VENV)/.ready ## the daemon in the foreground with config/limiterd.yaml (r
 	@[ "$$(id -u)" = 0 ] || { echo 'shaping needs root here: sudo make run' >&2; exit 77; }
 	install -d -m 755 /run/limiterd
 	install -d -m 750 /var/lib/limiterd
+	[ '$(CONFIG)' != config/limiterd.yaml ] || chmod go-w '$(CONFIG)' # its mode is the umask's of the checkout
 	exec $(PY) -m limiterd.daemon --config '$(CONFIG)'
 
 demo: $(VENV)/.ready ## the policy at work on real traffic in private namespaces, about 30 s (DEMO_ARGS=--fast)

@@ -6,7 +6,7 @@ Aliases, anchors, tags, merge keys, directives, duplicate keys, a second documen
 line breaks have no place in it.
 
 How: the file is opened without following a link and without waiting for a fifo's other end, then judged by its
-descriptor (regular, owned by root or this process's user, nobody else may write it, at most 256 KiB) and read once.
+descriptor (regular, owned by trusted hands, nobody else may write it, at most 256 KiB) and read once.
 libyaml's event stream (PyYAML's own parser where libyaml is missing) is folded into nodes that remember their place; an
 event stream never expands an alias and can be left at any event, so a bomb costs what its first bytes cost.
 
@@ -36,6 +36,9 @@ MAX_NODES: Final = 30_000
 MAX_PROBLEMS: Final = 100
 ENDS_MARKED: Final = "# limiterd: ends with ..."
 """The first line of a file that announces its last line, `...`."""
+
+_PROGRAM_OWNER: Final = os.stat(__file__).st_uid  # noqa: PTH116 - asked once, before an upgrade can take the file away
+"""Whoever can change the program itself could change what is read, too: in a checkout that is the user who made it."""
 
 _UNSEEN = re.compile("\r(?!\n)|[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 """What YAML forbids in a text (its control characters), and the line breaks that an editor does not show as such."""
@@ -141,9 +144,9 @@ def printable(text: str) -> str:
 def trusted(status: os.stat_result, owners: Collection[int] = ()) -> str | None:
     """Tell why a file or directory cannot be trusted, or None where only trusted hands can have written it.
 
-    Trusted owners are root, the user that this process runs as, and `owners`.
+    Trusted owners are root, the user that this process runs as, the owner of limiterd's own files, and `owners`.
     """
-    allowed = {0, os.geteuid(), *owners}
+    allowed = {0, os.geteuid(), _PROGRAM_OWNER, *owners}
     if status.st_uid not in allowed:
         wanted = " or ".join(str(uid) for uid in sorted(allowed))
         return f"belongs to uid {status.st_uid}, who could change it at will; chown it to root (trusted uids: {wanted})"

@@ -25,7 +25,12 @@ _skipped = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Find out once, before anything starts a thread, whether namespaces can be made."""
+    """Find out once, before anything starts a thread, whether namespaces can be made.
+
+    Programs that tests start get none of Python's own settings (PYTHONUNBUFFERED would hide output that is never flushed).
+    """
+    for name in [name for name in os.environ if name.startswith("PYTHON") and name != "PYTHONPATH"]:
+        del os.environ[name]
     able = laboratory.can_make_namespaces()
     if not able and os.environ.get("LIMITERD_TEST_USERNS") != "0":
         able = _in_user_namespace()

@@ -18,6 +18,7 @@ from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, EXIT_NOPER
 from limiterd.core.model import PolicyMode, Rules
 
 CAP_NET_ADMIN = 12
+CANNOT_CLEAN_UP = "limiterd: --cleanup needs CAP_NET_ADMIN; run it as root"
 NO_CAPABILITY = (
     "limiterd: CAP_NET_ADMIN is missing, which shaping needs; run it as root, as the limiterd.service unit, "
     "or set `mode: observe`, which needs none"
@@ -46,8 +47,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print_exc()
         _say(f"limiterd: stopped by a defect: {type(error).__name__}: {error}; limits stay as they are in the kernel")
         status = EXIT_FAILED
-    sys.stderr.flush()
+    if not _flushed() and status == EXIT_DONE:
+        status = EXIT_FAILED
     os._exit(status)  # threads that wait for a disk must not hold up a restart
+
+
+def _flushed() -> bool:
+    """Write out what is buffered, which os._exit would drop; False where stdout does not take it."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _say(f"limiterd: the output could not be written: {error.strerror}")
+        return False
+    return True
 
 
 def _say(text: str) -> None:
@@ -58,6 +70,9 @@ def _run(path: str, *, check: bool, cleanup: bool) -> int:
     from limiterd import config  # noqa: PLC0415 - a usage error needs no YAML
     from limiterd.daemon.loop import has_capability, hostname  # noqa: PLC0415 - likewise
 
+    if cleanup and not has_capability(CAP_NET_ADMIN):
+        _say(CANNOT_CLEAN_UP)
+        return EXIT_NOPERM
     if cleanup:
         from limiterd.daemon.cleanup import clean_up  # noqa: PLC0415 - a command of its own
 

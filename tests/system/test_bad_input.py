@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import subprocess
@@ -104,13 +103,27 @@ def test_nine_and_a_half_seconds_at_full_speed_never_limit(lab: Lab, pair: Pair,
         assert daemon.metrics()['limiterd_detections_total{interface="eth0",reason="sustained"}'] == 0
 
 
-def test_check_is_quiet_about_a_good_file() -> None:
-    """The shipped configuration is valid."""
+def test_check_says_that_a_file_is_good(tmp_path: Path) -> None:
+    """The shipped configuration is valid: one line into a pipe and exit 0, or exit 1 where the line gets lost."""
     shipped = Path(__file__).parents[2] / "config" / "limiterd.yaml"
-    done = subprocess.run(
-        [*DAEMON, "--check", "--config", str(shipped)], capture_output=True, text=True, check=False, env=os.environ
-    )
+    config = tmp_path / "limiterd.yaml"
+    config.write_bytes(shipped.read_bytes())
+    command = [*DAEMON, "--check", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{config}: valid, 1 policies, ")
+    with Path("/dev/full").open("wb") as full:
+        lost = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert lost.returncode == 1
+    assert lost.stderr.endswith("limiterd: the output could not be written: No space left on device\n")
+
+
+def test_cleaning_up_without_the_capability_is_exit_77(pair: Pair, tmp_path: Path) -> None:
+    """--cleanup that may not touch the kernel says so, whether a limit is there or not."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        done = attempt(daemon, *WITHOUT_NET_ADMIN, *DAEMON, "--cleanup")
+    assert done.returncode == 77
+    assert done.stderr == "limiterd: --cleanup needs CAP_NET_ADMIN; run it as root\n"
 
 
 NO_NETLINK = """
