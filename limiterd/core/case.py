@@ -5,8 +5,8 @@
                      └────LOST──────┘
 
 DUE: a decision stands, the kernel does not show the limit yet (or no more). STANDING: read back, exact. DRAINING: the
-rate is raised, the queue empties. REMOVING: our root goes. The stage says what is wanted of the kernel; whether the kernel
-complies is always read, and what hinders it is the case's obstacle.
+rate is raised, the queue empties. REMOVING: our tree goes, filters and classes before the root. The stage says what is
+wanted of the kernel; whether the kernel complies is always read, and what hinders it is the case's obstacle.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ it is, with an obstacle and a time for the next try, and the next plan starts fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -16,6 +16,7 @@ from limiterd.core.faults import REMEDY, Obstacle
 from limiterd.core.model import (
     CLASS_LIMIT,
     SECOND,
+    Action,
     ActionKind,
     Decision,
     EpochReason,
@@ -32,7 +33,7 @@ from limiterd.core.model import (
     TcActual,
     TcTree,
 )
-from limiterd.core.plan import Plan, differences, plan
+from limiterd.core.plan import Plan, differences, dismantling, plan
 from limiterd.core.policy import Effective
 from limiterd.core.release import hold
 from limiterd.core.shape import raised, tree_for
@@ -261,11 +262,11 @@ def _plan(turn: Turn, case: Case, wanted: TcTree | None) -> Plan:
     return plan(link, wanted, state.tc.get(link.ifindex), state.saved.get(key_of(link)), takeover=takeover)
 
 
-def _act(turn: Turn, case: Case, planned: Plan) -> None:
-    for action in planned.actions:
+def _act(turn: Turn, case: Case, actions: Sequence[Action]) -> None:
+    for action in actions:
         if action.kind is ActionKind.SAVE_ROOT and isinstance(action.item, RootQdisc):
             turn.state.saved[key_of(case.link)] = action.item
-    turn.actions.extend(planned.actions)
+    turn.actions.extend(actions)
     case.awaiting = True
     turn.reads.add(case.link.ifindex)
 
@@ -285,7 +286,7 @@ def _drive_due(turn: Turn, case: Case) -> None:
         if case.tree_standing is not None and case.tree_standing == case.tree_wanted:
             turn.state.tally.drift_repairs[case.link.name] += 1
             turn.tell(EventKind.REPAIR, case.link.name, "drift", differences=list(planned.drift))
-        _act(turn, case, planned)
+        _act(turn, case, planned.actions)
 
 
 def _ask_again(turn: Turn, case: Case) -> None:
@@ -396,7 +397,7 @@ def _drive_draining(turn: Turn, case: Case) -> None:
             return
         planned = _plan(turn, case, raised(actual.tree))
         if planned.actions and all(a.kind is ActionKind.CHANGE_CLASS for a in planned.actions):
-            _act(turn, case, planned)
+            _act(turn, case, planned.actions)
             return
         announce(turn, case)
         case.drain_until_ns = turn.now.boot_ns + turn.state.rules.config.enforcement.drain_ns
@@ -428,8 +429,13 @@ def announce(turn: Turn, case: Case) -> None:
 
 
 def _drained(turn: Turn, case: Case) -> None:
+    """The queue is empty: what hangs on the root goes first, once; the root itself follows when that was read back."""
     case.signal(Signal.DRAINED)
-    _drive_removing(turn, case)
+    steps = dismantling(case.link, turn.state.tc.get(case.link.ifindex))
+    if steps:
+        _act(turn, case, steps)
+    else:
+        _drive_removing(turn, case)
 
 
 def _drive_removing(turn: Turn, case: Case) -> None:
@@ -437,7 +443,7 @@ def _drive_removing(turn: Turn, case: Case) -> None:
         return
     planned = _plan(turn, case, None)
     if planned.actions:
-        _act(turn, case, planned)
+        _act(turn, case, planned.actions)
         return
     _clear(turn, case)
     case.signal(Signal.GONE)

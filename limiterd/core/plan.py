@@ -44,6 +44,7 @@ RESTORABLE: Final = frozenset({"pfifo", "bfifo", "pfifo_fast", "tbf", "noqueue",
 """Single qdiscs that their dumped options bring back whole."""
 OUR_CLASSES: Final = frozenset({CLASS_LIMIT, *LEAF_OF})
 _INSTALL_ORDER: Final = (CLASS_EXEMPT, CLASS_LIMIT, CLASS_DEFAULT, CLASS_LIFELINE)
+_DISMANTLING_ORDER: Final = (CLASS_LIFELINE, CLASS_DEFAULT, CLASS_EXEMPT, CLASS_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,22 @@ def plan(link: Link, wanted: TcTree | None, actual: TcActual | None, saved: Root
     if hindrance:
         return Plan(obstacle=(FaultReason.FOREIGN_QDISC, f"{link.name}: {hindrance}"), drift=differences(wanted, actual))
     return Plan((*_taking(steps, actual.foreign_root), *_install(steps, wanted)), drift=differences(wanted, actual))
+
+
+def dismantling(link: Link, actual: TcActual | None) -> tuple[Action, ...]:
+    """What of our tree goes ahead of its root when a limit is released: filters, then classes; () where others hold some of it.
+
+    While the kernel destroys a root with all that hangs on it, the link has no queue and drops what comes: the less there
+    is to destroy, the less is lost. Every prefix carries traffic, unlimited where the tree has been raised before.
+    """
+    if actual is None or actual.tree is None or actual.foreign or actual.inner:
+        return ()
+    steps, tree = _Steps(link), actual.tree
+    found = _by_classid(tree)
+    return (
+        *_clearing(steps, tree.filters, {f.prio for f in tree.filters}),
+        *(steps.make(ActionKind.DELETE_CLASS, classid) for classid in _DISMANTLING_ORDER if classid in found),
+    )
 
 
 def differences(wanted: TcTree, actual: TcActual | None) -> tuple[str, ...]:

@@ -139,6 +139,23 @@ def test_manual_release_drains_and_restores() -> None:
     assert world.view().strikes == 2
 
 
+def test_a_release_deletes_a_root_with_nothing_under_it() -> None:
+    """Raised, then filters, then classes, then the bare root: while it goes the link is without a queue, so it goes fast."""
+    world = World()
+    world.fire()
+    world.run(1, {"eth0": 0})
+    del world.kernel.sent[:]
+    world.release()
+    assert list(dict.fromkeys(action.kind for action in world.kernel.sent)) == [
+        ActionKind.CHANGE_CLASS,
+        ActionKind.DELETE_FILTER,
+        ActionKind.DELETE_FILTERS,
+        ActionKind.DELETE_CLASS,
+        ActionKind.DELETE_ROOT,
+    ]
+    assert world.root() == "noqueue 0:"
+
+
 def test_what_does_not_drain_is_told() -> None:
     """A queue that never empties is cut off after `drain`, and the bytes are told."""
     world = World(rules_of(enforcement=Enforcement(drain_ns=SECOND // 2)))

@@ -31,7 +31,7 @@ from limiterd.core.model import (
     TcActual,
     TcTree,
 )
-from limiterd.core.plan import Plan, datagrams, differences, name_of, plan
+from limiterd.core.plan import Plan, datagrams, differences, dismantling, name_of, plan
 from limiterd.core.shape import raised, tree_for
 from limiterd.kernel.fake import FakeKernel
 from tests.core.states import (
@@ -129,6 +129,40 @@ def test_a_step_that_fails_harms_nothing(before: Wish, after: Wish, data: st.Dat
     assert carries_traffic(kernel)
     converge(kernel, ETH0, after.tree(ETH0))
     assert differences_of(kernel, after) == ()
+
+
+@given(some_limit, st.lists(foreign_hands(ETH0), max_size=2), st.data())
+def test_a_dismantled_root_is_bare_and_every_step_is_safe(wish: Wish, deeds: list[Action], data: st.DataObject) -> None:
+    """Released, a raised tree goes filter by filter and class by class; broken off anywhere, or refused, the root still goes."""
+    kernel, tree = standing(wish)
+    kernel.apply(deeds)
+    converge(kernel, ETH0, raised(seen(kernel, ETH0).tree or tree))
+    steps = dismantling(ETH0, seen(kernel, ETH0))
+    cut = data.draw(st.integers(0, len(steps)))
+    refused = data.draw(st.booleans())
+    results = []
+    for step in steps[:cut]:
+        results += kernel.apply([step])
+        assert carries_traffic(kernel)
+    if refused and cut < len(steps):
+        kernel.refuse(0)
+    results += kernel.apply(steps[cut:])
+    assert carries_traffic(kernel)
+    left = seen(kernel, ETH0).tree
+    if steps and not any(r.errno for r in results):
+        assert left is not None
+        assert (left.classes, left.leaves, left.filters) == ((), (), ())
+    assert converge(kernel, ETH0, None) <= 1
+
+
+def test_a_tree_that_others_use_is_not_dismantled() -> None:
+    """Foreign objects under our classes would hold them: everything goes with the root."""
+    kernel, tree = standing()
+    assert dismantling(ETH0, seen(kernel, ETH0))
+    carry_out(kernel, [deed(ActionKind.ADD_FILTER, Filter(5, 0x0800, ((0, 0, 0, False),), CLASS_DEFAULT))])
+    assert dismantling(ETH0, seen(kernel, ETH0)) == ()
+    assert dismantling(ETH0, None) == ()
+    assert tree.filters
 
 
 def differences_of(kernel: FakeKernel, wish: Wish) -> tuple[str, ...]:

@@ -13,29 +13,15 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from limiterd.core.model import (
-    CLASS_DEFAULT,
-    CLASS_EXEMPT,
-    CLASS_LIFELINE,
-    Action,
-    ActionKind,
-    KernelAbilities,
-    Lifeline,
-    Limit,
-    Link,
-    Match,
-    TcActual,
-)
-from limiterd.core.plan import differences
-from limiterd.core.shape import raised, tree_for
+from limiterd.core.model import CLASS_DEFAULT, CLASS_EXEMPT, CLASS_LIFELINE, Lifeline, Limit, Link, Match, TcActual
 from limiterd.kernel.lab import Flow, Lab, Pair, inside, run
 from limiterd.kernel.tc import TcKernel
-from tests.core.states import PFIFO, carry_out, planned, seen
+from tests.driver import Driver
 from tests.netns import LONG, wait_for
 
 pytestmark = pytest.mark.root
@@ -46,32 +32,32 @@ ECHO_PORT = 2_222
 
 @dataclass
 class Shaped:
-    """A link, its kernel, and the lab around it."""
+    """A link, what limits it, and the lab around it."""
 
     lab: Lab
     pair: Pair
-    kernel: TcKernel
-    link: Link
-    limit: Limit = field(default_factory=Limit)
+    driver: Driver
+
+    @property
+    def link(self) -> Link:
+        """The link as the engine knows it."""
+        return self.driver.links[0]
+
+    def will_be(self, limit: Limit) -> None:
+        """From now on limits are like this one."""
+        self.driver.reload(limit)
 
     def hold(self, rate_bps: int) -> None:
-        """Put the limit on, or change its rate, in one apply."""
-        wanted = tree_for(self.limit, rate_bps, self.link, KernelAbilities(fq_codel=self.kernel.abilities().fq_codel))
-        carry_out(self.kernel, planned(self.kernel, self.link, wanted).actions)
-        assert differences(wanted, self.read()) == ()
+        """Put the limit on, or change its rate."""
+        self.driver.hold("eth0", rate_bps)
 
     def release(self) -> None:
-        """Raise, wait for the queue to run empty, delete: as the daemon does."""
-        tree = self.read().tree
-        assert tree is not None
-        carry_out(self.kernel, planned(self.kernel, self.link, raised(tree)).actions)
-        wait_for(lambda: self.read().stats.backlog_bytes == 0, "an empty queue", longest_s=1, pause_s=0.005)
-        time.sleep(0.01)  # a process that has just been busy is the first to be put aside in the middle of the swap
-        carry_out(self.kernel, planned(self.kernel, self.link, None).actions)
+        """Raise, wait for the queue to run empty, take down."""
+        self.driver.release()
 
     def read(self) -> TcActual:
         """What the kernel shows."""
-        return seen(self.kernel, self.link)
+        return self.driver.actual("eth0")
 
     def rate_bps(self, span_s: float, since: TcActual | None = None) -> float:
         """The class's rate by its counters over the coming span, or since a reading until span_s after it."""
@@ -99,7 +85,7 @@ def shaped(lab: Lab, pair: Pair) -> Iterator[Shaped]:
     with inside(pair.near.namespace):
         kernel = TcKernel()
     with kernel:
-        yield Shaped(lab, pair, kernel, Link(pair.near.ifindex, "eth0"))
+        yield Shaped(lab, pair, Driver(kernel, Link(pair.near.ifindex, "eth0")))
 
 
 def flowing(shaped: Shaped, what: str) -> Flow:
@@ -169,7 +155,8 @@ def test_odd_links_are_held_as_well(shaped: Shaped, setting: str) -> None:
     """A queue length of 0 to 2, jumbo frames, no GSO: 50 Mbit/s are reached and held, and nothing passes by."""
     for end in (shaped.pair.near, shaped.pair.far):
         run(end.namespace, ["ip", "link", "set", "eth0", *setting.split()])
-    shaped.link = replace(shaped.link, mtu=9_000 if "mtu" in setting else 1_500)
+    shaped.driver.links = (replace(shaped.link, mtu=9_000 if "mtu" in setting else 1_500),)
+    shaped.driver.tick()
     flowing(shaped, "tcp1")
     shaped.hold(50 * MBIT)
     begun = shaped.read()
@@ -233,7 +220,7 @@ def echo(shaped: Shaped) -> Iterator[Callable[[], float]]:
 
 def test_the_lifeline_stays_quick_under_full_load(shaped: Shaped) -> None:
     """A ping-pong in the lifeline: median under twice idle plus 5 ms while 8 flows fill the limit."""
-    shaped.limit = Limit(lifeline=Lifeline(match=(Match(protocol="tcp", port=ECHO_PORT),)))
+    shaped.will_be(Limit(lifeline=Lifeline(match=(Match(protocol="tcp", port=ECHO_PORT),))))
     with echo(shaped) as trip:
         flowing(shaped, "tcp8")
         shaped.hold(200 * MBIT)
@@ -279,31 +266,22 @@ def test_a_change_of_rate_loses_nothing(shaped: Shaped) -> None:
 
 
 def test_engaging_and_releasing_lose_next_to_nothing(shaped: Shaped) -> None:
-    """A swap of the root loses some datagrams of a 150 Mbit/s stream, about what the swap of a bare pfifo loses here and now.
+    """Putting a limit on and releasing it each lose at most three datagrams of a 150 Mbit/s stream, in the median.
 
-    The kernel drops what comes while it waits for the old root's last users (synchronize_net in dev_deactivate): 100 µs
-    on an idle machine, milliseconds where others want the processor. So a bare pfifo is swapped in turn with the limit;
-    bench/ measures the losses as such. The limit's queue holds what a source that was starved for 50 ms sends at once.
+    While the kernel destroys a root the link has no queue (dev_deactivate); its longest waits, milliseconds where others
+    want the processor, are no measure of ours. The limit's queue holds what a source that was starved for 50 ms sends at once.
     """
     flow = shaped.lab.udp(shaped.pair.near, shaped.pair.far, 150 * MBIT)
     wait_for(lambda: flow.stats()["received_packets"] > 1_000, "the stream")
-    plain = [Action(ActionKind.RESTORE_ROOT, shaped.link.ifindex, "eth0", PFIFO)]
-    gone = [Action(ActionKind.DELETE_ROOT, shaped.link.ifindex, "eth0", PFIFO.handle)]
-    swaps: dict[str, Callable[[], object]] = {
-        "limit": lambda: shaped.hold(800 * MBIT),
-        "release": shaped.release,
-        "pfifo": lambda: carry_out(shaped.kernel, plain),
-        "no pfifo": lambda: carry_out(shaped.kernel, gone),
-    }
+    swaps: dict[str, Callable[[], object]] = {"limit": lambda: shaped.hold(800 * MBIT), "release": shaped.release}
     losses: dict[str, list[int]] = {name: [] for name in swaps}
-    for _ in range(16):
+    for _ in range(21):
         for name, swap in swaps.items():
             before = gaps(flow)
             swap()
             losses[name].append(gaps(flow) - before)
-    allowed = 6 + 4 * statistics.median(losses["no pfifo"])
     assert statistics.median(losses["limit"]) <= 3, losses
-    assert statistics.median(losses["release"]) <= allowed, losses
+    assert statistics.median(losses["release"]) <= 3, losses
 
 
 def gaps(flow: Flow) -> int:
@@ -343,7 +321,7 @@ def test_next_to_nothing_passes_between_root_and_class(shaped: Shaped) -> None:
 
 def test_exempt_traffic_is_not_limited(shaped: Shaped) -> None:
     """A flow to an exempt network runs beside a full limit at many times its rate, and does not eat into it."""
-    shaped.limit = Limit(exempt=(Match(to="fd77:1::/64"),))
+    shaped.will_be(Limit(exempt=(Match(to="fd77:1::/64"),)))
     near, far = shaped.pair.near, shaped.pair.far
     shaped.hold(20 * MBIT)
     shaped.lab.tcp(near, far)
@@ -358,7 +336,7 @@ def test_exempt_traffic_is_not_limited(shaped: Shaped) -> None:
 
 def test_packets_go_where_the_selectors_say(shaped: Shaped) -> None:
     """Real packets: DHCP in both families, IPv4 options, first and later fragments, a port on either side."""
-    shaped.limit = Limit(lifeline=Lifeline(match=(Match(protocol="udp", port=5_001), Match(protocol="tcp", port=22))))
+    shaped.will_be(Limit(lifeline=Lifeline(match=(Match(protocol="udp", port=5_001), Match(protocol="tcp", port=22)))))
     shaped.hold(200 * MBIT)
     near = shaped.pair.near
     run(near.namespace, ["ping", "-c", "1", shaped.pair.far.v4])  # so that no neighbour has to be asked for below
@@ -408,7 +386,7 @@ def test_neighbours_are_asked_in_the_lifeline(shaped: Shaped) -> None:
 
 def test_the_kernel_has_no_complaint(shaped: Shaped) -> None:
     """No limit from 1 Mbit/s to 100 Gbit/s makes the kernel warn of a quantum."""
-    shaped.limit = Limit(exempt=(Match(to="10.0.0.0/8"),))
+    shaped.will_be(Limit(exempt=(Match(to="10.0.0.0/8"),)))
     for rate_bps in (MBIT, 200 * MBIT, 10**10, 10**11):
         shaped.hold(rate_bps)
     tree = shaped.read().tree

@@ -1,0 +1,89 @@
+"""The engine, the executor and the real kernel, without the daemon around them: limits on command, for tests and benches.
+
+What is measured through it is what the daemon does: the same decisions, plans, messages and readings.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from limiterd.core import engine
+from limiterd.core.case import Case, Stage
+from limiterd.core.commands import limit, release_all
+from limiterd.core.model import Config, Detect, EventKind, Journal, Limit, Link, Now, Policy, Rules, Snapshot, TcActual
+from limiterd.core.state import Inputs, Output
+from limiterd.daemon.hands import Hands
+from limiterd.kernel.tc import TcKernel
+
+PACE_S = 0.005
+LONGEST_S = 10.0
+USUAL = Limit()
+ANY_RATE = Detect(threshold_bps=10**12)
+"""Nothing fires by itself, and any rate below it may be asked for."""
+
+
+def clocks() -> Now:
+    """This moment."""
+    return Now(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns())
+
+
+class Driver:
+    """Links that are limited and released on command, all by one policy."""
+
+    def __init__(self, kernel: TcKernel, *links: Link, wanted: Limit = USUAL, detect: Detect = ANY_RATE) -> None:
+        self.kernel, self.links = kernel, links
+        self.rules = Rules(Config(policies=(Policy("test", ("*",), detect=detect, limit=wanted),)))
+        self.state = engine.start(self.rules, Journal(), kernel.abilities(), clocks())
+        self.told: list[EventKind] = []
+        self.hands = Hands(
+            kernel, clocks, lambda events: self.told.extend(event.kind for event in events), lambda _: None, lambda _: None
+        )
+        self._settle(self.hands.with_roots(self._look()))
+
+    def _settle(self, inputs: Inputs) -> None:
+        self.hands.settle(self.state, self.rules, inputs)
+
+    def _look(self) -> Inputs:
+        now = clocks()
+        return Inputs(now, snapshot=Snapshot(now.boot_ns, self.links, [0] * len(self.links)))
+
+    def _command(self, output: Output) -> None:
+        self.hands.publish(self.state, output)
+        self._settle(Inputs(clocks()))
+
+    def tick(self) -> None:
+        """One sample, as the loop takes it."""
+        self._settle(self._look())
+
+    def reload(self, wanted: Limit) -> None:
+        """Another limit in the policy."""
+        policy = replace(self.rules.config.policies[0], limit=wanted)
+        self.rules = replace(self.rules, config=replace(self.rules.config, policies=(policy,)))
+        self._settle(Inputs(clocks()))
+
+    def hold(self, name: str, rate_bps: int) -> None:
+        """Limit a link, or change its rate; done when the limit was read back."""
+        self._command(limit(self.state, clocks(), name, rate_bps=rate_bps, reason="test", force=True, by="test"))
+        case = self.state.cases[name]
+        if case.stage is not Stage.STANDING or case.obstacle is not None:
+            raise AssertionError(f"{name}: the limit does not stand: {case.obstacle}")
+
+    def release(self) -> None:
+        """Lift every limit; done when the last root was seen gone."""
+        self._command(release_all(self.state, clocks(), reason="test", by="test"))
+        until_s = time.monotonic() + LONGEST_S
+        while self.state.cases:
+            if time.monotonic() > until_s:
+                raise AssertionError(f"limits that could not be released: {self.standing()}")
+            time.sleep(PACE_S)
+            self.tick()
+
+    def standing(self) -> list[Case]:
+        """The links that a limit is on, or on its way."""
+        return list(self.state.cases.values())
+
+    def actual(self, name: str) -> TcActual:
+        """What the kernel shows of a link now."""
+        ifindex = self.state.by_name[name].ifindex
+        return self.kernel.read([ifindex])[ifindex]
