@@ -227,9 +227,11 @@ def _restore_root(machine: _Machine, link: FakeLink, item: RootQdisc) -> None:
     link.root = replace(item, handle=handle)
 
 
-def _add_class(_: _Machine, link: FakeLink, item: HtbClass) -> None:
+def _add_class(machine: _Machine, link: FakeLink, item: HtbClass) -> None:
+    """Two messages, the add and a change of the burst: the second is carried out though the first was refused."""
     htb = _tree(link)
     if item.classid in htb.classes:
+        _change_class(machine, link, item)
         raise _RefusalError(errno.EEXIST, "")
     parent = item.parent if item.parent in htb.classes else HANDLE_ROOT
     htb.leaves.pop(parent, None)

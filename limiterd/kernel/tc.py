@@ -243,8 +243,8 @@ def _messages(encoded: Message | tuple[Message, ...]) -> Sequence[Message]:
 def _judge(action: Action, acks: Sequence[Ack]) -> Ack:
     """The answer to an action: the first that matters, where it is several messages."""
     table, *rest = acks
-    if rest and table.errno == errno.EEXIST:  # the table of a link that stands already is as good as a new one
-        return _judge(action, rest)
+    if rest and action.kind is ActionKind.ADD_FILTER and table.errno == errno.EEXIST:
+        return _judge(action, rest)  # the table of a link that stands already is as good as a new one
     bad = next((ack for ack in acks if not ack.ok and ack.errno != _AS_GOOD_AS_DONE.get(action.kind)), None)
     if bad is None:
         return Ack(0)

@@ -78,6 +78,7 @@ _HTB_R2Q: Final = 10
 _LINKLAYER_ETHERNET: Final = 1
 """Spares the rate tables that older tools sent along."""
 _RATE32_FULL: Final = 0xFFFFFFFF
+_FIRST_BURST_BYTES: Final = 1_600
 _DIRECT_PACKETS: Final = 1_000
 """Room for what passes by while a tree is built; HTB would take txqueuelen, and at 0 drop all of it."""
 
@@ -229,16 +230,17 @@ def probe(ifindex: int, kind: str) -> Message:
 # ---- messages: classes ---------------------------------------------------------------------------
 
 
-def _class_options(item: HtbClass) -> bytes:
+def _class_options(item: HtbClass, first_burst_bytes: int | None = None) -> bytes:
     rate, ceil = item.rate_bps // 8, item.ceil_bps // 8
+    burst, cburst = (first_burst_bytes,) * 2 if first_burst_bytes is not None else (item.burst_bytes, item.cburst_bytes)
     half = (0, _LINKLAYER_ETHERNET, 0, 0, 0)
     opt = _HTB_OPT.pack(
         *half,
         min(rate, _RATE32_FULL),
         *half,
         min(ceil, _RATE32_FULL),
-        burst_ticks(item.burst_bytes, item.rate_bps),
-        burst_ticks(item.cburst_bytes, item.ceil_bps),
+        burst_ticks(burst, item.rate_bps),
+        burst_ticks(cburst, item.ceil_bps),
         item.quantum_bytes,
         0,
         item.prio,
@@ -248,10 +250,19 @@ def _class_options(item: HtbClass) -> bytes:
     return nested(_TCA_OPTIONS, attr(_HTB_PARMS, opt), *wide)
 
 
-def add_class(ifindex: int, item: HtbClass) -> Message:
-    """A class under our root or one of our classes."""
-    # tc class add dev IF parent 1d1d:1 classid 1d1d:20 htb rate R ceil C burst B cburst D quantum Q prio P
-    return _message(RTM_NEWTCLASS, _ADD, ifindex, item.classid, item.parent, 0, _kind("htb"), _class_options(item))
+def add_class(ifindex: int, item: HtbClass) -> tuple[Message, ...]:
+    """A class under our root or one of our classes, made with the burst of one frame and then given its own.
+
+    HTB fills the bucket of a class when it makes it, and leaves its tokens alone when the burst is changed: made with the
+    whole burst (64 KiB and more), a slow class would send up to 5 % too much in its first second.
+    """
+    first = _class_options(item, _FIRST_BURST_BYTES)
+    return (
+        # tc class add dev IF parent 1d1d:1 classid 1d1d:20 htb rate R ceil C burst 1600 cburst 1600 quantum Q prio P
+        _message(RTM_NEWTCLASS, _ADD, ifindex, item.classid, item.parent, 0, _kind("htb"), first),
+        # tc class change dev IF parent 1d1d:1 classid 1d1d:20 htb rate R ceil C burst B cburst D quantum Q prio P
+        change_class(ifindex, item),
+    )
 
 
 def change_class(ifindex: int, item: HtbClass) -> Message:

@@ -104,16 +104,20 @@ def flowing(shaped: Shaped, what: str) -> Flow:
 
 
 @pytest.mark.parametrize("load", ["tcp1", "tcp8", "udp"])
-def test_the_rate_is_held_exactly_from_the_first_second(shaped: Shaped, load: str) -> None:
-    """200 Mbit/s: at most 105 % in the first second under way, 101 % in any after it; 99 % are reached, and kept by all.
+@pytest.mark.parametrize("rate_bps", [10 * MBIT, 200 * MBIT])
+def test_the_rate_is_held_exactly_from_the_first_second(shaped: Shaped, load: str, rate_bps: int) -> None:
+    """At most 105 % in the first second of the limit's life, 101 % in any after it; 99 % are reached, and kept by all.
 
     A busy machine may starve the sources for a second: the lower bound is asked of the best, the upper of every one.
     """
     flowing(shaped, load)
-    shaped.hold(200 * MBIT)
+    before_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    shaped.hold(rate_bps)
     begun = shaped.read()
-    assert shaped.rate_bps(1.0, begun) <= 1.05 * 200 * MBIT
-    assert 0.99 * 200 * MBIT <= best_second_bps(shaped, 200 * MBIT) <= 1.01 * 200 * MBIT
+    shaped.rate_bps(1.0, begun)
+    first = shaped.read()
+    assert 8e9 * first.stats.sent_bytes <= 1.05 * rate_bps * (first.read_t_ns - before_ns)
+    assert 0.99 * rate_bps <= best_second_bps(shaped, rate_bps) <= 1.01 * rate_bps
     assert shaped.read().direct_packets == begun.direct_packets
 
 
