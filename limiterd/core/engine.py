@@ -14,32 +14,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from limiterd.core.case import HOLDING, LEAVING, Stage
+from limiterd.core.births import take_links
+from limiterd.core.calendar import set_calendar, take_calendar, take_rules
+from limiterd.core.case import HOLDING, Stage
 from limiterd.core.detector import Detector
 from limiterd.core.errors import errno_name
 from limiterd.core.faults import NOT_SENT, OPERATION_OF, REMEDY, Obstacle, obstacle_of
-from limiterd.core.limits import (
-    announce,
-    drive,
-    lift,
-    lift_cause,
-    obstruct,
-    order,
-    override_key,
-    owed,
-    reconsider,
-    refresh,
-    stray,
-    strikes_of,
-)
+from limiterd.core.limits import drive, lift, obstruct, order, override_key, owed, refresh, stray, strikes_of
 from limiterd.core.model import (
-    DAY,
     HANDLE_ROOT,
-    HOUR,
     ActionKind,
     ActionResult,
     Decision,
-    EpochReason,
     EventKind,
     FaultReason,
     Firing,
@@ -55,28 +41,12 @@ from limiterd.core.model import (
     Snapshot,
     TcActual,
 )
-from limiterd.core.policy import (
-    Effective,
-    OverrideState,
-    effective,
-    end_cause,
-    host_matches,
-    next_boundary_wall_ns,
-    override_state,
-)
+from limiterd.core.policy import Effective
 from limiterd.core.responses import response
 from limiterd.core.state import Inputs, Output, State, Turn, key_of
 
-EXPIRY_NOTICES_NS: Final = (24 * HOUR, 1 * HOUR)
-"""How long before its expiry an override is called to mind."""
-
 SAMPLES_SHOWN: Final = 128
 """How many samples of its window a firing's event carries."""
-
-GONE_FORGET_NS: Final = 1 * HOUR
-GONE_LINKS_MAX: Final = 4096
-AWAY_MAX: Final = 4096
-"""Bounds on what is remembered of links that are not there."""
 
 
 def start(rules: Rules, journal: Journal, abilities: KernelAbilities, now: Now) -> State:
@@ -86,7 +56,7 @@ def start(rules: Rules, journal: Journal, abilities: KernelAbilities, now: Now) 
     state.memories = {(m.interface, m.mac): m for m in journal.memories if now.wall_ns < m.forget_wall_ns}
     state.saved = {(s.interface, s.mac): s.root for s in journal.saved}
     state.stood = set(state.away) if journal.same_boot else set()
-    _set_calendar(state, now)
+    set_calendar(state, now)
     state.calendar_due_wall_ns = now.wall_ns
     return state
 
@@ -96,11 +66,11 @@ def step(state: State, rules: Rules, inputs: Inputs) -> Output:
     turn = Turn(state, inputs.now, ticking=inputs.tick or inputs.snapshot is not None, rooted=inputs.roots is not None)
     _take_results(turn, inputs.results)
     if rules is not state.rules:
-        _take_rules(turn, rules)
+        take_rules(turn, rules)
     snapshot = inputs.snapshot
     if snapshot is not None and snapshot.links is not state.links:
-        _take_links(turn, snapshot.links)
-    _take_calendar(turn)
+        take_links(turn, snapshot.links)
+    take_calendar(turn)
     if snapshot is not None:
         _take_verdicts(turn, snapshot)
     if inputs.roots is not None:
@@ -234,148 +204,7 @@ def _mind_foreign(turn: Turn, link: Link, actual: TcActual) -> None:
         turn.warn(link.name, place, FaultReason.FOREIGN_QDISC, found.get(place))
 
 
-# ---- rules and the calendar ----------------------------------------------------------------------
-
-
-def _take_rules(turn: Turn, rules: Rules) -> None:
-    state = turn.state
-    before, state.rules = state.rules, rules
-    if rules.config.sampling != before.config.sampling:
-        state.detector.set_sampling(rules.config.sampling)
-    _reevaluate(turn)
-    _skip_notices(turn, before)
-    _set_calendar(state, turn.now)
-
-
-def _skip_notices(turn: Turn, before: Rules) -> None:
-    """Mark the notices as told that a new record would have had already: who has just approved an hour knows."""
-    known = {(record.id, record.expires_wall_ns) for record in before.overrides}
-    for record in turn.state.rules.overrides:
-        if record.expires_wall_ns is not None and (record.id, record.expires_wall_ns) not in known:
-            due = (record.expires_wall_ns - notice_ns for notice_ns in EXPIRY_NOTICES_NS)
-            turn.state.expiry_told.update((record.id, d) for d in due if d <= turn.now.wall_ns)
-
-
-def _take_calendar(turn: Turn) -> None:
-    """Overrides begin and end by the wall clock, whatever way it steps."""
-    state, wall_ns = turn.state, turn.now.wall_ns
-    seen_ns, state.wall_seen_ns = state.wall_seen_ns, wall_ns
-    stepped_back = wall_ns < seen_ns
-    if not stepped_back and (state.calendar_due_wall_ns is None or wall_ns < state.calendar_due_wall_ns):
-        return
-    _reevaluate(turn)
-    _tell_unused(turn, seen_ns)
-    _remind(turn)
-    for key in [k for k, m in state.memories.items() if wall_ns >= m.forget_wall_ns]:
-        del state.memories[key]
-        state.journal_dirty = True
-    _set_calendar(state, turn.now)
-
-
-def _set_calendar(state: State, now: Now) -> None:
-    dates = [m.forget_wall_ns for m in state.memories.values()]
-    boundary = next_boundary_wall_ns(state.rules, now.wall_ns)
-    if boundary is not None:
-        dates.append(boundary)
-    for override in state.rules.overrides:
-        if override.expires_wall_ns is not None:
-            dates.extend(d for n in EXPIRY_NOTICES_NS if (d := override.expires_wall_ns - n) > now.wall_ns)
-    state.calendar_due_wall_ns = min(dates, default=None)
-    state.wall_seen_ns = now.wall_ns
-
-
-def _tell_unused(turn: Turn, seen_wall_ns: int) -> None:
-    """Records that expired since, and that applied to no link at their end: their end is told as well."""
-    state = turn.state
-    told = {event.reason for event in turn.events if event.kind is EventKind.OVERRIDE_ENDED}
-    for record in state.rules.overrides:
-        end_ns = record.expires_wall_ns
-        over = end_ns is not None and seen_wall_ns < end_ns <= turn.now.wall_ns
-        if over and record.id not in told and host_matches(record.hosts, state.rules.host):
-            turn.tell(EventKind.OVERRIDE_ENDED, "", record.id, cause="expired")
-
-
-def _remind(turn: Turn) -> None:
-    state, wall_ns = turn.state, turn.now.wall_ns
-    for override in state.rules.overrides:
-        if override.expires_wall_ns is None or override_state(override, state.rules.host, wall_ns) != OverrideState.ACTIVE:
-            continue
-        left_ns = override.expires_wall_ns - wall_ns
-        keys = {(override.id, override.expires_wall_ns - notice_ns) for notice_ns in EXPIRY_NOTICES_NS if left_ns <= notice_ns}
-        if not keys <= state.expiry_told:
-            state.expiry_told |= keys
-            turn.tell(EventKind.OVERRIDE_EXPIRING, "", override.id, left_s=left_ns // 10**9, interfaces=list(override.interfaces))
-    state.expiry_told = {k for k in state.expiry_told if k[1] > wall_ns - DAY}
-
-
-def _reevaluate(turn: Turn) -> None:
-    """Which policy and override apply to every link now; only what changed is touched."""
-    state = turn.state
-    for link in state.links:
-        before = state.effective.get(link.name)
-        now_applies = effective(state.rules, link.name, turn.now.wall_ns)
-        if now_applies == before:
-            continue
-        _apply(turn, link, before, now_applies)
-        _tell_override(turn, link, before, now_applies)
-        case = state.cases.get(link.name)
-        if case is not None:
-            reconsider(turn, case)
-    _lift_absent(turn)
-
-
-def _lift_absent(turn: Turn) -> None:
-    """An override lifts the limit of a link that is away as well: it may have ended when the link returns."""
-    state = turn.state
-    for key, decision in tuple(state.away.items()):
-        applies = effective(state.rules, key[0], turn.now.wall_ns)
-        if lift_cause(decision, applies) is ReleaseReason.OVERRIDE:
-            del state.away[key]
-            state.memories.pop(key, None)
-            state.journal_dirty = True
-            turn.tell(EventKind.RELEASED, key[0], ReleaseReason.OVERRIDE, absent=True)
-
-
-def _apply(turn: Turn, link: Link, before: Effective | None, after: Effective | None) -> None:
-    """Give a link its policy: the detector's parameters, and the end of remembered strikes under an override."""
-    state, name = turn.state, link.name
-    if after is None:
-        state.effective.pop(name, None)
-        state.detector.forget(name)
-        return
-    state.effective[name] = after
-    state.detector.watch(name, after.detect)
-    if any(one is not None and (one.exempt or override_key(one)) for one in (before, after)):
-        state.journal_dirty |= state.memories.pop(key_of(link), None) is not None
-    if before is not None and name not in state.cases and _starts_afresh(before, after):
-        state.detector.resume(name, EpochReason.RELOAD)
-
-
-def _starts_afresh(before: Effective, after: Effective) -> bool:
-    """Whether detection starts afresh: other rules, or an override that ended, so that nothing is limited retroactively."""
-    old, new = before.override, after.override
-    ended = old is not None and (new is None or new.id != old.id)
-    return ended or _epoch_fields(before) != _epoch_fields(after)
-
-
-def _epoch_fields(applies: Effective) -> tuple[object, ...]:
-    """What starts detection afresh when it changes, beside the detector's own parameters."""
-    return (applies.policy.name, applies.exempt, override_key(applies))
-
-
-def _tell_override(turn: Turn, link: Link, before: Effective | None, after: Effective | None) -> None:
-    old = before.override if before is not None else None
-    new = after.override if after is not None else None
-    if old == new:
-        return
-    if old is not None:
-        cause = end_cause(turn.state.rules, old, new, turn.now.wall_ns)
-        turn.tell(EventKind.OVERRIDE_ENDED, link.name, old.id, cause=cause, by_override="" if new is None else new.id)
-    if new is not None:
-        turn.tell(EventKind.OVERRIDE_ACTIVE, link.name, new.id, action=str(new.action), approved_by=new.approved_by)
-
-
-# ---- snapshots: links and verdicts ---------------------------------------------------------------
+# ---- verdicts ------------------------------------------------------------------------------------
 
 
 def _take_verdicts(turn: Turn, snapshot: Snapshot) -> None:
@@ -389,128 +218,6 @@ def _take_verdicts(turn: Turn, snapshot: Snapshot) -> None:
         _respond(turn, link, firing)
     for link, firing in outcome.noted:
         _note(turn, link, firing)
-
-
-def _same_instance(one: Link, other: Link) -> bool:
-    return one.ifindex == other.ifindex and one.incarnation == other.incarnation
-
-
-def _take_links(turn: Turn, links: tuple[Link, ...]) -> None:
-    """Links came, went, were renamed or changed their properties."""
-    state = turn.state
-    before, state.links = state.by_name, links
-    state.by_name = {link.name: link for link in links}
-    state.by_index = {link.ifindex: link for link in links}
-    _carry(state, before)
-    for link in before.values():
-        after = state.by_name.get(link.name)
-        if after is not None and _same_instance(link, after):
-            _update(turn, after)
-        else:
-            _leave(turn, link)
-    for link in links:
-        known = before.get(link.name)
-        if known is None or not _same_instance(known, link):
-            _arrive(turn, link)
-    _forget_gone(turn)
-
-
-def _update(turn: Turn, link: Link) -> None:
-    state = turn.state
-    case = state.cases.get(link.name)
-    if case is None:
-        _put_back(turn, link)  # a link that is made anew may get its MAC after its name
-    elif case.link != link:
-        case.link = link
-        if case.decision is not None and case.decision.mac != link.mac:
-            case.decision = replace(case.decision, mac=link.mac)
-            state.journal_dirty = True
-        refresh(turn, case)
-
-
-def _carry(state: State, before: Mapping[str, Link]) -> None:
-    """A root that was taken over and the strikes belong to the link, whatever its name and MAC become.
-
-    All links at once: names may be swapped, and the members of a bond have one MAC.
-    """
-    saved, memories = {}, {}
-    for link in before.values():
-        after, old = state.by_index.get(link.ifindex), key_of(link)
-        alive = after is not None and _same_instance(after, link)
-        new = key_of(after) if after is not None and alive else None
-        if new == old:
-            continue
-        root = state.saved.pop(old, None)
-        memory = state.memories.pop(old, None) if alive else None
-        state.journal_dirty |= root is not None or memory is not None
-        if new is not None and root is not None:
-            saved[new] = root
-        if new is not None and memory is not None:
-            memories[new] = replace(memory, interface=new[0], mac=new[1])
-    state.saved |= saved
-    state.memories |= memories
-
-
-def _leave(turn: Turn, link: Link) -> None:
-    """A link went. A decision on it waits for its return; a release under way is over."""
-    state = turn.state
-    state.gone_since_ns[link.name] = turn.now.boot_ns
-    renamed = state.by_index.get(link.ifindex)
-    moved = renamed is not None and _same_instance(renamed, link)
-    if not moved:
-        state.tc.pop(link.ifindex, None)
-    state.effective.pop(link.name, None)
-    for key in [k for k in state.warnings if k[0] == link.name]:
-        del state.warnings[key]
-    case = state.cases.pop(link.name, None)
-    if case is None:
-        return
-    state.journal_dirty = True
-    if case.stage in LEAVING:
-        announce(turn, case)
-    if case.decision is not None and case.stage in HOLDING:
-        name = renamed.name if renamed is not None and moved else link.name
-        state.away[name, link.mac] = replace(case.decision, interface=name)
-        while len(state.away) > AWAY_MAX:
-            del state.away[next(iter(state.away))]
-        turn.tell(EventKind.LINK_GONE, link.name, case.decision.reason, renamed_to=name if moved else None)
-
-
-def _arrive(turn: Turn, link: Link) -> None:
-    """A link came: its policy, and a decision that waited for it."""
-    state = turn.state
-    state.gone_since_ns.pop(link.name, None)
-    applies = effective(state.rules, link.name, turn.now.wall_ns)
-    if applies is not None:
-        _apply(turn, link, None, applies)
-        _tell_override(turn, link, None, applies)
-    else:
-        state.detector.forget(link.name)  # a policy may have watched an earlier link of this name
-    _put_back(turn, link)
-    if not turn.rooted:
-        turn.reads.add(link.ifindex)
-
-
-def _put_back(turn: Turn, link: Link) -> None:
-    """Take up the decision that waits for a link of this name and MAC, if there is one."""
-    decision = turn.state.away.pop(key_of(link), None)
-    if decision is not None:
-        turn.tell(EventKind.LINK_BACK, link.name, decision.reason)
-        case = order(turn, link, decision, put_back=True)
-        case.stood = key_of(link) in turn.state.stood
-        turn.state.stood.discard(key_of(link))
-        reconsider(turn, case)
-
-
-def _forget_gone(turn: Turn) -> None:
-    gone = turn.state.gone_since_ns
-    horizon_ns = turn.now.boot_ns - GONE_FORGET_NS
-    while gone and (len(gone) > GONE_LINKS_MAX or next(iter(gone.values())) < horizon_ns):
-        name = next(iter(gone))
-        del gone[name]
-        turn.state.detector.forget(name)
-        turn.state.firings.pop(name, None)
-        turn.state.tally.forget(name)
 
 
 def _respond(turn: Turn, link: Link, firing: Firing) -> None:
