@@ -185,7 +185,7 @@ def imports() -> dict[str, float]:
     base = child_cpu_s([sys.executable, "-c", "import argparse, json, socket"])
     loads = {
         "daemon imports / small imports": "import limiterd.daemon.house",
-        "limiterctl imports / small imports": "import limiterd.cli, limiterd.ctl.status, limiterd.control",
+        "limiterctl imports / small imports": "import limiterd.cli, limiterd.ctl.status, limiterd.ask",
     }
     return {name: child_cpu_s([sys.executable, "-c", code]) / base for name, code in loads.items()}
 

@@ -2,9 +2,9 @@
 
 Who asks is told by the kernel (SO_PEERCRED, SO_PEERGROUPS), what they may ask by one table. One thread does all the sockets'
 work without ever waiting for a peer: at most MAX_CLIENTS at once, a deadline for the question and one for taking the answer,
-bounds on both; whoever comes on top is told that it is busy, and connections are taken at a bounded pace. A few workers carry
-questions to `handle`, which may block; each rests in proportion to the processor time that a question took, and one at a
-time writes out its answer. So no client, slow, silent, mad or many, costs more than a part of one core.
+bounds on both; further clients are told `busy`, the silent ones first, and connections are taken at a bounded pace. A few
+workers carry questions to `handle`, which may block; each rests in proportion to the processor time that a question took,
+and one at a time writes out its answer. So no client, slow, silent, mad or many, costs more than a part of one core.
 
 The last places are kept for root, so that a crowd cannot lock the administrator out.
 """
@@ -24,24 +24,21 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from limiterd import jsonsafe
 from limiterd.core.errors import (
-    EXIT_FAILED,
+    EXIT_CONFIG,
     EXIT_NOPERM,
-    EXIT_UNREACHABLE,
     EXIT_USAGE,
     EnvironmentFault,
     LimiterdError,
     PeerError,
 )
+from limiterd.core.model import ControlConfig
 from limiterd.protocol import (
     BUSY,
     DEFECT,
-    MAX_ANSWER_BYTES,
     MAX_REQUEST_BYTES,
-    VERSION,
     Access,
     Answer,
     Call,
@@ -51,9 +48,6 @@ from limiterd.protocol import (
     render,
 )
 from limiterd.runsocket import OwnedSocket
-
-if TYPE_CHECKING:  # the model's four dozen dataclasses are a third of what `limiterctl status` would import
-    from limiterd.core.model import ControlConfig
 
 MAX_CLIENTS: Final = 32
 MAX_CLIENTS_OF_ONE_UID: Final = 16
@@ -66,6 +60,7 @@ _LEAST_REST_S: Final = 0.005
 _LONGEST_REST_S: Final = 0.5
 _REST_PER_WORK: Final = 8
 _CHECK_S: Final = 2.0
+_SILENCE_S: Final = 0.05
 _SEND_BYTES: Final = 256 << 10
 _SO_PEERGROUPS: Final = 59
 """Linux 4.13, asm-generic/socket.h; the socket module has no name for it."""
@@ -321,18 +316,36 @@ class ControlServer:
     def _admit(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         _pid, uid, _gid = _credentials(connection)
-        limit = MAX_CLIENTS if uid in {0, self._access.own_uid} else MAX_CLIENTS - RESERVED_FOR_ROOT
-        of_this_uid = sum(client.uid == uid for client in self._clients)
-        if len(self._clients) >= limit or (uid != 0 and of_this_uid >= MAX_CLIENTS_OF_ONE_UID):
-            self._count(_UNNAMED, "error")
-            with contextlib.suppress(OSError), connection:
-                connection.send(_BUSY_LINE)
-            return
         client = _Client(connection, uid, time.monotonic() + self._read_deadline_s)
+        if not self._has_room(uid):
+            silent = self._longest_silent(uid)
+            self._send_away(silent or client)
+            if silent is None:
+                return
         self._clients.add(client)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._on_readable(client))
 
+    def _has_room(self, uid: int) -> bool:
+        limit = MAX_CLIENTS if uid in {0, self._access.own_uid} else MAX_CLIENTS - RESERVED_FOR_ROOT
+        of_this_uid = sum(client.uid == uid for client in self._clients)
+        return len(self._clients) < limit and (uid == 0 or of_this_uid < MAX_CLIENTS_OF_ONE_UID)
+
+    def _longest_silent(self, uid: int) -> _Client | None:
+        """The client of this user that has waited longest without a byte; the newcomer takes its place, and nobody else's."""
+        latest_s = time.monotonic() + self._read_deadline_s - _SILENCE_S
+        silent = [c for c in self._clients if c.uid == uid and not (c.received or c.answer or c.at_work)]
+        return min((c for c in silent if c.deadline_s < latest_s), key=lambda c: c.deadline_s, default=None)
+
+    def _send_away(self, client: _Client) -> None:
+        """Tell a client that there is no place for it; one that means well asks again."""
+        self._count(_UNNAMED, "error")
+        with contextlib.suppress(OSError):
+            client.connection.send(_BUSY_LINE)
+        self._end(client)
+
     def _on_readable(self, client: _Client) -> None:
+        if client not in self._clients:  # sent away in this very turn
+            return
         try:
             data = client.connection.recv(MAX_REQUEST_BYTES)
         except BlockingIOError:
@@ -443,84 +456,4 @@ class ControlServer:
         return refused
 
 
-_RESULTS: Final[Mapping[int, str]] = {0: "ok", EXIT_NOPERM: "denied", EXIT_USAGE: "invalid"}
-
-
-# ---- the client ----------------------------------------------------------------------------------
-
-
-def call(socket_path: str, verb: str, args: Mapping[str, object] | None = None, timeout_s: float = 10.0) -> object:
-    """Ask the daemon, trying again while it is busy, and return the answer's data.
-
-    Raises PeerError: exit code 3 when the daemon cannot be reached or does not answer in time, 77 when the socket or the
-    daemon refuses this user, else the code that the daemon gives.
-    """
-    deadline_s = time.monotonic() + timeout_s
-    question = f"{jsonsafe.dump({'v': VERSION, 'verb': verb, 'args': args or {}})}\n".encode()
-    while True:
-        answer = _exchange(socket_path, question, deadline_s)
-        if not (answer.get("busy") and time.monotonic() + _BREATHER_S < deadline_s):
-            break
-        time.sleep(_BREATHER_S)
-    if answer.get("ok") is True:
-        return answer.get("data")
-    exit_code = answer.get("exit")
-    code = exit_code if type(exit_code) is int and 0 < exit_code < 256 else EXIT_FAILED
-    raise PeerError(str(answer.get("error") or "the daemon refused without a reason"), exit_code=code)
-
-
-def _exchange(socket_path: str, question: bytes, deadline_s: float) -> dict[str, object]:
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-            _connect(connection, socket_path, deadline_s)
-            with contextlib.suppress(ConnectionError):  # a server that has heard enough answers all the same
-                connection.sendall(question)
-            line = _receive(connection, deadline_s)
-    except PermissionError as error:
-        raise PeerError(f"you may not use the control socket {socket_path}", exit_code=EXIT_NOPERM) from error
-    except TimeoutError as error:
-        raise PeerError(f"limiterd did not answer at {socket_path} in time", exit_code=EXIT_UNREACHABLE) from error
-    except OSError as error:
-        raise PeerError(
-            f"limiterd cannot be reached at {socket_path}: {error.strerror or error}", exit_code=EXIT_UNREACHABLE
-        ) from error
-    if not line:
-        raise PeerError(f"limiterd hung up at {socket_path} without an answer", exit_code=EXIT_UNREACHABLE)
-    try:
-        answer = jsonsafe.parse(line, errors="surrogateescape")
-    except ValueError as error:
-        raise PeerError(f"what answers at {socket_path} is not limiterd: {error}") from error
-    if not isinstance(answer, dict):
-        raise PeerError(f"what answers at {socket_path} is not limiterd: no object")
-    return answer
-
-
-def _left_s(deadline_s: float) -> float:
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError
-    return left_s
-
-
-def _connect(connection: socket.socket, socket_path: str, deadline_s: float) -> None:
-    while True:
-        connection.settimeout(_left_s(deadline_s))
-        try:
-            connection.connect(socket_path)
-        except BlockingIOError:  # the backlog is full
-            time.sleep(min(_BREATHER_S, _left_s(deadline_s)))
-        else:
-            return
-
-
-def _receive(connection: socket.socket, deadline_s: float) -> bytes:
-    received = bytearray()
-    while not received.endswith(b"\n"):
-        connection.settimeout(_left_s(deadline_s))
-        data = connection.recv(1 << 20)
-        if not data:
-            break
-        received += data
-        if len(received) > 2 * MAX_ANSWER_BYTES:
-            raise OSError("the answer has no end")
-    return bytes(received)
+_RESULTS: Final[Mapping[int, str]] = {0: "ok", EXIT_NOPERM: "denied", EXIT_USAGE: "invalid", EXIT_CONFIG: "invalid"}

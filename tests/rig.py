@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from limiterd.control import call
+from limiterd.ask import call
 from limiterd.kernel.lab import Namespace, inside, run
 from tests.netns import wait_for
 

@@ -23,7 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from limiterd import control, protocol
-from limiterd.control import ControlServer, call
+from limiterd.ask import call
+from limiterd.control import ControlServer
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError, Problem
 from limiterd.core.model import ControlConfig
 from limiterd.protocol import Access, Answer, Call, Peer, Role
@@ -146,7 +147,7 @@ def test_a_question_in_pieces_is_understood(server: ControlServer, path: str) ->
         (Answer.failed("not you", 77), 77, "denied"),
         (PeerError("no such request"), 1, "error"),
         (EnvironmentFault("disk full"), 1, "error"),
-        (ConfigError([Problem("f", 1, 2, "policies", "wrong")]), 78, "error"),
+        (ConfigError([Problem("f", 1, 2, "policies", "wrong")]), 78, "invalid"),
     ],
 )
 def test_a_refusal_comes_back_with_its_code(
@@ -377,12 +378,29 @@ def test_five_hundred_clients_are_bounded(daemon: Daemon, path: str) -> None:
     assert not open_files() - before
 
 
-def test_the_client_tries_again_while_it_is_busy(daemon: Daemon, path: str) -> None:
-    """A crowd in front delays limiterctl, it does not turn it away."""
-    server = ControlServer(ControlConfig(path), daemon.handle, read_deadline_s=0.5)
+def test_the_silent_give_way_to_a_newcomer(daemon: Daemon, path: str) -> None:
+    """Silent clients in every place are told `busy` one by one as others come; nobody waits for their deadline."""
+    server = ControlServer(ControlConfig(path), daemon.handle, read_deadline_s=60)
     server.start()
     crowd = [connect(path) for _ in range(control.MAX_CLIENTS)]
     wait_for(lambda: len(server._clients) == control.MAX_CLIENTS, "the places are taken")
+    assert call(path, "status", timeout_s=20)
+    assert json.loads(read_all(crowd[0]))["busy"] is True  # who came first has had the longest time
+    assert len(server._clients) <= control.MAX_CLIENTS - 1
+    assert server.counts[("none", "error")] >= 1
+    for client in crowd:
+        client.close()
+    server.close()
+
+
+def test_the_client_tries_again_while_it_is_busy(daemon: Daemon, path: str) -> None:
+    """A crowd that is about to ask delays limiterctl, it does not turn it away, and is not turned away itself."""
+    server = ControlServer(ControlConfig(path), daemon.handle, read_deadline_s=0.5)
+    server.start()
+    crowd = [connect(path) for _ in range(control.MAX_CLIENTS)]
+    for client in crowd:
+        client.sendall(b"{")
+    wait_for(lambda: sum(bool(c.received) for c in tuple(server._clients)) == control.MAX_CLIENTS, "the places are taken")
     assert exchange(path, b"")["busy"] is True
     assert call(path, "status", timeout_s=20)
     for client in crowd:

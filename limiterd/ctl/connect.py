@@ -86,10 +86,10 @@ def _configured_socket(config: str) -> str:
 
 def ask(ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_s: float = ASK_TIMEOUT_S) -> dict[str, object]:
     """The daemon's data for one verb. Raises PeerError with the exit code and one sentence that says what to do."""
-    from limiterd import control  # noqa: PLC0415 - not for help and usage errors
+    from limiterd.ask import call  # noqa: PLC0415 - not for help and usage errors
 
     try:
-        data = control.call(socket_path(ns), verb, dict(args or {}), timeout_s)
+        data = call(socket_path(ns), verb, dict(args or {}), timeout_s)
     except PeerError as error:
         raise PeerError(advise(str(error), error.exit_code), exit_code=error.exit_code) from error
     return dict(data) if isinstance(data, Mapping) else {"data": data}

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, Self
 
-from limiterd import control
+from limiterd.ask import call
 from limiterd.core.errors import EXIT_UNREACHABLE, EnvironmentFault, PeerError
 from limiterd.ctl.connect import record, records
 from limiterd.demo.scale import LINK, Scale, config_text, override_text
@@ -231,7 +231,7 @@ class RealStage:
         return Reading(snapshot.t_ns, tx_bytes, actual.stats.sent_bytes if actual.ours else None, root)
 
     def _ask(self, verb: str, **args: object) -> Document:
-        data = control.call(str(self._directory / "control.sock"), verb, args, CALL_S)
+        data = call(str(self._directory / "control.sock"), verb, args, CALL_S)
         return dict(data) if isinstance(data, dict) else {}
 
 
