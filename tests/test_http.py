@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import MetricsConfig, Tls
 from limiterd.http import server as server_module
 from limiterd.http.exchange import Limits, Route
@@ -66,6 +67,11 @@ class Site:
         """Never answered."""
         raise KeyError("eth0")
 
+    @staticmethod
+    def stalled(_: Request) -> Response:
+        """Not answered for now."""
+        raise EnvironmentFault("the loop did not answer")
+
     @property
     def routes(self) -> dict[str, Route]:
         """What the server serves."""
@@ -75,6 +81,7 @@ class Site:
             "/big": Route(lambda _: Response(bytes(bytearray(BIG)))),  # a new object each time
             "/slow": Route(self.slow),
             "/broken": Route(self.broken),
+            "/stalled": Route(self.stalled),
         }
 
 
@@ -405,6 +412,20 @@ def test_a_failing_answer_is_a_500_and_a_problem() -> None:
         assert status_of(get(server, "/broken")) == 500
         assert "KeyError('eth0')" in (server.problem or "")
         assert get(server, "/").endswith(b"page")
+
+
+def test_a_failed_answer_is_a_problem_for_a_while_only() -> None:
+    """Where nobody asks for it again it is no fault for ever."""
+    with serving(limits=replace(FAST, failure_s=0.0)) as server:
+        assert status_of(get(server, "/broken")) == 500
+        assert server.problem is None
+
+
+def test_what_the_environment_did_is_told_in_its_own_words() -> None:
+    """A foreseen failure is a sentence, not a class's name."""
+    with serving() as server:
+        assert status_of(get(server, "/stalled")) == 500
+        assert server.problem == "the answer for /stalled cannot be made: the loop did not answer"
 
 
 def test_an_answer_that_takes_too_long_is_given_up() -> None:

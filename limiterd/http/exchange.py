@@ -25,6 +25,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Final, TypeVar
 
+from limiterd.core.errors import LimiterdError
 from limiterd.http.wire import END_OF_HEAD, BadRequestError, Request, Response, encode_head, parse_request, plain
 
 READ: Final = selectors.EVENT_READ
@@ -41,7 +42,8 @@ class Limits:
 
     connections is lowered to half of the descriptors that the process may open. request_s runs from the accept (or the
     first byte of a further request) to the end of the header, TLS handshake included. unread_bytes bounds all answers
-    that wait to be read, together; one that several wait for counts once.
+    that wait to be read, together; one that several wait for counts once. An answer that failed is a problem for failure_s:
+    perhaps nobody will ever ask for it again.
     """
 
     connections: int = 1024
@@ -51,6 +53,7 @@ class Limits:
     answer_s: float = 30.0
     send_s: float = 30.0
     linger_s: float = 1.0
+    failure_s: float = 60.0
     unread_bytes: int = 64 * 1024 * 1024
     retry_first_s: float = 0.5
     retry_last_s: float = 30.0
@@ -106,7 +109,8 @@ class _Job:
 class Exchange:
     """All connections of one server. Everything but `submit`'s work happens in the caller's loop thread.
 
-    wake is called from the worker when `deliver` has something to do; note(topic, text | None) reports what is wrong.
+    wake is called from the worker when `deliver` has something to do; note(topic, text | None, seconds) reports what is
+    wrong, for so long where it is not reported again.
     """
 
     def __init__(
@@ -116,7 +120,7 @@ class Exchange:
         selector: selectors.BaseSelector,
         *,
         wake: Callable[[], None],
-        note: Callable[[str, str | None], None],
+        note: Callable[[str, str | None, float], None],
     ) -> None:
         self._routes = dict(routes)
         self._limits = limits
@@ -179,7 +183,8 @@ class Exchange:
 
         def finish(future: Future[_T]) -> None:
             error = future.exception()
-            self._note(what, None if error is None else f"{what} cannot be made: {error!r}")
+            said = str(error) if isinstance(error, LimiterdError) else repr(error)  # a defect's type says more than its text
+            self._note(what, None if error is None else f"{what} cannot be made: {said}", self._limits.failure_s)
             then(future.result() if error is None else None)
 
         def done(future: Future[_T]) -> None:

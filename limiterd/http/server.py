@@ -59,7 +59,7 @@ class HttpServer:
         self._routes = routes
         self._chore = chore
         self._limits = Limits() if limits is None else limits
-        self._problems: dict[str, str] = {}
+        self._problems: dict[str, tuple[str, float]] = {}
         self._certificate: Certificate | None = None
         self._listeners: list[socket.socket] = []
         self._capacity = self._limits.connections
@@ -105,12 +105,14 @@ class HttpServer:
     @property
     def problem(self) -> str | None:
         """What is wrong now, for people; None where all is well."""
-        return "; ".join(self._problems.values()) or None
+        now = time.monotonic()
+        return "; ".join(text for text, until in self._problems.values() if now < until) or None
 
-    def _note(self, topic: str, text: str | None) -> None:
-        if text != self._problems.get(topic):
-            others = {k: v for k, v in self._problems.items() if k != topic}
-            self._problems = others if text is None else others | {topic: text}
+    def _note(self, topic: str, text: str | None, lasts_s: float = math.inf) -> None:
+        if text is None and topic not in self._problems:
+            return
+        others = {k: v for k, v in self._problems.items() if k != topic}
+        self._problems = others if text is None else others | {topic: (text, time.monotonic() + lasts_s)}
 
     def _wake(self) -> None:
         with self._wake_lock:
