@@ -41,6 +41,7 @@ _limiterctl() {
         "/top --sort") mapfile -t COMPREPLY < <(compgen -W "n p r" -- "$cur"); return ;;
         "/explain --config") compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
         "/explain --socket") compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
+        "/explain --watch") COMPREPLY=(); return ;;
         "/history --config") compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
         "/history --socket") compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
         "/history --interface") mapfile -t COMPREPLY < <(compgen -W "$(ls /sys/class/net 2>/dev/null)" -- "$cur"); return ;;
@@ -133,10 +134,10 @@ _limiterctl() {
             if [[ "$cur" != -* ]]; then mapfile -t COMPREPLY < <(compgen -W "$(ls /sys/class/net 2>/dev/null)" -- "$cur"); return; fi
             mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --watch --json" -- "$cur") ;;
         "/top")
-            mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --sort" -- "$cur") ;;
+            mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --sort --json" -- "$cur") ;;
         "/explain")
             if [[ "$cur" != -* ]]; then mapfile -t COMPREPLY < <(compgen -W "$(ls /sys/class/net 2>/dev/null)" -- "$cur"); return; fi
-            mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --json" -- "$cur") ;;
+            mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --watch --json" -- "$cur") ;;
         "/history")
             if [[ "$cur" != -* ]]; then mapfile -t COMPREPLY < <(compgen -W "$(ls /sys/class/net 2>/dev/null)" -- "$cur"); return; fi
             mapfile -t COMPREPLY < <(compgen -W "-h --help --config --socket --interface --kind --since --until --limit --verify --head --json" -- "$cur") ;;

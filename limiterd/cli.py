@@ -37,11 +37,11 @@ class Verb(NamedTuple):
 
 VERBS: Final[Mapping[str, Verb]] = {
     "status": Verb(
-        "what every watched link is doing, one row a link",
+        "what every watched link is doing, one row per link",
         "limiterd.ctl.status:status_arguments",
         "limiterd.ctl.status:status",
     ),
-    "top": Verb("the same, live, with charts", "limiterd.ctl.top:top_arguments", "limiterd.ctl.top:top"),
+    "top": Verb("live view of status, with charts", "limiterd.ctl.top:top_arguments", "limiterd.ctl.top:top"),
     "explain": Verb(
         "why a link is in its phase, and what would lift its limit",
         "limiterd.ctl.explain:explain_arguments",
@@ -55,16 +55,14 @@ VERBS: Final[Mapping[str, Verb]] = {
     ),
     "limit": Verb("limit a link by hand", "limiterd.ctl.hand:limit_arguments", "limiterd.ctl.hand:limit"),
     "release": Verb("lift a limit by hand", "limiterd.ctl.hand:release_arguments", "limiterd.ctl.hand:release"),
-    "pause": Verb("stop every new limit; lifts none", "limiterd.ctl.hand:pause_arguments", "limiterd.ctl.hand:pause"),
+    "pause": Verb("impose no new limits; those in force stay", "limiterd.ctl.hand:pause_arguments", "limiterd.ctl.hand:pause"),
     "resume": Verb("end a pause", "limiterd.ctl.hand:resume_arguments", "limiterd.ctl.hand:resume"),
     "override": Verb(
         "add, list and revoke approved increase requests",
         "limiterd.ctl.overrides:override_arguments",
         "limiterd.ctl.overrides:override",
     ),
-    "request": Verb(
-        "ask for more: submit an increase request", "limiterd.ctl.requests:request_arguments", "limiterd.ctl.requests:request"
-    ),
+    "request": Verb("submit an increase request", "limiterd.ctl.requests:request_arguments", "limiterd.ctl.requests:request"),
     "requests": Verb(
         "the increase requests and what became of them",
         "limiterd.ctl.requests:requests_arguments",
@@ -87,7 +85,7 @@ VERBS: Final[Mapping[str, Verb]] = {
         "limiterd.service:add_arguments",
         "limiterd.service:run",
     ),
-    "uninstall-service": Verb("take the systemd service away again", "limiterd.service:add_arguments", "limiterd.service:run"),
+    "uninstall-service": Verb("remove the systemd service", "limiterd.service:add_arguments", "limiterd.service:run"),
     "completion": Verb(
         "print the completion script for a shell",
         "limiterd.ctl.completion:completion_arguments",
@@ -109,7 +107,7 @@ def build_parser(verbs: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """The command line; the arguments of these verbs only (None: of all), the others by name and help."""
     parser = argparse.ArgumentParser(
         prog="limiterctl",
-        description="Shows and steers limiterd, which limits links that send too much for too long.",
+        description="Inspect and control limiterd, the egress rate limiter.",
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"limiterctl {__version__}")
@@ -117,6 +115,7 @@ def build_parser(verbs: Sequence[str] | None = None) -> argparse.ArgumentParser:
     for name, verb in VERBS.items():
         # "resolve": a verb that gives --config a meaning of its own (check, replay) says so in its own words.
         subparser = subparsers.add_parser(name, help=verb.help, description=_sentence(verb.help), conflict_handler="resolve")
+        subparser.set_defaults(usage_error=subparser.error)
         if verbs is None or name in verbs:
             common_arguments(subparser)
             cast("Arguments", resolve(verb.arguments))(subparser)
@@ -130,7 +129,12 @@ def _sentence(text: str) -> str:
 def run_verb(arguments: Sequence[str]) -> int:
     """Parse and carry out one command line. Raises LimiterdError, SystemExit (usage, help)."""
     verb = next((a for a in arguments if not a.startswith("-")), "")
-    ns = build_parser([verb]).parse_args(arguments)
+    parser = build_parser([verb])
+    if arguments and arguments[0].startswith("--") and not any(own.startswith(arguments[0]) for own in ("--help", "--version")):
+        parser.error(f"options come after the verb: limiterctl VERB {arguments[0]} …")
+    ns, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        ns.usage_error(f"unrecognized arguments: {' '.join(unknown)}")
     return cast("Run", resolve(VERBS[ns.verb].run))(ns) or EXIT_DONE
 
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limiterd import cli
+from limiterd.core.model import EventKind
 from limiterd.ctl import connect, explain, history, overrides, requests, status, top
 from limiterd.ctl.format import PLAIN, display_width
 from limiterd.ctl.terminal import Terminal
@@ -27,7 +28,7 @@ from tests.netns import wait_for
 WALL = "2026-11-23T12:00:00.000Z"
 NOW = 1_795_435_200.0
 SCREEN = Terminal(is_terminal=True, width=80, palette=PLAIN, unicode=True)
-DATA_VERBS = {"status", "explain", "history", "reload", "limit", "release", "pause", "resume", "request", "requests"} | {
+DATA_VERBS = {"status", "top", "explain", "history", "reload", "limit", "release", "pause", "resume", "request", "requests"} | {
     "approve",
     "deny",
     "check",
@@ -167,6 +168,25 @@ def test_a_wrong_command_line_exits_2(words: list[str], ctl: Ctl) -> None:
     with pytest.raises(SystemExit) as end:
         ctl(*words)
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config", "/etc/x.yaml", "status"], "options come after the verb: limiterctl VERB --config"),
+        (["--json", "status"], "options come after the verb: limiterctl VERB --json"),
+        (["status", "--bogus"], "usage: limiterctl status"),
+        (["override", "list", "--bogus"], "usage: limiterctl override"),
+    ],
+)
+def test_a_misplaced_or_unknown_option_is_explained(
+    words: list[str], said: str, ctl: Ctl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usage shown is the verb's own, and what stands before the verb is told its place."""
+    with pytest.raises(SystemExit) as end:
+        ctl(*words)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 # ---- reaching the daemon -----------------------------------------------------------------------------------------
@@ -426,11 +446,33 @@ def test_status_json_is_the_daemons_own(ctl: Ctl, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out) == document(link())
 
 
+def test_only_the_latest_end_of_an_override_is_told_and_not_for_a_limit_by_hand() -> None:
+    """Of the overrides that have ended on a link the last one is news; what a hand has limited no override would free."""
+    first = {"id": "REQ-1", "expires": NOW - 5 * 86_400, "state": "expired", "links": ["eth0"]}
+    last = first | {"id": "REQ-2", "expires": NOW - 3600}
+    shown = " ".join(status.render(document(link(**LIMITED), overrides=[first, last])))
+    assert "REQ-2 expired" in shown
+    assert "REQ-1" not in shown
+    assert "expired" not in " ".join(status.render(document(link(**LIMITED | {"manual": True}), overrides=[first, last])))
+
+
 def test_an_unwatched_link_exits_1(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
     """Asked for a link that no policy watches, status says so and fails."""
     stub.answers["status"] = document()
     assert ctl("status", "eth9") == 1
     assert "eth9 is not watched" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [("status",), ("explain", "eth0")])
+def test_each_round_of_watch_reaches_a_pipe_at_once(verb: tuple[str, ...], stub: ControlStub) -> None:
+    """What is printed does not wait in a buffer for later rounds."""
+    stub.answers["explain"] = {"link": link(), "wall": WALL}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with limiterctl(*verb, "--watch", "3600", "--socket", str(stub.path), env=environment) as process:
+        assert process.stdout is not None
+        assert "eth0" in "".join(process.stdout.readline() for _ in range(2))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
 
 
 def test_watch_survives_a_daemon_that_goes_away(tmp_path: Path) -> None:
@@ -502,6 +544,12 @@ def test_top_starts_a_new_chart_for_a_new_link() -> None:
     assert len(board.tracks["eth0"].rates) == 1
 
 
+def test_top_as_json_is_the_status_once(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json prints what `status --json` does, and no live screen."""
+    assert ctl("top", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == document(link())
+
+
 def test_top_without_a_terminal_prints_one_frame(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
     """In a pipe top is a single picture."""
     assert ctl("top") == 0
@@ -551,6 +599,12 @@ def test_explain_answers_in_the_order_of_the_questions() -> None:
     ]
     assert [shown.index(words) for words in order] == sorted(shown.index(words) for words in order)
     assert all(display_width(line) <= 80 for line in lines)
+
+
+def test_a_flows_process_has_a_user_with_a_name() -> None:
+    """A uid that this machine knows is shown with its name, another one as the number."""
+    assert explain.process({"process": {"pid": 7, "name": "rsync", "uid": 0}}) == "rsync (pid 7, root (uid 0))"
+    assert explain.process({"process": "gone", "uid": 4_000_000_000}) == "a process that is gone (uid 4000000000)"
 
 
 def test_explain_of_a_limit_set_by_hand_blames_no_traffic() -> None:
@@ -610,6 +664,16 @@ def test_history_asks_for_what_was_wanted(stub: ControlStub, ctl: Ctl) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", EventKind)
+def test_every_kind_fits_its_column(kind: EventKind) -> None:
+    """The longest kind of event leaves the sentences aligned and within 80 columns."""
+    entry = {"wall": WALL, "kind": str(kind), "interface": "", "fields": {"text": "override REQ-1 expires soon; renew it " * 3}}
+    _, *lines = history.render({"entries": [entry]}, now=NOW + 86_400)
+    assert all(display_width(line) <= 80 for line in lines)
+    assert {line[: 16 + history.KIND_WIDTH].strip() for line in lines[1:]} == {""}
+    assert lines[0].index("override REQ-1") == 16 + history.KIND_WIDTH
+
+
 def test_history_tells_each_entry_in_the_daemons_words() -> None:
     """An entry shows its time, its age, its kind, its link and the sentence that was written down, or else its fields."""
     entries = [
@@ -622,7 +686,7 @@ def test_history_tells_each_entry_in_the_daemons_words() -> None:
         {"wall": "2026-11-22T11:00:00Z", "kind": "config", "interface": "", "fields": {"by": "root", "rate_bps": 2 * 10**9}},
     ]
     lines = history.render({"entries": entries}, now=NOW)
-    assert "limit            eth1: sent too much" in lines[1]
+    assert "limit             eth1: sent too much" in lines[1]
     assert "1m" in lines[1]
     assert "by root, rate 2gbit" in lines[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import re
 import shlex
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from limiterd import cli
+from limiterd.core.explain import what_lifts
+from limiterd.core.model import LinkView, Phase, PolicyMode, Release
 from limiterd.daemon.entry import parser as daemon_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,3 +84,45 @@ def test_every_command_in_the_runbook_can_be_typed() -> None:
     for line in lines:
         cli.build_parser().parse_args(shlex.split(line, comments=True))
     assert text.count("\n### ") > text.split("<!-- end of transcripts -->")[0].count("\n### ") == 5
+
+
+PLACEHOLDERS = {"IFACE": "eth0", "R": "1gbit", "RATE": "1gbit", "DATE": "2026-12-31", "TIME": "7d", "ID": "REQ-1", "TEXT": "x"}
+
+
+def told() -> set[str]:
+    """Every `limiterctl …` that the documents, the alerts and explain's sentences tell people to type."""
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "config" / "prometheus" / "limiterd.rules.yml"]
+    inline = {line for file in files for line in re.findall(r"`limiterctl ([^`\n]+)`", file.read_text(encoding="utf-8"))}
+    view = LinkView("IFACE", 2, "p", PolicyMode.ENFORCE, Phase.LIMITED, 0, 0, since_wall_ns=1)
+    return inline | set(
+        re.findall(r"limiterctl (request .*?'…'|release .*?'…'|approve ID)", " ".join(what_lifts(view, Release())))
+    )
+
+
+def lenient(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The parser with no option required: a text may leave some out with "…"."""
+    for action in parser._actions:
+        if action.option_strings:
+            action.required = False
+        for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            lenient(below)
+    for group in parser._mutually_exclusive_groups:
+        group.required = False
+    return parser
+
+
+@pytest.mark.parametrize("line", sorted(told()))
+def test_every_command_that_is_told_can_be_typed(line: str) -> None:
+    """A command line in a text is one that limiterctl takes, once its placeholders are filled in."""
+    plain_line = (
+        re.sub(r"\{\{.*?\}\}", "eth0", line)
+        .replace("'…'", "TEXT")
+        .replace("--until …", "--until TIME")
+        .replace("--reason …", "--reason TEXT")
+    )
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(plain_line) if word != "…"]
+    verb = words[0]
+    assert verb in {*cli.VERBS, "VERB", "--help", "--version"}
+    names_or_synopsis = len(words) == 1 or verb in ("VERB", "override") or set("[]|") & set(line)
+    if not names_or_synopsis:
+        lenient(cli.build_parser([verb])).parse_args(words)  # a wrong line ends with SystemExit

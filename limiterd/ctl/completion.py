@@ -43,7 +43,7 @@ def completion_arguments(parser: argparse.ArgumentParser) -> None:
 
 def completion(ns: argparse.Namespace) -> int:
     """Print the script."""
-    say([script(ns.shell)])
+    say(script(ns.shell).splitlines())
     return EXIT_DONE
 
 

@@ -7,6 +7,7 @@ sentences are the daemon's own; this file only sets them.
 from __future__ import annotations
 
 import argparse
+import pwd
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -16,7 +17,8 @@ from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import Data, ask, figure, json_argument, number, record, records, texts
 from limiterd.ctl.format import NOTHING, PHASE_STYLES, Cell, Column, Palette, clean
 from limiterd.ctl.status import headline, link_detail, notices
-from limiterd.ctl.terminal import Terminal, say, say_json, terminal
+from limiterd.ctl.terminal import Terminal
+from limiterd.ctl.watch import repeated, show, watch_argument
 
 CHART_COLUMNS: Final = 60
 TOP_FLOWS: Final = 5
@@ -31,16 +33,18 @@ FLOWS: Final = (
 def explain_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `explain`."""
     parser.add_argument("interface", metavar="IFACE")
+    watch_argument(parser)
     json_argument(parser)
 
 
 def explain(ns: argparse.Namespace) -> int:
-    """Print why."""
+    """Print why, once or again and again."""
+    return repeated(ns, lambda: _once(ns))
+
+
+def _once(ns: argparse.Namespace) -> int:
     data = ask(ns, "explain", {"interface": ns.interface})
-    if ns.json:
-        say_json(data)
-    else:
-        say(render(data, terminal()))
+    show(ns, data, lambda screen: render(data, screen))
     return EXIT_DONE
 
 
@@ -182,12 +186,22 @@ def process(flow: Data) -> str:
     uid = who.get("uid") if who.get("uid") is not None else flow.get("uid")
     facts = [
         f"pid {clean(who['pid'])}" if who.get("pid") is not None else "",
-        f"uid {clean(uid)}" if uid is not None else "",
+        _user(uid),
         clean(who.get("unit") or str(who.get("cgroup") or "").rstrip("/")),
     ]
     known = ", ".join(fact for fact in facts if fact)
     name = clean(who.get("name") or _UNSEEN.get(str(owner), "a process that is not known"))
     return f"{name} ({known})" if known else name
+
+
+def _user(uid: object) -> str:
+    """A uid with this machine's name for it."""
+    if not isinstance(uid, int):
+        return ""
+    try:
+        return f"{clean(pwd.getpwuid(uid).pw_name)} (uid {uid})"
+    except (KeyError, OverflowError):
+        return f"uid {uid}"
 
 
 # ---- what lifts it -----------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1000
 HASH_DIGITS: Final = 64
 SHORT_HASH: Final = 12
+KIND_WIDTH: Final = len("override_expiring")
+"""The longest kind there is."""
 STYLES: Final[Mapping[str, str]] = {
     "limit": "red",
     "limited": "red",
@@ -42,13 +44,13 @@ HIDDEN_FIELDS: Final = frozenset({"samples", "evidence", "conditions", "flows", 
 def history_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `history`."""
     parser.add_argument("link", nargs="?", metavar="IFACE", help="only what concerns this link")
-    parser.add_argument("--interface", metavar="IFACE", help="the same")
+    parser.add_argument("--interface", metavar="IFACE", help="same as IFACE")
     parser.add_argument(
         "--kind",
         action="append",
         default=[],
         metavar="KIND",
-        help="only this kind (limit, released, override_active, …); again for more",
+        help="only entries of this kind (limit, released, override_active, …); may be repeated",
     )
     parser.add_argument("--since", type=past, metavar="TIME", help="not before: 2026-11-23, 2026-11-23T03:00:00Z, or 2h, 7d ago")
     parser.add_argument("--until", type=past, metavar="TIME", help="not after, in the same forms")
@@ -117,10 +119,10 @@ def render(data: Data, *, width: int = 80, palette: Palette = PLAIN, now: float 
 
 def _entry(entry: Data, at: float, now: float, width: int, palette: Palette) -> list[str]:
     kind = clean(entry.get("kind", ""))
-    label = fmt.pad(kind, 16)
+    label = fmt.pad(kind, KIND_WIDTH)
     stamp = f"{fmt.local(at):%H:%M:%S}"
     age = fmt.pad(fmt.short_span(max(0.0, now - at)), 4, right=True)
-    indent = " " * 32
+    indent = " " * (16 + KIND_WIDTH)
     text = ": ".join(part for part in (clean(entry.get("interface") or ""), describe(entry)) if part)
     first, *rest = fmt.wrap(text, width, indent)
     head = f"{stamp} {age}  {palette.paint(label, STYLES.get(kind, ''))} "

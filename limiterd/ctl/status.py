@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, PeerError
+from limiterd.core.errors import EXIT_DONE, EXIT_FAILED
 from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import Data, ask, figure, json_argument, number, record, records, texts
 from limiterd.ctl.format import NOTHING, PHASE_STYLES, PLAIN, Cell, Column, Palette, clean
-from limiterd.ctl.terminal import CLEAR_SCREEN, complain, say, say_json, terminal
+from limiterd.ctl.terminal import complain
+from limiterd.ctl.watch import repeated, show, watch_argument
 
 STALE_S: Final = 5.0
 EXPIRED_LATELY_S: Final = 7 * 86_400
@@ -35,50 +36,18 @@ COLUMNS: Final = (
 def status_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `status`."""
     parser.add_argument("interface", nargs="?", metavar="IFACE", help="show this link in detail")
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        type=_period,
-        const=2.0,
-        metavar="SECONDS",
-        help="show it again every SECONDS (2 if not given) until Ctrl-C",
-    )
+    watch_argument(parser)
     json_argument(parser)
-
-
-def _period(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.1 <= value <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
-    return value
 
 
 def status(ns: argparse.Namespace) -> int:
     """Print the status once, or again and again."""
-    if ns.watch is None:
-        return _show(ns, clear=False)
-    while True:
-        try:
-            _show(ns, clear=True)
-        except PeerError as error:
-            if error.exit_code != EXIT_UNREACHABLE:
-                raise
-            complain(str(error))
-        time.sleep(ns.watch)
+    return repeated(ns, lambda: _once(ns))
 
 
-def _show(ns: argparse.Namespace, *, clear: bool) -> int:
-    args = {"interface": ns.interface} if ns.interface else {}
-    data = ask(ns, "status", args)
-    if ns.json:
-        say_json(data, one_line=clear)
-    else:
-        screen = terminal()
-        lines = render(data, interface=ns.interface, width=screen.width, palette=screen.palette)
-        say([CLEAR_SCREEN + lines[0], *lines[1:]] if clear and screen.is_terminal else [*lines, ""] if clear else lines)
+def _once(ns: argparse.Namespace) -> int:
+    data = ask(ns, "status", {"interface": ns.interface} if ns.interface else {})
+    show(ns, data, lambda screen: render(data, interface=ns.interface, width=screen.width, palette=screen.palette))
     if ns.interface and not records(data.get("links")):
         complain(unwatched(ns.interface))
         return EXIT_FAILED
@@ -335,24 +304,34 @@ def _paused(data: Data) -> Sequence[Notice]:
 
 def _overrides(data: Data, now: float) -> Iterator[Notice]:
     """Overrides that end soon, and those that have ended lately where it is felt: by a link that is or may soon be limited."""
-    links = [*records(data.get("links")), record(data.get("link"))]
-    felt = {str(link.get("interface")) for link in links if link.get("phase") in _FELT and not link.get("override")}
-    for item in records(data.get("overrides")):
-        at, name = fmt.moment(item.get("expires")), clean(item.get("id", ""))
-        concerned = sorted(felt & set(texts(item.get("links"))))
-        if at is None:
-            continue
-        if item.get("state") == "expired" and concerned and now - at < EXPIRED_LATELY_S:
+    dated = [(at, item) for item in records(data.get("overrides")) if (at := fmt.moment(item.get("expires"))) is not None]
+    ended = {at: item for at, item in dated if item.get("state") == "expired" and now - at < EXPIRED_LATELY_S}
+    for at, item in dated:
+        name, effective = clean(item.get("id", "")), texts(item.get("effective_on"))
+        concerned = sorted(link for link in _felt(data) if item is _latest(ended, link))
+        if concerned:
             who = f"{clean(', '.join(concerned))} {'is' if len(concerned) == 1 else 'are'}"
             text = f"{name} expired {fmt.both(at, now)}: {who} under the policy again. See: limiterctl override list"
             yield "cyan", "override", text
-        effective = texts(item.get("effective_on"))
         if item.get("state") == "active" and effective and at - now < EXPIRES_SOON_S:
             text = f"{name}, which applies to {clean(', '.join(effective))}, expires {fmt.both(at, now)}"
             yield "yellow", "override", text
 
 
+def _felt(data: Data) -> list[str]:
+    """The links on which the end of an override is felt: the policy, and no hand, has limited them or is about to."""
+    links = [*records(data.get("links")), record(data.get("link"))]
+    calm = [link for link in links if link.get("phase") not in _FELT or link.get("override") or link.get("manual")]
+    return [str(link.get("interface")) for link in links if link not in calm]
+
+
 _FELT: Final = ("pending", "limited", "fault")
+
+
+def _latest(ended: Mapping[float, Data], link: str) -> Data | None:
+    """Of the overrides that have ended the last one that was for a link; those before it are no news."""
+    times = [at for at, item in ended.items() if link in texts(item.get("links"))]
+    return ended[max(times)] if times else None
 
 
 def _requests(data: Data) -> Sequence[Notice]:

@@ -23,10 +23,10 @@ from typing import Final
 
 from limiterd.core.errors import EXIT_DONE, EXIT_UNREACHABLE, PeerError
 from limiterd.ctl import format as fmt
-from limiterd.ctl.connect import Data, ask, figure, number, record, records, socket_path
+from limiterd.ctl.connect import Data, ask, figure, json_argument, number, record, records, socket_path
 from limiterd.ctl.format import PHASE_STYLES, Cell, Column, clean
 from limiterd.ctl.status import notices, progress
-from limiterd.ctl.terminal import Terminal, say, terminal
+from limiterd.ctl.terminal import Terminal, say, say_json, terminal
 
 MEMORY: Final = 600
 PERIOD_S: Final = 1.0
@@ -223,11 +223,15 @@ def _demand(track: Track, link: Data, name_width: int, columns: int, screen: Ter
 def top_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `top`."""
     parser.add_argument("--sort", choices=sorted(SORTS), default="r", help="r rate, n name, p phase (default: %(default)s)")
+    json_argument(parser)
 
 
 def top(ns: argparse.Namespace) -> int:
-    """Show the board until q or Ctrl-C; without a terminal one frame."""
+    """Show the board until q or Ctrl-C; without a terminal one frame, and as JSON what `status --json` prints."""
     ns.socket = socket_path(ns)
+    if ns.json:
+        say_json(ask(ns, "status"))
+        return EXIT_DONE
     board = Board()
     if not (sys.stdout.isatty() and sys.stdin.isatty()):
         board.hear(ask(ns, "status"), time.monotonic(), time.time())
