@@ -8,21 +8,23 @@ A missing certificate is not looked for here: the metrics server alone needs it,
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from limiterd import overrides
+from limiterd.core.diff import needs_restart
 from limiterd.core.errors import ConfigError, Problem
 from limiterd.core.model import Config, Override, PolicyMode, Rules
 from limiterd.overrides import Found, Placed, Store
 from limiterd.parsers import Context
 from limiterd.schema import CONFIG, CONFIG_CHECKS
-from limiterd.yamlsafe import Items, Problems, Table, compose, decode, read_bytes, shown
+from limiterd.yamlsafe import Items, Place, Problems, Table, compose, decode, read_bytes, shown
 
 DEFAULT_PATH: Final = "/etc/limiterd/limiterd.yaml"
 
@@ -32,23 +34,60 @@ class Loaded:
     """A complete load: the rules, remarks for people, and the daemon's own records that could not be read."""
 
     rules: Rules
+    context: Context
+    """Where the configuration's keys are."""
     notes: tuple[str, ...] = ()
     damaged: tuple[Problem, ...] = ()
+    blank: bool = False
+    """Whether the configuration file holds nothing at all, not even a comment."""
+
+    def unfit_after(self, before: Rules) -> list[Problem]:
+        """What keeps a daemon that runs under `before` from following this load, although a start could."""
+        found = [_problem(self.context, *text.split(": ", 1)) for text in needs_restart(before, self.rules)]
+        if self.blank and self.rules.config != before.config:
+            message = "is empty, which would mean all defaults; write the configuration, or a comment if defaults are meant"
+            found.append(_problem(self.context, "file", message))
+        return found
+
+
+def _problem(context: Context, key: str, message: str) -> Problem:
+    place: Place = context.place_of(key)
+    return Problem(context.problems.file, place.line, place.column, key, message)
+
+
+class _Parsed(NamedTuple):
+    """A configuration as far as it is valid; config is None where not even the directories can be told."""
+
+    config: Config | None
+    problems: tuple[Problem, ...]
+    context: Context
+
+
+def _unknown_groups(config: Config, context: Context) -> Iterator[Problem]:
+    """Yield a problem for each group that this machine does not have."""
+    for key, name in (("control.group", config.control.group), ("control.admin_group", config.control.admin_group)):
+        if name is not None and not _is_group(name):
+            yield _problem(context, key, f"there is no group {name!r} on this machine; create it, or correct the name")
+
+
+def _is_group(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def parse(data: bytes, file: str) -> Config:
     """Read the bytes of a configuration file; without any key it is all defaults. Raises ConfigError."""
-    config, problems = _parse(data, file)
-    if config is None or problems:
-        raise ConfigError(problems)
-    return config
+    parsed = _parse(data, file)
+    if parsed.config is None or parsed.problems:
+        raise ConfigError(parsed.problems)
+    return parsed.config
 
 
-def _parse(data: bytes, file: str, *, paced: bool = True) -> tuple[Config | None, tuple[Problem, ...]]:
-    """Read a configuration as far as it is valid, so that the overrides can be judged in the same pass.
-
-    The Config is None where not even the directories can be told.
-    """
+def _parse(data: bytes, file: str, *, paced: bool = True) -> _Parsed:
+    """Read a configuration as far as it is valid, so that the overrides can be judged in the same pass."""
     context = Context(Problems(file), paced)
     try:
         root = compose(decode(data, file), context.problems)
@@ -57,9 +96,9 @@ def _parse(data: bytes, file: str, *, paced: bool = True) -> tuple[Config | None
             for check in CONFIG_CHECKS:
                 check(made, context)
     except ConfigError as error:
-        return None, error.problems
+        return _Parsed(None, error.problems, context)
     known = isinstance(made, Config) and context.is_valid("overrides") and context.is_valid("state")
-    return (made if known else None), context.problems.take()
+    return _Parsed(made if known else None, context.problems.take(), context)
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -76,7 +115,7 @@ def store_directory(config: Config) -> str:
 def load_rules(config_path: str | os.PathLike[str], *, host: str, paced: bool = True) -> Rules:
     """Read everything that a reload swaps in. Raises ConfigError with every problem of every file.
 
-    paced False is for recorded samples: what is said of the sampling interval is not checked.
+    paced False is for recorded samples, on any machine: neither the sampling interval nor the groups are checked.
     """
     return load_all(config_path, host=host, paced=paced).rules
 
@@ -89,35 +128,31 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     now_ns = time.time_ns() if wall_ns is None else wall_ns
     name = os.fspath(config_path)
     data = read_bytes(name)
-    config, problems = _parse(data, shown(name), paced=paced)
+    parsed = _parse(data, shown(name), paced=paced)
+    config = parsed.config
     if config is None:
-        raise ConfigError(problems)
-    theirs = overrides.read_directory(config.overrides_directory)
-    own = Store(store_directory(config)).load()
+        raise ConfigError(parsed.problems)
+    digest = hashlib.sha256(data)  # of the texts one after the other: `cat limiterd.yaml overrides.d/*.yaml … | sha256sum`
+    theirs = overrides.read_directory(config.overrides_directory, digest=digest.update)
+    own = Store(store_directory(config)).load(digest=digest.update)
     records = [*theirs.records, *own.records]
     rules = Rules(
         config=config,
         overrides=tuple(placed.record for placed in records),
         host=host,
-        sha256=_digest([data, *theirs.data, *own.data]),
+        sha256=digest.hexdigest(),
     )
-    wrong = [*problems, *theirs.problems, *overrides.duplicates([*own.records, *theirs.records])]
-    if not problems:
+    wrong = [*parsed.problems, *theirs.problems, *overrides.duplicates([*own.records, *theirs.records])]
+    if paced:
+        wrong += _unknown_groups(config, parsed.context)
+    if not parsed.problems:
         wrong += _clashes(theirs.records, rules, now_ns)
     if wrong:
         raise ConfigError(wrong)
     notes = [*theirs.notes, *_policy_remarks(shown(name), rules)]
     notes += _record_remarks(rules.overrides, rules, now_ns, configured=True)
     notes += [str(problem) for problem in _clashes(own.records, rules, now_ns)]
-    return Loaded(rules, tuple(notes), tuple(own.problems))
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    """The SHA-256 of the texts one after the other: `cat limiterd.yaml overrides.d/*.yaml … | sha256sum`."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return Loaded(rules, parsed.context, tuple(notes), tuple(own.problems), blank=not data.strip())
 
 
 def _clashes(records: Iterable[Placed], rules: Rules, wall_ns: int) -> Iterator[Problem]:
@@ -174,13 +209,12 @@ def _check_these(paths: Sequence[str], host: str) -> tuple[tuple[Problem, ...], 
         if _is_directory(path):
             found = overrides.read_directory(path)
         else:
-            config, found = _check_file(path)
-            if config is not None:
-                rules, given = replace(rules, config=config), True
+            parsed, found = _check_file(path)
+            if parsed is not None and parsed.config is not None and not parsed.problems:
+                rules, given = replace(rules, config=parsed.config), True
                 whole.notes += _policy_remarks(shown(path), rules)
-        whole.records += found.records
-        whole.problems += found.problems
-        whole.notes += found.notes
+                whole.notes += map(str, _unknown_groups(parsed.config, parsed.context))  # the file may be for another machine
+        whole.add(found)
     whole.problems += overrides.duplicates(whole.records)
     if given and not whole.problems:
         whole.problems += _clashes(whole.records, rules, now_ns)
@@ -195,7 +229,7 @@ def _is_directory(path: str) -> bool:
         return False
 
 
-def _check_file(path: str) -> tuple[Config | None, Found]:
+def _check_file(path: str) -> tuple[_Parsed | None, Found]:
     """Read one file as what it looks like: a list under `overrides` makes it an override file."""
     name = shown(path)
     try:
@@ -204,8 +238,8 @@ def _check_file(path: str) -> tuple[Config | None, Found]:
         return None, Found(problems=list(error.problems))
     if _holds_records(data, path):
         return None, overrides.parse(data, name)
-    config, problems = _parse(data, name)
-    return (None if problems else config), Found(problems=list(problems))
+    parsed = _parse(data, name)
+    return parsed, Found(problems=list(parsed.problems))
 
 
 def _holds_records(data: bytes, path: str) -> bool:

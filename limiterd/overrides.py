@@ -11,7 +11,7 @@ look at. Ids are unique over both.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,7 +23,7 @@ from limiterd.core.policy import OverrideState, is_glob, override_state, policy_
 from limiterd.core.units import exact_rate, exact_wall
 from limiterd.files import fault, sync_directory, write_atomic
 from limiterd.parsers import Context
-from limiterd.schema import OVERRIDE, OVERRIDES
+from limiterd.schema import MAX_RECORDS, OVERRIDE, OVERRIDES
 from limiterd.yamlsafe import (
     ENDS_MARKED,
     MAX_DEPTH,
@@ -45,6 +45,8 @@ from limiterd.yamlsafe import (
 
 SUFFIXES: Final = (".yaml", ".yml")
 MAX_FILES: Final = 1000
+MAX_TOTAL_BYTES: Final = 16 << 20
+"""All files of one directory together."""
 OWN: Final = "state"
 """The origin of the daemon's own records."""
 
@@ -69,12 +71,17 @@ class Placed(NamedTuple):
 
 @dataclass(slots=True)
 class Found:
-    """What a directory or file held: valid records, problems, and the bytes read, for the hash."""
+    """What a directory or file held: valid records, problems and remarks."""
 
     records: list[Placed] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    data: list[bytes] = field(default_factory=list)
+
+    def add(self, other: Found) -> None:
+        """Take in what another file held."""
+        self.records += other.records
+        self.problems += other.problems
+        self.notes += other.notes
 
 
 # ---- reading ---------------------------------------------------------------------------------------
@@ -85,7 +92,7 @@ def parse(data: bytes, file: str, *, origin: str | None = None) -> Found:
 
     origin is what the records carry; by default the file and the line.
     """
-    found = Found(data=[data])
+    found = Found()
     context = Context(Problems(file))
     try:
         root = compose(decode(data, file), context.problems)
@@ -98,24 +105,26 @@ def parse(data: bytes, file: str, *, origin: str | None = None) -> Found:
         found.problems.extend(error.problems)
     for path, part in context.parts.items():
         if isinstance(part, Override) and context.is_valid(path):
-            line = context.place_of(path).line
-            found.records.append(Placed(replace(part, origin=origin or f"{file}:{line}"), file, path, context))
+            record = replace(part, origin=origin or f"{file}:{context.place_of(path).line}")
+            if _has_idle_rates(record):
+                found.notes.append(f"{record.origin}: override {record.id}: {_IDLE_RATES}")
+                record = replace(record, threshold_bps=None, limit_bps=None)
+            found.records.append(Placed(record, file, path, context))
     return found
 
 
-def read_file(path: str, *, dir_fd: int | None = None, file: str | None = None, owners: Collection[int] = ()) -> Found:
-    """Read one override file, as parse() does. The operator's record is known by its file and line."""
-    try:
-        data = read_bytes(path, dir_fd=dir_fd, file=file, owners=owners)
-    except ConfigError as error:
-        return Found(problems=list(error.problems))
-    return parse(data, shown(path) if file is None else file)
+_IDLE_RATES: Final = "a threshold or limit has no effect with `action: exempt`"
 
 
-def read_directory(directory: str, *, owners: Collection[int] = ()) -> Found:
+def _has_idle_rates(record: Override) -> bool:
+    return record.action is OverrideAction.EXEMPT and (record.threshold_bps, record.limit_bps) != (None, None)
+
+
+def read_directory(directory: str, *, owners: Collection[int] = (), digest: Callable[[bytes], object] = lambda _: None) -> Found:
     """Read every *.yaml and *.yml of a directory in the order of their names; names that begin with "." are left out.
 
-    A directory that is not there holds no records, which is noted. Never raises for what it finds.
+    A directory that is not there holds no records, which is noted. digest gets the bytes of each file. Never raises for
+    what it finds.
     """
     name = shown(directory)
     try:
@@ -126,25 +135,34 @@ def read_directory(directory: str, *, owners: Collection[int] = ()) -> Found:
         reason = error.strerror if isinstance(error, OSError) else "it holds a NUL"
         return Found(problems=list(refuse(name, f"the overrides directory cannot be read: {reason}").problems))
     try:
-        return _read_entries(descriptor, name, owners)
+        return _read_entries(descriptor, name, owners, digest)
     except OSError as error:
         return Found(problems=list(refuse(name, f"the overrides directory cannot be read: {error.strerror}").problems))
     finally:
         os.close(descriptor)
 
 
-def _read_entries(descriptor: int, directory: str, owners: Collection[int]) -> Found:
+def _read_entries(descriptor: int, directory: str, owners: Collection[int], digest: Callable[[bytes], object]) -> Found:
     if (reason := trusted(os.fstat(descriptor), owners)) is not None:
         return Found(problems=list(refuse(directory, f"the overrides directory {reason}").problems))
     names = sorted(name for name in os.listdir(descriptor) if name.endswith(SUFFIXES) and not name.startswith("."))
     if len(names) > MAX_FILES:
         return Found(problems=list(refuse(directory, f"holds {len(names)} files; at most {MAX_FILES} are read").problems))
-    whole = Found()
+    whole, size = Found(), 0
     for name in names:
-        found = read_file(name, dir_fd=descriptor, file=f"{directory.rstrip('/')}/{shown(name)}", owners=owners)
-        whole.records += found.records
-        whole.problems += found.problems
-        whole.data += found.data
+        file = f"{directory.rstrip('/')}/{shown(name)}"
+        try:
+            data = read_bytes(name, dir_fd=descriptor, file=file, owners=owners)
+        except ConfigError as error:
+            whole.problems += error.problems
+            continue
+        size += len(data)
+        digest(data)
+        whole.add(parse(data, file))
+        if size > MAX_TOTAL_BYTES or len(whole.records) > MAX_RECORDS:
+            most = f"more than {MAX_TOTAL_BYTES >> 20} MiB or {MAX_RECORDS} records; remove what has expired"
+            whole.problems += refuse(directory, f"the files up to {shown(name)} hold {most}").problems
+            break
     return whole
 
 
@@ -216,6 +234,8 @@ def remarks(record: Override, rules: Rules, wall_ns: int) -> Iterator[str]:
 def unwatched(record: Override, rules: Rules, wall_ns: int) -> Iterator[str]:
     """Yield a remark for each interface that a record of this host names, and that no policy watches."""
     if not _is_moot(record, rules, wall_ns):
+        if all(entry.startswith("!") for entry in record.interfaces):
+            yield f"{record.origin}: override {record.id} only excludes interfaces, so it matches none"
         for name in _literals(record):
             if policy_for(rules, name) is None:
                 yield f"{record.origin}: override {record.id} names {name}, which no policy watches"
@@ -243,6 +263,8 @@ def record_from_mapping(mapping: Mapping[str, object], origin: str = OWN) -> Ove
     problems.raise_if_any()
     if not isinstance(record, Override):
         raise refuse(origin, "is no override record")
+    if _has_idle_rates(record):
+        raise refuse(origin, f"{_IDLE_RATES}; leave it out, or write `action: limit`")
     return replace(record, origin=origin)
 
 
@@ -290,13 +312,16 @@ class Store:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = Path(directory)
 
-    def load(self) -> Found:
-        """Read all records; damaged files are among the problems, and do not hinder the others. Never raises."""
+    def load(self, digest: Callable[[bytes], object] = lambda _: None) -> Found:
+        """Read all records; damaged files are among the problems, and do not block the others. Never raises.
+
+        digest gets the bytes of each file.
+        """
         try:
             owners = {self._directory.parent.stat().st_uid}
         except OSError:
             owners = set()
-        found = read_directory(str(self._directory), owners=owners)
+        found = read_directory(str(self._directory), owners=owners, digest=digest)
         found.problems += duplicates(found.records)
         once = {placed.record.id: placed for placed in reversed(found.records)}
         found.records = [placed._replace(record=replace(placed.record, origin=OWN)) for placed in reversed(once.values())]

@@ -5,8 +5,8 @@ default; a key that is written must have a value. Every problem is noted with it
 
 A parser takes a node, the path of its key and the Problems to add to, and returns the value, or INVALID after adding
 why. `Section` is the parser of a mapping: its table maps keys to (field, parser). The checks across keys run afterwards,
-on the finished object, and look up where the keys stand that they speak of; a check that involves an invalid key is
-left out, because the default that stands in its place would only confuse.
+on the finished object, and look up where the keys are that they speak of; a check that involves an invalid or missing
+required key is left out, because what takes its place would only confuse.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from limiterd.yamlsafe import START, Items, Node, Place, Problems, Refused, Scal
 
 MAX_LIST: Final = 64
 """Entries in one list of globs or matches; each match costs a filter on every packet."""
-MAX_TEXT: Final = 500
 MAX_NAME: Final = 64
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 
@@ -419,15 +418,17 @@ class Section:
             known = ", ".join(self.keys)
             return context.fail(node.place, path, f"is not a mapping; write `key: value` lines (keys: {known})")
         fields = self._fields(node, path, context)
-        missing = sorted(self.required - node.pairs.keys())
+        missing = self.required - node.pairs.keys()
+        context.invalid |= {_join(path, key) for key in missing}
+        lacking = {self.keys[key][0] for key in self.required} - fields.keys()
+        made = self.make(**dict.fromkeys(lacking), **fields)
+        for check in self.checks:  # those of the keys that are there and valid
+            check.run(made, path, context)
         for key in missing:
             context.fail(node.place, path, f"the key `{key}` is missing; it is required")
-        if missing or not {self.keys[key][0] for key in self.required} <= fields.keys():
+        if lacking:
             context.invalid.add(path)
             return INVALID
-        made = self.make(**fields)
-        for check in self.checks:
-            check.run(made, path, context)
         return made
 
     def _fields(self, node: Table, path: str, context: Context) -> dict[str, Any]:

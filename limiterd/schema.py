@@ -66,6 +66,7 @@ MAX_IFNAME: Final = 15
 MAX_SUN_PATH: Final = 107
 """sun_path of a Unix socket's address holds 108 bytes with the closing NUL."""
 MAX_RECORDS: Final = 5000
+"""Override records in one file, and in all files of a directory."""
 LEAST_RATE: Final = 1000
 
 # ---- words of the tables ---------------------------------------------------------------------------
@@ -405,11 +406,6 @@ OVERRIDE: Final = Section(
     },
     required=frozenset({"id", "interfaces", "action", "expires", "approved_by", "reason"}),
     checks=(
-        Check(
-            ("threshold", "limit", "action"),
-            lambda o: o.action is OverrideAction.LIMIT or (o.threshold_bps is None and o.limit_bps is None),
-            lambda _: "only `action: limit` takes a threshold or a limit; an exempt link has neither",
-        ),
         Check(
             ("action", "threshold", "limit"),
             lambda o: o.action is OverrideAction.EXEMPT or o.threshold_bps is not None or o.limit_bps is not None,

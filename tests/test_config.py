@@ -36,6 +36,7 @@ from limiterd.core.model import (
     PolicyMode,
     Release,
     ReleaseMode,
+    Rules,
     Sampling,
     Source,
     Tls,
@@ -728,12 +729,48 @@ def test_a_configuration_that_cannot_be_read_leads_nowhere_else(tmp_path: Path) 
         assert {problem.file for problem in caught.value.problems} == {str(path)}
 
 
+def test_an_unknown_group_is_refused_at_its_key(write: Callable[[str], Path]) -> None:
+    """With the other mistakes, at its place; a file that is only checked gets a remark, as it may be for another machine."""
+    path = write("control: {group: no-such-group, admin_group: nor-this}\non_exit: never\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load_all(path, host="h")
+    assert [str(problem).partition(": ")[2] for problem in caught.value.problems] == [
+        "control.group: there is no group 'no-such-group' on this machine; create it, or correct the name",
+        "control.admin_group: there is no group 'nor-this' on this machine; create it, or correct the name",
+        "on_exit: 'never' is not known; write keep or remove",
+    ]
+    assert (caught.value.problems[0].line, caught.value.problems[0].column) == (3, 18)
+    write("control: {group: no-such-group}\n")
+    problems, remarks = config.check([path])
+    assert problems == ()
+    assert any(f"{path}:3:18: control.group: there is no group" in remark for remark in remarks)
+    assert config.load_rules(path, host="h", paced=False).config.control.group == "no-such-group"
+
+
+def test_what_a_running_daemon_cannot_follow_has_its_place(write: Callable[[str], Path], tmp_path: Path) -> None:
+    """A changed state directory or socket is named where it is written; an empty file in place of a configuration, too."""
+    before = config.load_rules(write(""), host="h")
+    moved = config.load_all(write("control:\n  socket: /run/other.sock\n"), host="h")
+    (problem,) = moved.unfit_after(before)
+    assert (problem.file, problem.line, problem.column, problem.path) == (str(write("")), 4, 11, "control.socket")
+    assert "→ /run/other.sock needs a restart; put the old value back, or restart limiterd" in problem.message
+    assert config.load_all(write("on_exit: remove\n"), host="h").unfit_after(before) == []
+    empty = tmp_path / "limiterd.yaml"
+    for text, refused in (("", True), ("\n", True), ("# defaults\n", False)):
+        empty.write_text(text)
+        problems = config.load_all(empty, host="h").unfit_after(Rules(config=Config(on_exit=OnExit.REMOVE)))
+        assert ["is empty, which" in str(problem) for problem in problems] == [True] * refused
+    empty.write_text("")
+    assert config.load_all(empty, host="h").unfit_after(Rules()) == []
+
+
 def test_notes_say_what_is_worth_a_look(write: Callable[[str], Path], tmp_path: Path) -> None:
     """Nothing watched, observed only, matching nothing, never expiring, expired, on an unwatched link."""
     path = write('policies: [{name: a, interfaces: ["!eth0"]}, {name: b, interfaces: [en0], mode: observe}]\n')
     (tmp_path / "overrides.d").mkdir()
     records = RECORD.replace("2026-12-31", "never"), RECORD.replace("REQ-1", "REQ-2").replace("2026", "1999")
     (tmp_path / "overrides.d/a.yaml").write_text(records[0] + records[1].partition("\n")[2])
+    (tmp_path / "overrides.d/b.yaml").write_text(RECORD.replace("REQ-1", "REQ-3").replace('"eth0"', '"!eth0"'))
     notes = "\n".join(config.load_all(path, host="h", wall_ns=10**18).notes)
     for words in (
         "a only excludes",
@@ -741,6 +778,7 @@ def test_notes_say_what_is_worth_a_look(write: Callable[[str], Path], tmp_path: 
         "REQ-1 never expires",
         "REQ-2 has expired",
         "REQ-1 names eth0, which no policy",
+        "REQ-3 only excludes interfaces",
     ):
         assert words in notes
     assert "no policy, so no link" in "\n".join(config.load_all(write("policies: []\n"), host="h").notes)

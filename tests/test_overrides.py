@@ -85,7 +85,7 @@ def test_the_shipped_example_is_valid_and_not_loaded(tmp_path: Path) -> None:
     """The example reads as the documented record, and its name keeps it out of a load."""
     example = tmp_path / EXAMPLE.name
     example.write_bytes(EXAMPLE.read_bytes())
-    found = overrides.read_file(str(example))
+    found = overrides.parse(example.read_bytes(), str(example))
     assert not found.problems
     assert [replace(placed.record, origin="o.yaml:2") for placed in found.records] == [MEANS]
     whole = overrides.read_directory(str(tmp_path))
@@ -142,7 +142,6 @@ WRONG = [
     (flow(expires="1798675200"), "is not a time"),
     (flow(not_before="2026-01-02", expires="2026-01-02"), "overrides[0].expires: expires must come after not_before"),
     (flow(not_before="never"), "'never' is not a time"),
-    (flow(threshold="5gbit"), "only `action: limit` takes a threshold or a limit"),
     (flow(action="limit"), "`action: limit` changes nothing by itself; add a threshold, a limit, or both"),
     (flow(action="limit", limit="1gbit", threshold="1gbit"), "the limit 1gbit must be below the threshold 1gbit"),
     (flow(action="limit", limit="0"), "a unit is missing"),
@@ -163,6 +162,30 @@ def test_what_is_wrong_is_said(text: str, says: str) -> None:
         read(text)
     assert says in str(caught.value)
     assert all(str(problem).isprintable() for problem in caught.value.problems)
+
+
+def test_all_that_is_wrong_with_one_record_is_told() -> None:
+    """Conditions across valid keys are judged although another key of the record is wrong or missing."""
+    with pytest.raises(ConfigError) as caught:
+        read(flow(action="limit", threshold="1gbit", limit="2gbit", expires="soon", approved_by=None))
+    assert [problem.path for problem in caught.value.problems] == [
+        "overrides[0]",
+        "overrides[0].expires",
+        "overrides[0].limit",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        read(flow(not_before="2027-01-01", expires="2026-01-01", reason=None))
+    assert [problem.path for problem in caught.value.problems] == ["overrides[0]", "overrides[0].expires"]
+
+
+def test_rates_beside_exempt_have_no_effect_and_are_reported() -> None:
+    """The annotated list of all keys is a valid record: exempt, with a remark that names it."""
+    found = overrides.parse(DOCUMENTED.replace("action: limit", "action: exempt").encode(), "o.yaml")
+    assert not found.problems
+    (record,) = [placed.record for placed in found.records]
+    assert (record.action, record.threshold_bps, record.limit_bps) == (OverrideAction.EXEMPT, None, None)
+    (note,) = found.notes
+    assert note == "o.yaml:2: override REQ-1234: a threshold or limit has no effect with `action: exempt`"
 
 
 def test_valid_records_stand_beside_a_wrong_one() -> None:
@@ -239,6 +262,18 @@ def test_a_directory_that_cannot_be_trusted_or_read_is_a_problem(tmp_path: Path)
         (tmp_path / "many" / f"{number}.yaml").touch()
     (problem,) = overrides.read_directory(str(tmp_path / "many")).problems
     assert "holds 1001 files; at most 1000 are read" in str(problem)
+
+
+def test_a_directory_is_bounded_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are small one by one may not be huge together: reading ends, and says at which file."""
+    for number in range(3):
+        (tmp_path / f"{number}.yaml").write_text(flow(id=f"REQ-{number}"))
+    monkeypatch.setattr(overrides, "MAX_RECORDS", 1)
+    (problem,) = overrides.read_directory(str(tmp_path)).problems
+    assert "the files up to 1.yaml hold more than 16 MiB or 1 records" in str(problem)
+    monkeypatch.setattr(overrides, "MAX_RECORDS", 3)
+    monkeypatch.setattr(overrides, "MAX_TOTAL_BYTES", len(flow(id="REQ-0")))
+    assert "the files up to 1.yaml hold" in str(overrides.read_directory(str(tmp_path)).problems[0])
 
 
 def test_names_that_are_no_text_are_shown_safely(tmp_path: Path) -> None:
@@ -331,6 +366,7 @@ def test_a_record_given_as_json_is_read_like_yaml() -> None:
         ({"id": "\ud800"}, "control character"),
         ({"origin": "x"}, "origin: is not a known key"),
         ({"action": 10**50}, "is not known"),
+        ({"limit": "1gbit"}, "has no effect with `action: exempt`; leave it out"),
     ],
 )
 def test_a_wrong_json_record_is_refused(changes: dict[str, object], says: str) -> None:

@@ -11,7 +11,6 @@ nothing; everything else shows, key by key, values exact, in the order of the fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from operator import attrgetter
 from typing import Final
@@ -217,23 +216,14 @@ def describe(old: Rules | None, new: Rules, wall_ns: int) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def same(old: Rules, new: Rules) -> bool:
-    """Whether two rules mean the same: all is equal but where records stand and the texts' hash."""
-
-    def bare(rules: Rules) -> tuple[Config, str, tuple[Override, ...]]:
-        records = sorted((replace(record, origin="") for record in rules.overrides), key=lambda record: record.id)
-        return rules.config, rules.host, tuple(records)
-
-    return bare(old) == bare(new)
-
-
 _FIXED_KEYS: Final = (("state.directory", "state_directory"), ("control.socket", "control.socket"))
 
 
 def needs_restart(old: Rules, new: Rules) -> tuple[str, ...]:
     """Name the changed keys that a running daemon cannot follow; a reload that changes one is refused."""
     return tuple(
-        f"{key}: {attrgetter(path)(old.config)} → {attrgetter(path)(new.config)} needs a restart"
+        f"{key}: {attrgetter(path)(old.config)} → {attrgetter(path)(new.config)} needs a restart; put the old value back, or "
+        "restart limiterd"
         for key, path in _FIXED_KEYS
         if attrgetter(path)(old.config) != attrgetter(path)(new.config)
     )

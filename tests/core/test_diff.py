@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd.core.diff import describe, needs_restart, same
+from limiterd.core.diff import describe, needs_restart
 from limiterd.core.model import (
     Config,
     ControlConfig,
@@ -42,7 +42,6 @@ def test_nothing_changed_says_nothing() -> None:
     old = Rules(overrides=(RECORD,), sha256="a")
     new = Rules(overrides=(replace(RECORD, origin="b.yaml:7"),), sha256="b")
     assert describe(old, new, NOW) == ()
-    assert same(old, new)
 
 
 def test_the_order_of_records_is_no_change() -> None:
@@ -185,7 +184,6 @@ def test_every_key_of_the_configuration_shows(path: tuple[str, ...]) -> None:
     """No key of the configuration can change without a line."""
     new = Rules(config=changed(Config(), path))
     assert len(describe(Rules(), new, NOW)) == 1
-    assert not same(Rules(), new)
 
 
 @pytest.mark.parametrize("path", [path for path in leaves(Policy()) if path != ("name",)], ids=".".join)
@@ -212,7 +210,7 @@ def test_no_line_means_no_change(config_paths: list[tuple[str, ...]], policy_pat
     for path in policy_paths:
         policy = changed(policy, path)
     new = Rules(config=replace(config, policies=(policy,)))
-    assert (describe(Rules(), new, NOW) == ()) == same(Rules(), new)
+    assert (describe(Rules(), new, NOW) == ()) == (new == Rules())
     assert describe(new, new, NOW) == ()
 
 
@@ -220,7 +218,8 @@ def test_what_needs_a_restart() -> None:
     """Only the state directory and the control socket cannot change under a running daemon, and each is named."""
     assert needs_restart(Rules(), with_policies()) == ()
     moved = Rules(config=Config(state_directory="/var/lib/other", control=ControlConfig(socket="/run/other.sock")))
+    way_out = "needs a restart; put the old value back, or restart limiterd"
     assert needs_restart(Rules(), moved) == (
-        "state.directory: /var/lib/limiterd → /var/lib/other needs a restart",
-        "control.socket: /run/limiterd/control.sock → /run/other.sock needs a restart",
+        f"state.directory: /var/lib/limiterd → /var/lib/other {way_out}",
+        f"control.socket: /run/limiterd/control.sock → /run/other.sock {way_out}",
     )
