@@ -1,8 +1,8 @@
 """limiterd, the daemon: wires the adapters to the engine and runs the loop.
 
 main() is the outermost edge: it turns what goes wrong into one clear line and the documented exit status. Its parts:
-house (everything assembled), loop (ticks and calls), hands (the executor), chronicle (what happened, told), verbs (what the
-control socket can ask), problems (what is degraded).
+house (everything assembled), loop (ticks and calls), keeper (what a tick does), hands (the executor), reloading, chronicle
+(what happened, told), verbs (what the control socket can ask), problems (what is degraded).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, EXIT_NOPERM, ConfigError, LimiterdError
 from limiterd.core.model import PolicyMode, Rules
 
-CAP_NET_ADMIN = 12
+if TYPE_CHECKING:
+    from limiterd.config import Loaded
+
 CANNOT_CLEAN_UP = "limiterd: --cleanup needs CAP_NET_ADMIN; run it as root"
 NO_CAPABILITY = (
     "limiterd: CAP_NET_ADMIN is missing, which shaping needs; run it as root, as the limiterd.service unit, "
@@ -68,7 +70,7 @@ def _say(text: str) -> None:
 
 def _run(path: str, *, check: bool, cleanup: bool) -> int:
     from limiterd import config  # noqa: PLC0415 - a usage error needs no YAML
-    from limiterd.daemon.loop import has_capability, hostname  # noqa: PLC0415 - likewise
+    from limiterd.daemon.machine import CAP_NET_ADMIN, has_capability, hostname  # noqa: PLC0415 - likewise
 
     if cleanup and not has_capability(CAP_NET_ADMIN):
         _say(CANNOT_CLEAN_UP)
@@ -95,13 +97,10 @@ def _enforces(rules: Rules) -> bool:
     return any(policy.mode is PolicyMode.ENFORCE for policy in rules.config.policies)
 
 
-def _serve(path: str, loaded: object) -> int:
-    from limiterd.config import Loaded  # noqa: PLC0415 - the daemon proper
-    from limiterd.daemon.house import House  # noqa: PLC0415 - likewise
+def _serve(path: str, loaded: Loaded) -> int:
+    from limiterd.daemon.house import House  # noqa: PLC0415 - the daemon proper
     from limiterd.log import Log, bridged  # noqa: PLC0415 - likewise
 
-    if not isinstance(loaded, Loaded):
-        raise TypeError("not a loaded configuration")
     settings = loaded.rules.config
     for directory, mode in ((Path(settings.state_directory), 0o750), (Path(settings.control.socket).parent, 0o755)):
         _make(directory, mode)

@@ -21,8 +21,8 @@ from limiterd.core.model import Config, Event, EventKind, Journal, Rules, Snapsh
 from limiterd.core.state import Inputs, State
 from limiterd.daemon.chronicle import sentence
 from limiterd.daemon.hands import Hands
-from limiterd.daemon.house import clocks
-from limiterd.daemon.loop import boot_ns, hostname
+from limiterd.daemon.loop import boot_ns, clocks
+from limiterd.daemon.machine import hostname
 from limiterd.journal import FILE_NAME, JournalStore
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.tc import TcKernel

@@ -8,7 +8,6 @@ from other threads, which hand in a function and wait for its result: nobody els
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import signal
 import socket
@@ -23,6 +22,7 @@ from typing import Final, TypeVar
 
 from limiterd.core.errors import EnvironmentFault, LimiterdError
 from limiterd.core.histogram import Buckets
+from limiterd.core.model import Now
 
 T = TypeVar("T")
 
@@ -35,6 +35,11 @@ _BEGUN_S: Final = 60.0
 def boot_ns() -> int:
     """CLOCK_BOOTTIME in ns: never steps, counts suspend."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def clocks() -> Now:
+    """Both clocks, now."""
+    return Now(boot_ns(), time.time_ns())
 
 
 @dataclass(slots=True)
@@ -201,15 +206,3 @@ def _begun(future: Future[object]) -> object:
             f"the daemon's loop has been at it for {_BEGUN_S:g} s and goes on; status will show what came of it",
             operation="loop",
         ) from None
-
-
-def has_capability(number: int) -> bool:
-    """Whether this process holds a capability in its effective set (capabilities(7): CAP_NET_ADMIN is 12)."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123 - no path to build
-        line = next((line for line in status if line.startswith("CapEff:")), "CapEff: 0")
-    return bool(int(line.split()[1], 16) >> number & 1)
-
-
-def hostname() -> str:
-    """This machine's name as overrides' `hosts` match it."""
-    return os.uname().nodename

@@ -25,7 +25,7 @@ from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, Peer
 from limiterd.core.model import Override, OverrideAction, Rules
 from limiterd.core.policy import OverrideState, host_matches, is_glob, override_state, policy_for
 from limiterd.core.units import exact_rate, exact_wall, format_rate, parse_wall
-from limiterd.daemon.loop import hostname
+from limiterd.daemon.machine import hostname
 from limiterd.daemon.verbs import Who, by
 from limiterd.overrides import OWN, Store, record_from_mapping, unwatched
 from limiterd.requests import Grant, Request, RequestState, RequestStore, Wish, check_grant, granted_rates
