@@ -10,7 +10,6 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 the daemon cannot be reached, 77 not pe
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -19,7 +18,7 @@ from typing import Final, NamedTuple, cast
 from limiterd import __version__
 from limiterd.core.errors import EXIT_DONE, ConfigError, LimiterdError
 from limiterd.ctl.connect import common_arguments
-from limiterd.ctl.terminal import complain, tolerant_streams
+from limiterd.ctl.terminal import complain, discard_output, tolerant_streams
 
 EXIT_INTERRUPTED: Final = 130
 
@@ -141,6 +140,7 @@ def run_verb(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry of limiterctl: an exit code for everything that can happen, and never a traceback for what was foreseen."""
     tolerant_streams()
+    code = EXIT_DONE  # of a verb that broke off because nobody reads on
     try:
         code = run_verb(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -151,9 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(str(error))
         return error.exit_code
     except BrokenPipeError:
-        # The reader has gone (head, less): nobody is left to tell. The descriptor must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+        discard_output()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return code

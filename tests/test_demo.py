@@ -203,6 +203,16 @@ def test_a_promise_that_was_not_kept_exits_1(monkeypatch: pytest.MonkeyPatch) ->
     assert cli.main(["demo", "--fast", "--simulate"]) == 1
 
 
+def test_a_demo_that_nobody_watches_to_its_end_exits_1() -> None:
+    """`limiterctl demo | head` ends quietly, and not with the 0 that says that every promise was kept."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "limiterd.cli", "demo", "--fast", "--simulate"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 # ---- for real --------------------------------------------------------------------------------------------------------
 
 

@@ -493,13 +493,16 @@ def _has_ipv6() -> bool:
 
 
 def test_a_taken_port_is_a_problem_and_retried() -> None:
-    """A port that somebody else holds is named in `problem`; once it is free it is served without a restart."""
+    """A port that somebody else holds is named in `problem`, in the same words at each attempt; once free, it is served."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         listen = f"127.0.0.1:{other.getsockname()[1]}"
         with serving(MetricsConfig(listen)) as server:
             assert listen in (server.problem or "")
             assert os.strerror(errno.EADDRINUSE) in (server.problem or "")
             assert server.address is None
+            told = server.problem
+            until(lambda: server._bind_delay_s == FAST.retry_last_s, "more attempts")
+            assert server.problem == told
             other.close()
             until(lambda: server.address is not None, "it listens")
             assert server.problem is None

@@ -53,6 +53,13 @@ def say(lines: Iterable[str], *, flush: bool = False) -> None:
         sys.stdout.flush()
 
 
+def discard_output() -> None:
+    """Let standard output lead nowhere: its reader has gone (head, less), and it must not fail again at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def say_json(data: object, *, one_line: bool = False) -> None:
     """Print data as JSON, ASCII only: it can hold any name and harm no terminal."""
     sys.stdout.write(json.dumps(data, indent=None if one_line else 2) + "\n")

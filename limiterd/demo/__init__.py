@@ -16,7 +16,7 @@ from types import FrameType
 
 from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, EnvironmentFault
 from limiterd.ctl.format import PLAIN, wrap
-from limiterd.ctl.terminal import Terminal, complain, say, terminal
+from limiterd.ctl.terminal import Terminal, complain, discard_output, say, terminal
 from limiterd.demo.scale import FAST, FULL, Findings, Scale
 from limiterd.demo.show import LineShow, LiveShow, introduction, summary
 from limiterd.demo.stage import RealStage, Stage, held
@@ -33,6 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(ns: argparse.Namespace) -> int:
     """Play the story. Raises LimiterdError where the stage cannot be built or breaks down."""
+    try:
+        return _run(ns)
+    except BrokenPipeError:  # nobody watches any more: put away unfinished, so nothing is proven
+        discard_output()
+        return EXIT_FAILED
+
+
+def _run(ns: argparse.Namespace) -> int:
     scale = FAST if ns.fast else FULL
     screen = terminal()
     if ns.no_color:
@@ -42,7 +50,7 @@ def run(ns: argparse.Namespace) -> int:
     say(wrap(introduction(scale, simulated=simulated), screen.width), flush=True)
     with _interruptible():
         findings = _simulate(scale, screen) if simulated else _play_for_real(scale, screen)
-    say(summary(findings, scale, screen, simulated=simulated))
+    say(summary(findings, scale, screen, simulated=simulated), flush=True)
     return EXIT_DONE if findings.good(scale) else EXIT_FAILED
 
 

@@ -1,6 +1,6 @@
 """How the story is shown: one live picture on a terminal (80×24 is enough), plain lines in a pipe.
 
-`picture` is pure. The live show keeps its last picture on the screen when it ends, so that the firing can be looked at.
+`picture` is pure. The live show leaves its last picture on the screen when it ends.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ class HttpServer:
             self._listeners = bind(listen)
         except (OSError, ValueError) as error:
             self._next_bind = time.monotonic() + self._bind_delay_s
-            cure = f"free the address or change metrics.listen; next attempt in {self._bind_delay_s:g} s"
+            cure = "free the address or change metrics.listen; it is tried again until it works"
             self._note("listen", f"metrics cannot be served on {listen}: {getattr(error, 'strerror', None) or error}; {cure}")
             self._bind_delay_s = min(2 * self._bind_delay_s, self._limits.retry_last_s)
             return

@@ -55,9 +55,11 @@ class Namespace:
         home = os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
         try:
             _call("unshare", _CLONE_NEWNET)
-            self.fd = os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self.fd = os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                _call("setns", home, _CLONE_NEWNET)
         finally:
-            _call("setns", home, _CLONE_NEWNET)
             os.close(home)
 
     def __repr__(self) -> str:
@@ -98,10 +100,13 @@ def inside(namespace: Namespace) -> Iterator[None]:
 
 
 def can_make_namespaces() -> bool:
-    """Whether this process may make network namespaces and change links in them (CAP_SYS_ADMIN and CAP_NET_ADMIN)."""
+    """Whether this process may make network namespaces and change links in them (CAP_SYS_ADMIN and CAP_NET_ADMIN).
+
+    Not where the kernel has none (EINVAL), or allows no more of them (ENOSPC: user.max_net_namespaces), either.
+    """
     try:
         trial = Namespace("trial")
-    except PermissionFault:
+    except EnvironmentFault:
         return False
     try:
         with inside(trial), IPRoute() as route:

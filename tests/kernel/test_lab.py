@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import signal
 import socket
@@ -35,6 +37,24 @@ def test_inside_comes_back_even_after_an_error(lab: Lab) -> None:
         assert own_namespace() == f"net:[{os.fstat(namespace.fd).st_ino}]" != home
         raise RuntimeError
     assert own_namespace() == home
+
+
+class Exhausted:
+    """A libc under which the kernel makes no more namespaces."""
+
+    @staticmethod
+    def unshare(_flags: int) -> int:
+        """Fail as with user.max_net_namespaces=0."""
+        ctypes.set_errno(errno.ENOSPC)
+        return -1
+
+
+def test_a_kernel_that_makes_no_namespace_is_no_laboratory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC, EINVAL and the like mean the same as EPERM: it cannot be done here. The kernel's own word is kept."""
+    monkeypatch.setattr(laboratory, "_libc", Exhausted)
+    assert not laboratory.can_make_namespaces()
+    with pytest.raises(EnvironmentFault, match="unshare: No space left on device"):
+        laboratory.Namespace("trial")
 
 
 def test_a_pair_is_joined_in_both_families(pair: Pair) -> None:
