@@ -67,8 +67,8 @@ class Case:
     wish is a change. fired_t_ns is the stamp of the firing sample until the limit was read back. put_back: the decision
     comes from the journal or from before an absence; found_ours says whether its limit still stood at the first look,
     stood whether it may have since this boot: what has taken its place then is no prey of a takeover.
-    awaiting: the kernel was changed and not read since; fresh: it was read in this turn. asked_again: the number of failed
-    tries at which the kernel was last asked again for what it lacked.
+    awaiting: the kernel was changed, or did not answer, and was not read since; fresh: it was read in this turn.
+    asked_again: the number of failed tries at which the kernel was last asked again for what it lacked.
     """
 
     link: Link

@@ -19,10 +19,11 @@ from limiterd.core.calendar import set_calendar, take_calendar, take_rules
 from limiterd.core.case import HOLDING, Stage
 from limiterd.core.detector import Detector
 from limiterd.core.errors import errno_name
-from limiterd.core.faults import NOT_SENT, OPERATION_OF, REMEDY, Obstacle, obstacle_of
+from limiterd.core.faults import OPERATION_OF, REMEDY, Obstacle, obstacle_of
 from limiterd.core.limits import drive, lift, obstruct, order, override_key, owed, refresh, stray, strikes_of
 from limiterd.core.model import (
     HANDLE_ROOT,
+    NOT_SENT,
     ActionKind,
     ActionResult,
     Decision,
@@ -140,7 +141,10 @@ def _take_silence(turn: Turn, unanswered: Iterable[int]) -> None:
     for ifindex in unanswered:
         link = turn.state.by_index.get(ifindex)
         case = turn.state.cases.get(link.name) if link is not None else None
-        if case is not None and turn.now.boot_ns >= case.backoff.retry_at_ns:
+        if case is None:
+            continue
+        case.awaiting = True
+        if turn.now.boot_ns >= case.backoff.retry_at_ns:
             message = f"{case.link.name}: the kernel did not answer in time; {REMEDY[FaultReason.NO_ANSWER]}"
             obstruct(turn, case, Obstacle(FaultReason.NO_ANSWER, message))
 

@@ -19,9 +19,6 @@ LONGEST_RETRY_NS: Final = 60 * SECOND
 FIGHT_REPAIRS: Final = 5
 FIGHT_SPAN_NS: Final = 1 * MINUTE
 
-NOT_SENT: Final = -1
-"""The errno of a step that was not sent because an earlier one of its link failed."""
-
 _BY_ERRNO: Final = {
     errno.EPERM: FaultReason.PERMISSION,
     errno.EACCES: FaultReason.PERMISSION,

@@ -227,7 +227,8 @@ def _blocked(turn: Turn, case: Case) -> bool:
 def drive(turn: Turn, case: Case) -> None:
     """Do what the case's stage asks for, now that the link was read; ask for the next reading when it is due."""
     if case.awaiting:
-        turn.reads.add(case.link.ifindex)
+        if not _blocked(turn, case):
+            turn.reads.add(case.link.ifindex)
         return
     _DRIVERS[case.stage](turn, case)
     case.fresh = False
@@ -274,14 +275,18 @@ def _act(turn: Turn, case: Case, actions: Sequence[Action]) -> None:
 def _drive_due(turn: Turn, case: Case) -> None:
     if case.put_back and case.found_ours is None and not _still_due(turn, case):
         return
-    if _blocked(turn, case) or case.link.ifindex not in turn.state.tc:
+    blocked = _blocked(turn, case)
+    if case.link.ifindex not in turn.state.tc or (blocked and not case.fresh):
         return
-    _ask_again(turn, case)
+    if not blocked:
+        _ask_again(turn, case)
     planned = _plan(turn, case, case.tree_wanted)
-    if planned.obstacle is not None:
-        obstruct(turn, case, Obstacle(*planned.obstacle))
-    elif not planned.actions:
+    if planned.obstacle is None and not planned.actions:
         _seen(turn, case)
+    elif blocked:
+        return
+    elif planned.obstacle is not None:
+        obstruct(turn, case, Obstacle(*planned.obstacle))
     else:
         if case.tree_standing is not None and case.tree_standing == case.tree_wanted:
             turn.state.tally.drift_repairs[case.link.name] += 1

@@ -15,11 +15,14 @@ Several steps may travel in one datagram, whose later messages the kernel carrie
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import Final
 
+from limiterd.core.errors import EnvironmentFault
 from limiterd.core.matches import PRIO_LIFELINE, is_link
 from limiterd.core.model import (
     CLASS_DEFAULT,
@@ -27,8 +30,10 @@ from limiterd.core.model import (
     CLASS_LIFELINE,
     CLASS_LIMIT,
     HANDLE_ROOT,
+    NOT_SENT,
     Action,
     ActionKind,
+    ActionResult,
     FaultReason,
     Filter,
     HtbClass,
@@ -132,6 +137,29 @@ def datagrams(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
         run.append(action)
     if run:
         yield tuple(run)
+
+
+def carried_out(actions: Sequence[Action], send: Callable[[Sequence[Action]], Sequence[ActionResult]]) -> list[ActionResult]:
+    """The answers to all steps, sent run by run; behind the first error of a link its steps count as not sent.
+
+    Where send gets no answer (EnvironmentFault) that is the first step's error, and nothing is sent any more: whatever
+    keeps the kernel from answering would hold up every other link as long.
+    """
+    results: list[ActionResult] = []
+    silent = False
+    for _, group in groupby(actions, key=lambda action: action.ifindex):
+        failed = silent
+        for run in datagrams(tuple(group)):
+            try:
+                answers = [] if failed else send(run)
+            except EnvironmentFault as fault:
+                silent = True
+                answers = [ActionResult(run[0], getattr(errno, fault.errno_name, errno.ETIMEDOUT), str(fault))]
+            for answer in answers:
+                results.append(ActionResult(answer.action, NOT_SENT) if failed else answer)
+                failed = failed or answer.errno != 0
+            results += (ActionResult(action, NOT_SENT) for action in run[len(answers) :])
+    return results
 
 
 def _needs_certainty(action: Action, done: set[ActionKind]) -> bool:

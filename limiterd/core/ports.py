@@ -41,9 +41,10 @@ class TcPort(Protocol):
         """The full tc state of these links; a link that vanished is left out. Raises EnvironmentFault(operation="dump")."""
 
     def apply(self, actions: Sequence[Action]) -> list[ActionResult]:
-        """Carry out actions in order; per link it stops at the first error (the rest: errno -1).
+        """Carry out actions in order; per link it stops at the first error (the rest: NOT_SENT).
 
-        Never raises for what the kernel answers; raises EnvironmentFault only where there was no answer at all.
+        Without an answer in time (ETIMEDOUT) it is not known what was done of that link's steps, and no other link is tried.
+        Raises EnvironmentFault only where this kernel is never asked.
         """
 
     def abilities(self) -> KernelAbilities:

@@ -14,9 +14,8 @@ from typing import Final
 
 from limiterd.core.engine import step
 from limiterd.core.errors import EnvironmentFault
-from limiterd.core.faults import NOT_SENT
 from limiterd.core.histogram import Buckets
-from limiterd.core.model import Action, ActionKind, ActionResult, Event, EventKind, Journal, Now, Rules, TcActual
+from limiterd.core.model import NOT_SENT, Action, ActionKind, ActionResult, Event, EventKind, Journal, Now, Rules, TcActual
 from limiterd.core.ports import TcPort
 from limiterd.core.state import Inputs, Output, State
 
@@ -37,17 +36,19 @@ class Hands:
     enforcement: Buckets = field(default_factory=Buckets)
 
     def settle(self, state: State, rules: Rules, inputs: Inputs) -> None:
-        """Step until the engine asks for nothing more, or MAX_ROUNDS."""
+        """Step until the engine asks for nothing more, MAX_ROUNDS, or a silence of the kernel: one wait in a tick is enough."""
         vanished: frozenset[int] = frozenset()
+        silent = False
         for _ in range(MAX_ROUNDS):
             output = step(state, rules, inputs)
             self.publish(state, output)
             reads = output.reads - vanished
-            if not output.actions and not reads:
+            if silent or (not output.actions and not reads):
                 return
             results = self._act(state, output.actions)
             tc, unanswered = self._read(reads)
             vanished |= reads - tc.keys()
+            silent = bool(unanswered) or any(result.errno == errno.ETIMEDOUT for result in results)
             inputs = Inputs(self.clock(), tc=tc, unanswered=unanswered, results=tuple(results))
 
     def publish(self, state: State, output: Output) -> None:

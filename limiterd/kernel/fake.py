@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, groupby
+from itertools import count
 from typing import Any, Final
 
 from limiterd.core.errors import EnvironmentFault
@@ -35,11 +35,12 @@ from limiterd.core.model import (
     TcActual,
     TcTree,
 )
-from limiterd.core.plan import OUR_CLASSES, datagrams, name_of
+from limiterd.core.plan import OUR_CLASSES, carried_out, name_of
 from limiterd.core.shape import LEAF_OF
 from limiterd.core.units import NS_PER_SECOND
 
-NOT_SENT: Final = -1
+_LOST_ANSWERS: Final = frozenset({errno.ETIMEDOUT, errno.ENOBUFS})
+"""Refusals by these stand for an answer that does not come: nobody knows what of the datagram was carried out."""
 _PACKET_BYTES: Final = 1_514
 _QDISCS: Final = frozenset({"pfifo", "bfifo", "pfifo_fast", "tbf", "noqueue", "fq", "prio", "mq"})
 _FIRST_FREE_MAJOR: Final = 0x8001
@@ -112,6 +113,8 @@ class FakeKernel:
         self.links: dict[int, FakeLink] = {}
         self._machine = _Machine(abilities or KernelAbilities(fq_codel=fq_codel))
         self.silent = False
+        self.waits = 0
+        """How often somebody waited for an answer in vain."""
         self.sent: list[Action] = []
         """Every step that reached this kernel, refused or not."""
         self._refusals: dict[int, int] = {}
@@ -155,11 +158,7 @@ class FakeKernel:
 
     def apply(self, actions: Sequence[Action]) -> list[ActionResult]:
         """As the real one: per link the first error ends it, but what shares the datagram is still carried out."""
-        self._speak("apply")
-        results: list[ActionResult] = []
-        for _, group in groupby(actions, key=lambda action: action.ifindex):
-            results += self._apply_one(tuple(group))
-        return results
+        return carried_out(actions, self._send)
 
     def abilities(self) -> KernelAbilities:
         """What this kernel says of itself: u32 is assumed, as on the real one, until a filter fails."""
@@ -170,18 +169,15 @@ class FakeKernel:
 
     def _speak(self, operation: str) -> None:
         if self.silent:
+            self.waits += 1
             raise EnvironmentFault("netlink: no answer from the kernel", operation=operation, errno_name="ETIMEDOUT")
 
-    def _apply_one(self, actions: Sequence[Action]) -> list[ActionResult]:
-        results: list[ActionResult] = []
-        failed = False
-        for run in datagrams(actions):
-            if failed:
-                results += [ActionResult(action, NOT_SENT) for action in run]
-                continue
-            for result in [self._step(action) for action in run]:
-                results.append(ActionResult(result.action, NOT_SENT) if failed else result)
-                failed = failed or result.errno != 0
+    def _send(self, run: Sequence[Action]) -> list[ActionResult]:
+        self._speak("apply")
+        results = [self._step(action) for action in run]
+        lost = next((r.errno for r in results if r.errno in _LOST_ANSWERS), 0)
+        if lost:
+            raise EnvironmentFault("netlink: the answer was lost", operation="apply", errno_name=errno.errorcode[lost])
         return results
 
     def _step(self, action: Action) -> ActionResult:

@@ -1,6 +1,6 @@
 """The kernel's traffic control through rtnetlink: reads the whole tc state of links, carries out the steps of plans.
 
-Rule: what the kernel answers is data (ActionResult); only silence is raised. Per link the first error ends the plan:
+Rule: what the kernel answers to a step is data (ActionResult), its silence too. Per link the first error ends the plan:
 what was behind it in the same datagram may still have been carried out (core/plan.py's `datagrams` sees to it that this
 does no harm) and is reported as not sent, for the next reading shows it anyway.
 
@@ -19,7 +19,6 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
 from typing import Any, Final, Self
 
 from limiterd.core.errors import PermissionFault
@@ -42,13 +41,12 @@ from limiterd.core.model import (
     TcActual,
     TcTree,
 )
-from limiterd.core.plan import OUR_CLASSES, datagrams, name_of
+from limiterd.core.plan import OUR_CLASSES, carried_out, name_of
 from limiterd.core.shape import LEAF_OF
 from limiterd.kernel import tcwire as wire
 from limiterd.kernel.netlink import Ack, MalformedMessage, Message, NetlinkSocket
 from limiterd.kernel.tcwire import TcMsg
 
-NOT_SENT: Final = -1
 _LOOPBACK_IFINDEX: Final = 1
 _UNKNOWN_KIND: Final = frozenset({"Specified qdisc kind is unknown", "Specified qdisc not found", "Unknown qdisc"})
 _CLASSFUL_IN_NAME: Final = frozenset({"tbf", "fq_codel"})
@@ -167,26 +165,10 @@ class TcKernel:
     # ---- changing
 
     def apply(self, actions: Sequence[Action]) -> list[ActionResult]:
-        """Carry out actions in order; per link it stops at the first error (the rest: errno -1).
+        """Carry out actions in order; see core/plan.py's carried_out for what an error or a silence ends."""
+        return carried_out(actions, self._send)
 
-        Raises EnvironmentFault only where the kernel gave no answer at all: what was done is then unknown.
-        """
-        results: list[ActionResult] = []
-        for _, group in groupby(actions, key=lambda action: action.ifindex):
-            results += self._apply_one(tuple(group))
-        return results
-
-    def _apply_one(self, actions: Sequence[Action]) -> Iterator[ActionResult]:
-        failed = False
-        for run in datagrams(actions):
-            for action, ack in zip(run, [None] * len(run) if failed else self._send(run), strict=True):
-                if failed or ack is None:
-                    yield ActionResult(action, NOT_SENT)
-                    continue
-                failed = not ack.ok
-                yield ActionResult(action, ack.errno, ack.text)
-
-    def _send(self, run: Sequence[Action]) -> list[Ack]:
+    def _send(self, run: Sequence[Action]) -> list[ActionResult]:
         """One sendmsg for the run; the answer to each action."""
         if run[-1].kind is ActionKind.SAVE_ROOT:
             head = self._send(run[:-1]) if run[:-1] else []
@@ -195,11 +177,14 @@ class TcKernel:
         acks = iter(self._socket.request([m for messages in encoded for m in messages], operation="apply", terse=True))
         return [_judge(action, [next(acks) for _ in messages]) for action, messages in zip(run, encoded, strict=True)]
 
-    def _still_saved(self, action: Action) -> Ack:
+    def _still_saved(self, action: Action) -> ActionResult:
         actual = self.read((action.ifindex,)).get(action.ifindex)
         if actual is None:
-            return Ack(errno.ENODEV, "the link is gone")
-        return Ack(0) if actual.root == action.item else Ack(errno.ESTALE, "the root qdisc is not the one that was saved")
+            return ActionResult(action, errno.ENODEV, "the link is gone")
+        saved = actual.root == action.item
+        return (
+            ActionResult(action) if saved else ActionResult(action, errno.ESTALE, "the root qdisc is not the one that was saved")
+        )
 
     # ---- abilities
 
@@ -240,15 +225,16 @@ def _messages(encoded: Message | tuple[Message, ...]) -> Sequence[Message]:
     return (encoded,) if isinstance(encoded, Message) else encoded
 
 
-def _judge(action: Action, acks: Sequence[Ack]) -> Ack:
+def _judge(action: Action, acks: Sequence[Ack]) -> ActionResult:
     """The answer to an action: the first that matters, where it is several messages."""
     table, *rest = acks
     if rest and action.kind is ActionKind.ADD_FILTER and table.errno == errno.EEXIST:
         return _judge(action, rest)  # the table of a link that stands already is as good as a new one
     bad = next((ack for ack in acks if not ack.ok and ack.errno != _AS_GOOD_AS_DONE.get(action.kind)), None)
     if bad is None:
-        return Ack(0)
-    return Ack(errno.ENOENT, bad.text) if any(text in bad.text for text in _UNKNOWN_KIND) else bad
+        return ActionResult(action)
+    unknown = any(text in bad.text for text in _UNKNOWN_KIND)
+    return ActionResult(action, errno.ENOENT if unknown else bad.errno, bad.text)
 
 
 # ---- what was read, put together -----------------------------------------------------------------

@@ -40,6 +40,7 @@ from limiterd.core.model import (
 )
 from limiterd.core.state import Inputs
 from limiterd.core.status import build
+from tests.core.states import converge
 from tests.world import AUTO, DETECT, LIMIT, MBIT, POLICY, START, World, observing, rules_of
 
 PFIFO = RootQdisc("pfifo", 0x50000, b"\x00\x00\x00\x07")
@@ -998,3 +999,56 @@ def test_a_saved_root_that_was_not_put_back_is_owed() -> None:
     world.run(0.3)
     assert world.disk.saved == ()
     assert world.kernel.roots()[2].options == PFIFO.options
+
+
+def three_links() -> World:
+    """Three links about to fire at once."""
+    world = World()
+    for ifindex in (3, 4):
+        world.add(ifindex, f"eth{ifindex - 2}")
+    for ifindex in (2, 3, 4):
+        world.kernel.offer(ifindex, 150 * MBIT)
+    return world
+
+
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.ENOBUFS, errno.EIO])
+@pytest.mark.parametrize("step", [0, 5, 13, 14, 20, 41])
+def test_a_lost_answer_faults_its_own_link_alone(step: int, number: int) -> None:
+    """Of three links that are limited at once one gets no answer, whichever step that is: the others have no fault, all stand."""
+    world = three_links()
+    while not world.told(EventKind.LIMIT):
+        world.kernel._refusals = {len(world.kernel.sent) + step: number}
+        world.tick()
+    world.run(3)
+    faulty = {event.interface for event in world.events if event.kind is EventKind.FAULT}
+    assert len(faulty) <= 1
+    assert [world.view(f"eth{n}").phase for n in range(3)] == [Phase.LIMITED] * 3
+    assert world.state.tally.limits_applied == {"eth0": 1, "eth1": 1, "eth2": 1}
+
+
+def test_a_silent_kernel_is_asked_as_the_back_off_says() -> None:
+    """Each question to a kernel that does not answer costs its whole time-out: asked at 0, 1, 3, 7 s, not in every tick."""
+    world = World()
+    world.fire()
+    world.kernel.silent = True
+    world.run(7.5)
+    assert world.view().phase is Phase.FAULT
+    assert 3 <= world.kernel.waits <= 5
+    world.kernel.silent = False
+    world.run(9)
+    assert world.view().phase is Phase.LIMITED
+
+
+def test_a_blocked_limit_that_comes_to_stand_is_no_fault_any_more() -> None:
+    """A step that failed for want of an answer was carried out: the next reading shows it, whatever the back-off."""
+    world = World()
+    world.run(2)
+    world.kernel.offer(2, 150 * MBIT)
+    while not world.told(EventKind.LIMIT):
+        world.kernel._refusals = {len(world.kernel.sent) + 30: 0, len(world.kernel.sent): errno.EIO}
+        world.tick()
+    assert world.view().phase is Phase.FAULT
+    tree = world.state.cases["eth0"].tree_wanted
+    converge(world.kernel, world.link(), tree)
+    world.touch()
+    assert world.view().phase is Phase.LIMITED

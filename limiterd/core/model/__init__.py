@@ -44,6 +44,7 @@ from limiterd.core.model.tcobjects import (
     LEAF_DEFAULT,
     LEAF_EXEMPT,
     LEAF_LIFELINE,
+    NOT_SENT,
     OUR_MAJOR,
     PARENT_ROOT,
     Action,
@@ -64,7 +65,7 @@ from limiterd.core.model.views import Counters, Fault, Histogram, LinkView, Over
 # fmt: off
 __all__ = [
     "CLASS_DEFAULT", "CLASS_EXEMPT", "CLASS_LIFELINE", "CLASS_LIMIT", "DAY", "HANDLE_ROOT", "HOUR", "LEAF_DEFAULT",
-    "LEAF_EXEMPT", "LEAF_LIFELINE", "MINUTE", "MS", "OUR_MAJOR", "PARENT_ROOT", "SECOND", "Action", "ActionKind",
+    "LEAF_EXEMPT", "LEAF_LIFELINE", "MINUTE", "MS", "NOT_SENT", "OUR_MAJOR", "PARENT_ROOT", "SECOND", "Action", "ActionKind",
     "ActionResult", "ClassStats", "Config", "ControlConfig", "Counters", "Decision", "Detect", "Enforcement", "EpochReason",
     "Event", "EventKind", "Fault", "FaultReason", "Filter", "Firing", "ForeignQdisc", "Guard", "GuardMode", "Histogram",
     "HtbClass", "Journal", "KernelAbilities", "Leaf", "Lifeline", "Limit", "Link", "LinkView", "LogConfig", "Match", "Memory",

@@ -182,9 +182,13 @@ class Action:
     item: HtbClass | Leaf | Filter | RootQdisc | int | None = None
 
 
+NOT_SENT: Final = -1
+"""The errno of a step that was not sent, because an earlier one failed or the kernel has fallen silent."""
+
+
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """The kernel's answer to one action: errno 0 is success, faults.NOT_SENT not sent because an earlier one failed."""
+    """The kernel's answer to one action: errno 0 is success, or NOT_SENT."""
 
     action: Action
     errno: int = 0
