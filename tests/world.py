@@ -1,16 +1,17 @@
-"""The whole daemon but for its threads and sockets: the engine, the executor, a kernel in memory and two clocks in hand."""
+"""The daemon's keeper, engine and executor on a kernel in memory, with a disk and two clocks in hand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from limiterd.core import engine
 from limiterd.core.commands import limit, release
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import (
     MS,
     SECOND,
+    Action,
+    ActionResult,
     Config,
     Detect,
     Event,
@@ -28,10 +29,15 @@ from limiterd.core.model import (
     Rules,
     Snapshot,
 )
-from limiterd.core.state import Inputs, Output, State
-from limiterd.core.status import Frame, Surroundings, build, frame
+from limiterd.core.state import Output, State
+from limiterd.core.status import Frame, Surroundings, build
 from limiterd.daemon.hands import Hands
+from limiterd.daemon.keeper import Keeper, Ports
+from limiterd.daemon.problems import Problems
+from limiterd.journal import from_records, to_records
+from limiterd.kernel.events import Events
 from limiterd.kernel.fake import FakeKernel
+from limiterd.recordfile import records_of, text_of
 
 MBIT = 10**6
 DETECT = Detect(threshold_bps=100 * MBIT, window_ns=2 * SECOND, slice_ns=SECOND // 2)
@@ -54,6 +60,115 @@ def rules_of(*policies: Policy, overrides: Sequence[Override] = (), **settings: 
     return Rules(replace(config, **settings), tuple(overrides), "host", "0" * 64)  # type: ignore[arg-type]  # fields by name
 
 
+class Died(BaseException):
+    """The daemon's process ended in the middle of its work."""
+
+
+class Kernel(FakeKernel):
+    """A kernel that can be watched step by step, and under which the daemon may die. A hand's own steps are not the daemon's."""
+
+    def __init__(self, now_ns: Callable[[], int]) -> None:
+        super().__init__(now_ns=now_ns)
+        self.lives: int | None = None
+        """How many more of its steps the daemon survives; None: all."""
+        self.before_step: Callable[[Action], None] = lambda _: None
+        self.after_step: Callable[[Action, ActionResult], None] = lambda *_: None
+        self._by_hand = False
+
+    def by_hand(self, actions: Sequence[Action]) -> list[ActionResult]:
+        """What somebody else does, who gets answers even when the daemon gets none."""
+        silent, self.silent, self._by_hand = self.silent, False, True
+        try:
+            return [self._step(action) for action in actions]
+        finally:
+            self.silent, self._by_hand = silent, False
+
+    def _step(self, action: Action) -> ActionResult:
+        if self._by_hand:
+            return super()._step(action)
+        if self.lives is not None:
+            if self.lives == 0:
+                raise Died
+            self.lives -= 1
+        self.before_step(action)
+        result = super()._step(action)
+        self.after_step(action, result)
+        return result
+
+
+@dataclass(slots=True)
+class Disk:
+    """What holds the journal, as the bytes of its file; full: nothing more is written; slow: not at once."""
+
+    data: bytes = b""
+    full: bool = False
+    slow: bool = False
+    waiting: Journal | None = None
+    boot: str = "one"
+    """The machine's name for this boot."""
+
+    def save(self, journal: Journal) -> None:
+        """Write soon: at once, unless the disk is slow or full."""
+        self.waiting = journal
+        if not self.slow:
+            self.catch_up()
+
+    def save_now(self, journal: Journal) -> None:
+        """Write before anything else happens."""
+        self.waiting = journal
+        if self.full:
+            raise EnvironmentFault("no space left on device", operation="write", errno_name="ENOSPC")
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write what waits, if there is room."""
+        if not self.full and self.waiting is not None:
+            self.data = text_of("limiterd_journal", 1, to_records(self.waiting, self.boot)).encode()
+            self.waiting = None
+
+    def load(self) -> Journal:
+        """What a start finds."""
+        records, lost = records_of(self.data) if self.data else ([], "")
+        journal, problems = from_records(tuple(records), self.boot)
+        assert not lost
+        assert not problems or all("rebooted" in problem for problem in problems)
+        return journal
+
+
+@dataclass(slots=True)
+class Side:
+    """The kernel's side of a world, as the keeper knows it."""
+
+    world: World
+    name: str = "memory"
+
+    @property
+    def sampler(self) -> Side:
+        """Where snapshots come from."""
+        return self
+
+    @property
+    def events(self) -> Side:
+        """Where outside changes show."""
+        return self
+
+    @property
+    def tc(self) -> Kernel:
+        """Where limits are."""
+        return self.world.kernel
+
+    def sample(self) -> Snapshot | None:
+        """Ask the world."""
+        return self.world.sample()
+
+    def drain(self) -> Events:
+        """Ask the world."""
+        return self.world.drain()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
 @dataclass(slots=True)
 class World:
     """One machine. disk is what the journal last held; events are all that were ever told."""
@@ -61,15 +176,16 @@ class World:
     rules: Rules = field(default_factory=rules_of)
     now: Now = START
     events: list[Event] = field(default_factory=list)
-    disk: Journal = field(default_factory=Journal)
-    disk_full: bool = False
+    store: Disk = field(default_factory=Disk)
     links: tuple[Link, ...] = ()
-    kernel: FakeKernel = field(init=False)
-    hands: Hands = field(init=False)
-    state: State = field(init=False)
+    heard: set[int] = field(default_factory=set)
+    """Links whose tc events wait to be read."""
+    kernel: Kernel = field(init=False)
+    keeper: Keeper = field(init=False)
+    problems: Problems = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kernel = FakeKernel(now_ns=lambda: self.now.boot_ns)
+        self.kernel = Kernel(lambda: self.now.boot_ns)
         self.add(2, "eth0")
         self.boot()
 
@@ -77,18 +193,73 @@ class World:
 
     def boot(self) -> None:
         """Start the daemon on what the disk holds."""
-        self.hands = Hands(self.kernel, lambda: self.now, self.events.extend, self._save, self._save_now)
-        self.state = engine.start(self.rules, self.disk, self.kernel.abilities(), self.now)
-        self.hands.settle(self.state, self.rules, self.hands.with_roots(Inputs(self.now, snapshot=self.snapshot())))
+        self.problems = Problems(lambda: self.now.wall_ns, lambda *_: None)
+        self.store.waiting = None
+        self.heard.clear()
+        self.keeper = Keeper(self.rules, self.store.load(), self.ports())
+        self.keeper.take_sample()
 
-    def _save(self, journal: Journal) -> None:
-        if not self.disk_full:
-            self.disk = journal
+    def ports(self) -> Ports:
+        """What the keeper is given."""
+        return Ports(
+            kernel=Side(self),
+            journal=self.store,
+            problems=self.problems,
+            clock=lambda: self.now,
+            tell=self.tell,
+            want_evidence=lambda _: None,
+            renewed=lambda: None,
+            surroundings=self.surroundings,
+        )
 
-    def _save_now(self, journal: Journal) -> None:
-        if self.disk_full:
-            raise engine_fault("no space left on device")
-        self.disk = journal
+    def tell(self, events: Sequence[Event]) -> None:
+        """Hear what the daemon tells."""
+        self.events.extend(events)
+
+    def surroundings(self) -> Surroundings:
+        """What status shows beside the engine."""
+        return Surroundings("0", 0, faults=self.problems.all())
+
+    # ---- the kernel, as the keeper sees it ----
+
+    def sample(self) -> Snapshot | None:
+        """All counters now."""
+        return self.snapshot()
+
+    def drain(self) -> Events:
+        """What was heard of."""
+        heard, self.heard = frozenset(self.heard), set()
+        return Events(tc_ifindexes=heard)
+
+    # ---- what is inside ----
+
+    @property
+    def state(self) -> State:
+        """The engine's state."""
+        return self.keeper.state
+
+    @property
+    def hands(self) -> Hands:
+        """The executor."""
+        return self.keeper.hands
+
+    @property
+    def disk(self) -> Journal:
+        """What the journal holds, to compare with what the engine would have kept."""
+        return replace(self.store.load(), same_boot=False)
+
+    @disk.setter
+    def disk(self, journal: Journal) -> None:
+        self.store.save_now(journal)
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether nothing more can be written."""
+        return self.store.full
+
+    @disk_full.setter
+    def disk_full(self, full: bool) -> None:
+        self.store.full = full
 
     # ---- links ----
 
@@ -128,7 +299,8 @@ class World:
     def tick(self) -> None:
         """One interval, one sample."""
         self.pass_time(TICK_NS)
-        self.hands.settle(self.state, self.rules, Inputs(self.now, snapshot=self.snapshot()))
+        self.store.catch_up()
+        self.keeper.tick()
 
     def run(self, seconds: float, offers: Mapping[str, int] | None = None) -> None:
         """Tick for a while, with this much offered on links (bit/s; what is not named keeps its rate)."""
@@ -141,17 +313,17 @@ class World:
 
     def touch(self, name: str = "eth0") -> None:
         """What the event socket does: something changed on the link, look."""
-        self.hands.settle(self.state, self.rules, self.hands.read_now(frozenset({self.link(name).ifindex})))
+        self.heard.add(self.link(name).ifindex)
+        self.keeper.take_events()
 
     def reload(self, rules: Rules) -> None:
         """Swap the rules in."""
         self.rules = rules
-        self.hands.settle(self.state, self.rules, Inputs(self.now))
+        self.keeper.take_rules(rules)
 
     def command(self, output: Output) -> None:
         """Carry out an operator's command."""
-        self.hands.publish(self.state, output)
-        self.hands.settle(self.state, self.rules, Inputs(self.now))
+        self.keeper.command(lambda *_: output)
 
     def limit(self, name: str = "eth0", rate_bps: int | None = None, *, force: bool = False) -> None:
         """Limit by hand."""
@@ -168,8 +340,9 @@ class World:
     # ---- looking ----
 
     def frame(self) -> Frame:
-        """The engine's frame now."""
-        return frame(self.state, self.now, self.snapshot(), None, Surroundings("0", 0))
+        """The frame of this moment."""
+        self.keeper.forget_frame()
+        return self.keeper.frame()
 
     def view(self, name: str = "eth0") -> LinkView:
         """One link as status shows it."""
@@ -188,11 +361,6 @@ class World:
         """The rate of the limit that stands in the kernel, or None."""
         actual = self.kernel.read([self.link(name).ifindex])[self.link(name).ifindex]
         return actual.tree.rate_bps if actual.ours and actual.tree is not None else None
-
-
-def engine_fault(text: str) -> Exception:
-    """What the journal raises when the disk refuses."""
-    return EnvironmentFault(text, operation="write", errno_name="ENOSPC")
 
 
 def observing(policy: Policy = POLICY) -> Policy:

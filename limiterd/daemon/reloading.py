@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from limiterd import config
-from limiterd.core.diff import describe, needs_restart
-from limiterd.core.errors import ConfigError, EnvironmentFault, Problem
+from limiterd.core.diff import describe
+from limiterd.core.errors import ConfigError, EnvironmentFault
 from limiterd.core.model import Config, Now, Rules
 from limiterd.daemon.chronicle import Log, Trail
 from limiterd.daemon.keeper import Keeper
@@ -70,12 +70,12 @@ class Reloading:
     def load(self) -> config.Loaded:
         """Read and validate everything as a reload would; waits for the disk.
 
-        Raises ConfigError, also for what needs a restart.
+        Raises ConfigError, also for what needs a restart, and for an empty file.
         """
-        loaded = config.load_all(self._path, host=hostname())
-        refused = needs_restart(self._keeper.rules, loaded.rules)
-        if refused:
-            raise ConfigError([Problem(self._path, 1, 1, *text.split(": ", 1)) for text in refused])
+        loaded = config.load_all(self._path, host=hostname(), wall_ns=self._clock().wall_ns)
+        unfit = loaded.unfit_after(self._keeper.rules)
+        if unfit:
+            raise ConfigError(unfit)
         return loaded
 
     def reload(self, who: str) -> tuple[str, ...]:

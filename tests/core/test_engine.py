@@ -403,12 +403,11 @@ def test_a_foreign_root_that_replaced_ours_is_no_prey_after_a_restart() -> None:
     world.fire()
     journal = world.disk
     world.kernel.apply([Action(ActionKind.DELETE_ROOT, 2, "eth0", 0x1D1D0000), Action(ActionKind.RESTORE_ROOT, 2, "eth0", PFIFO)])
-    world.disk = replace(journal, same_boot=True)
     world.boot()
     world.run(0.3)
     assert world.root() == "pfifo 5:"
     assert world.view().phase is Phase.FAULT
-    world.disk = replace(journal, same_boot=False)
+    world.disk, world.store.boot = journal, "two"
     world.boot()
     world.run(0.3)
     assert world.rate() == 20 * MBIT
@@ -457,9 +456,10 @@ def test_a_fight_is_bounded_and_shown() -> None:
 
 
 def test_a_foreign_root_is_a_warning_then_a_fault() -> None:
-    """A foreign root is a warning at once; when a limit is due a fault; gone, the limit comes within a tick."""
+    """A foreign root is a warning at the next tick; when a limit is due a fault; gone, the limit comes within a tick."""
     world = World()
     act(world, ActionKind.RESTORE_ROOT, PFIFO)
+    world.tick()
     assert [fault.warning for fault in world.frame().warnings] == [True]
     world.fire()
     assert world.view().phase is Phase.FAULT
@@ -969,6 +969,7 @@ def test_news_of_unknown_links_and_gone_warnings() -> None:
     assert 5 not in world.state.tc
     world.run(0.1)
     act(world, ActionKind.RESTORE_ROOT, PFIFO, "eth5")
+    world.tick()
     assert world.frame().warnings
     world.remove("eth5")
     world.run(0.1)
