@@ -33,6 +33,11 @@ if ! { $(1); } >/dev/null 2>&1; then
 fi
 endef
 
+# $(call ours): .venv can be changed by whoever runs this
+define ours
+[ ! -e $(VENV) ] || [ -w $(VENV) ] || { echo '.venv belongs to another user and is out of date: sudo make venv' >&2; exit 1; }
+endef
+
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r word does; do
 	  printf '  make %-13s %s\n' "$$word" "$$does"
@@ -44,7 +49,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
 	  { echo "limiterd needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12 …" >&2; exit 1; }
 	$(call need,$(PYTHON) -c 'import ensurepip',python3-venv,the virtual environment)
-	[ ! -e $(VENV) ] || [ -w $(VENV) ] || { echo '.venv belongs to another user and is out of date: sudo make venv' >&2; exit 1; }
+	$(call ours)
 	echo "setting up $(VENV)"
 	$(PY) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable .
@@ -53,6 +58,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 $(VENV)/.tools: $(VENV)/.ready
 	@umask 022
+	$(call ours)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,build,plot]'
 	chmod -R a+rX $(VENV)
 	touch $@
@@ -69,7 +75,7 @@ run: $(VENV)/.ready ## the daemon in the foreground with config/limiterd.yaml (r
 demo: $(VENV)/.ready ## the policy at work on real traffic in private namespaces, about 30 s (DEMO_ARGS=--fast)
 	@exec $(PY) -m limiterd.cli demo $(DEMO_ARGS)
 
-test: $(VENV)/.tools ## the test suite; as root with namespaces and real traffic (PYTEST_ARGS=…)
+test: $(VENV)/.tools ## the tests; as root with namespaces and real traffic (PYTEST_ARGS=…)
 	@$(call need,PATH="$$PATH:/usr/sbin:/sbin" tc -V,iproute2,comparing with tc)
 	$(call need,command -v ping,iputils-ping,the tests that measure latency)
 	umask 022 # files' modes are among what is tested
@@ -141,7 +147,7 @@ constraints: ## renews constraints.txt with the newest versions
 	fresh=$$(mktemp -d)
 	trap 'rm -rf "$$fresh"' EXIT
 	$(PYTHON) -m venv "$$fresh"
-	"$$fresh/bin/python" -m pip install --quiet --upgrade setuptools wheel '.[test,lint,build]'
+	"$$fresh/bin/python" -m pip install --quiet --upgrade setuptools wheel '.[test,lint,build,plot]'
 	{ sed -n '/^#/p' constraints.txt
 	  "$$fresh/bin/python" -m pip freeze --all --exclude pip --exclude limiterd; } >constraints.new
 	mv constraints.new constraints.txt

@@ -58,8 +58,8 @@ def require() -> None:
     """Make sure that matplotlib is there. Raises EnvironmentFault that says how to get it."""
     if find_spec("matplotlib") is None:
         raise EnvironmentFault(
-            "--plot needs matplotlib, which is not installed; install limiterd[plot] (pip install 'limiterd[plot]') "
-            "or your distribution's python3-matplotlib",
+            "--plot needs matplotlib, which is not installed; it comes with the extra limiterd[plot] "
+            "(pip install '.[plot]' in the checkout) or as your distribution's python3-matplotlib",
             operation="plot",
         )
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from limiterd.core.errors import EnvironmentFault, PermissionFault
+from limiterd.ctl.terminal import say
 
 MARK: Final = "# Written by `limiterctl install-service`; `limiterctl uninstall-service` takes it away."
 UNIT: Final = Path("/etc/systemd/system/limiterd.service")
@@ -84,14 +85,14 @@ def run(ns: argparse.Namespace) -> int:
         raise EnvironmentFault("--purge belongs to uninstall-service; install-service deletes nothing")
     else:
         steps = install_plan(ns.root)
-        last = f"Next: edit {CONFIG}, then: limiterctl check && systemctl enable --now limiterd"
+        last = f"Next: edit {CONFIG}, then: limiterctl check && systemctl enable --now limiterd\nDrop-ins: {drop_ins()}"
     if ns.dry_run:
-        print("\n".join(describe(step) for step in steps))
+        say(describe(step) for step in steps)
         return 0
     for step in steps:
-        print(describe(step, brief=True))
+        say([describe(step, brief=True)], flush=True)
         perform(step)
-    print(last)
+    say([last])
     return 0
 
 
@@ -135,8 +136,8 @@ def below(root: Path | None, path: Path) -> Path:
 
 
 def unit_text(programs: Path) -> str:
-    """The unit as shipped, with the programs of that directory."""
-    text = shipped("systemd/limiterd.service")
+    """The unit as shipped, with the programs of that directory, and with the drop-ins where this installation has them."""
+    text = shipped("systemd/limiterd.service").replace("/usr/share/limiterd/systemd/drop-ins/", f"{drop_ins()}/")
     for name in ("limiterd", "limiterctl"):
         text = text.replace(f"=/usr/bin/{name} ", f"={_quoted(programs / name)} ")
     return text
@@ -151,12 +152,12 @@ def _quoted(program: Path) -> str:
 def _check_programs(programs: Path) -> None:
     for name in ("limiterd", "limiterctl"):
         if not (programs / name).exists():
-            raise EnvironmentFault(f"{programs / name} does not exist: install limiterd first (pipx install limiterd)")
+            raise EnvironmentFault(f"{programs / name} does not exist: install limiterd first (pipx install . in its checkout)")
     hidden = next((place for place in HIDDEN_FROM_SERVICE if programs.is_relative_to(place)), None)
     if hidden:
         raise EnvironmentFault(
             f"limiterd is installed in {programs}, but services cannot see {hidden}; install it where they can: "
-            "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install limiterd"
+            "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install . (in its checkout)"
         )
 
 
@@ -165,13 +166,22 @@ def _check_unit_is_ours(unit: Path) -> None:
         raise EnvironmentFault(f"{unit} was not written by install-service; move it away first")
 
 
+def drop_ins() -> Path:
+    """Where this installation has the unit's ready-made drop-ins."""
+    return _found("systemd/drop-ins/process-names.conf").parent
+
+
 def shipped(name: str) -> str:
     """The text of a file that comes with limiterd, from wherever this installation has it."""
+    return _found(name).read_text(encoding="utf-8")
+
+
+def _found(name: str) -> Path:
     places = _places(name)
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise EnvironmentFault(f"{name} did not come with this installation (looked for {places[0]}); reinstall limiterd")
-    return found.read_text(encoding="utf-8")
+    return found
 
 
 def _places(name: str) -> list[Path]:

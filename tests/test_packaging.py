@@ -64,11 +64,13 @@ def test_constraints_hold_one_version_not_below_the_bound(name: str) -> None:
 
 
 def test_constraints_pin_every_tool() -> None:
-    """What tests, lint and build install is pinned too."""
+    """What tests, lint, builds and plots install is pinned too, and `make constraints` renews all of it."""
     pinned = {normal(line.split("==")[0]) for line in text("constraints.txt").splitlines() if "==" in line}
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted = {normal(re.split(r"[>=<]", line)[0]) for extra in ("test", "lint", "build") for line in extras[extra]}
+    wanted = {normal(re.split(r"[>=<]", line)[0]) for extra in extras for line in extras[extra]}
     assert wanted <= pinned
+    (renewed,) = re.findall(r"--upgrade .*'\.\[(.*)\]'", text("Makefile"))
+    assert set(renewed.split(",")) == set(extras)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -122,6 +124,30 @@ def test_shipped_files_exist() -> None:
     """Every pattern of the wheel's data files matches something."""
     patterns = [pattern for place in PROJECT["tool"]["setuptools"]["data-files"].values() for pattern in place]
     assert not [pattern for pattern in patterns if not list(ROOT.glob(pattern))]
+
+
+def test_the_source_distribution_holds_what_the_packages_need() -> None:
+    """MANIFEST.in brings every directory that debian/ installs from and that the Makefile and the tests name."""
+    grafted = set(re.findall(r"^graft (\S+)", text("MANIFEST.in"), re.MULTILINE))
+    installed = {line.split("/")[0] for line in text("debian/limiterd.install").splitlines()}
+    assert installed | {"bench", "debian", "systemd", "tests"} <= grafted
+
+
+def test_every_exception_to_a_lint_rule_is_somebodys() -> None:
+    """A file that ruff is told to be lenient with exists."""
+    patterns = PROJECT["tool"]["ruff"]["lint"]["per-file-ignores"]
+    assert not [pattern for pattern in patterns if not next(ROOT.glob(pattern), None)]
+
+
+def test_nobody_is_sent_to_a_publication_that_does_not_exist() -> None:
+    """limiterd is installed from its checkout: a bare name would install a stranger's package."""
+    places = [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "docs/man").iterdir(),
+        *(ROOT / "limiterd").rglob("*.py"),
+    ]
+    assert not [place for place in places if re.search(r"pipx? install '?limiterd", place.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("link", ["debian/limiterd.service", "debian/limiterd.sysusers"])

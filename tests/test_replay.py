@@ -130,7 +130,7 @@ def test_overrides_follow_the_recording_s_wall_clock(tmp_path: Path, capsys: pyt
     path = config(tmp_path, overrides=OVERRIDE.format(hosts="hosts: ['gpu-*']"))
     events = told(replayed(capsys, recording(tmp_path, [(1200, 400)]), "--config", path))
     assert (15.0, "released", "override") in events
-    assert [t for t, kind, _ in events if kind == "limit"] == [10.2, 30.3]
+    assert [t for t, kind, _ in events if kind == "limit"] == [10.2, 30.2]
 
 
 def test_an_override_of_another_host_does_not_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

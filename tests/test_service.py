@@ -59,6 +59,7 @@ def test_install_writes_unit_user_and_configuration(tmp_path: Path, programs: Pa
     assert f"ExecStart={programs}/limiterd --config /etc/limiterd/limiterd.yaml" in unit
     assert f"ExecReload={programs}/limiterctl reload" in unit
     assert "/usr/bin/limiter" not in unit
+    assert f"ready-made ones are in {SYSTEMD}/drop-ins/" in unit
     assert "\nu limiterd " in files["etc/sysusers.d/limiterd.conf"]
     assert (tmp_path / "etc/limiterd/overrides.d").is_dir()
 

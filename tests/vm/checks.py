@@ -209,7 +209,6 @@ def shaped_rate() -> str:
     ours: list[float] = []
     yardstick: list[float] = []
     enough = False
-    enough = False
     try:
         for _ in range(12):
             ours.append(_passed(FAR_IP, LINK, "1d1d:1"))
@@ -298,7 +297,7 @@ def live_starts() -> None:
     rights = {name: process_status(name) for name in ("CapEff", "CapBnd", "Seccomp", "NoNewPrivs")}
     assert (int(rights["CapEff"], 16), int(rights["CapBnd"], 16)) == (1 << 12, 1 << 12), rights
     assert (rights["Seccomp"], rights["NoNewPrivs"]) == ("2", "1"), rights
-    assert LINK in show("StatusText") or "link" in show("StatusText"), show("StatusText")
+    assert show("StatusText").startswith("watching 1 links by netlink, 0 limited"), show("StatusText")
 
 
 def live_limits_after_ten_seconds() -> None:
@@ -344,15 +343,18 @@ def live_restart_leaves_no_gap() -> None:
 
 
 def live_survives_sigkill() -> None:
-    """After kill -9 it is back within five seconds (twenty here: the machine may be emulated), the limit adopted."""
+    """After kill -9 it is back within five seconds, or ten bare starts of Python's where those take longer; limit adopted."""
+    began = time.monotonic()
+    sh("limiterctl --version")
+    longest_s = max(5.0, 10 * (time.monotonic() - began))
     before, old = sent_bytes(), pid()
     os.kill(old, signal.SIGKILL)
     began = time.monotonic()
-    wait_for(lambda: pid() not in {0, old} and active(), "restarted", 20)
+    wait_for(lambda: pid() not in {0, old} and active(), "restarted", longest_s)
     took_s = time.monotonic() - began
     wait_for(lambda: phase() == "limited", "limited in status", 20)
     assert sent_bytes() >= before
-    print(f"      back after {took_s:.1f} s")
+    print(f"      back after {took_s:.1f} s (of {longest_s:.1f} s)")
 
 
 def live_watchdog_restarts_a_stalled_loop() -> None:
@@ -408,11 +410,28 @@ def live_second_daemon_is_refused() -> None:
     """A second daemon, of the same user or of root, ends with one line; the first one's socket and limit stay."""
     as_its_user = "systemd-run --quiet --pipe --wait --property=User=limiterd --property=AmbientCapabilities=CAP_NET_ADMIN"
     for how in (as_its_user, ""):
-        said = sh(f"{how} limiterd --config {CONFIG}; [ $? != 0 ]", timeout=60)
+        said = sh(f"{how} limiterd --config {CONFIG}", code=1, timeout=60)
         assert len(said.strip().splitlines()) == 1, said
         print(f"      {said.strip()}")
     assert phase() == "limited"
     assert limited()
+
+
+def live_stop_does_as_configured() -> None:
+    """systemctl stop leaves the limit in the kernel by default, and lifts it with `on_exit: remove`."""
+    be_limited()
+    sh("systemctl stop limiterd")
+    assert limited()
+    config(POLICY + "on_exit: remove\n")
+    try:
+        restart()
+        wait_for(lambda: phase() == "limited", "adopted", 20)
+        sh("systemctl stop limiterd")
+        assert not limited(), qdiscs()
+    finally:
+        config(POLICY)
+        restart()
+    wait_for(lambda: phase() == "limited", "the decision is put back", 20)
 
 
 # ---- errors ----------------------------------------------------------------------------------------
@@ -499,19 +518,19 @@ def errors_read_only_state() -> None:
         sh(f"limiterctl release {LINK} --reason check", code=None)
         be_limited()
         faults = json.dumps(status()["faults"])
-        assert "Read-only" in journal_since(mark) or "read-only" in journal_since(mark), journal_since(mark)[-2000:]
-        assert "ead-only" in faults or "state" in faults, faults
+        assert "Read-only file system" in journal_since(mark), journal_since(mark)[-2000:]
+        assert "Read-only file system" in faults, faults
 
 
 def errors_wrong_socket_group() -> None:
-    """A control group that does not exist is one clear line that names it."""
+    """A control group that does not exist is exit 78 and a line with its place that names it; systemd does not retry."""
     config(POLICY + "control: {group: no-such-group}\n")
-    mark = cursor()
     try:
-        sh("systemctl restart limiterd", code=None)
-        said = wait_for(lambda: (text := journal_since(mark)) and "no-such-group" in text and text, "the line", 20)
-        assert "Traceback" not in said, said
-        print(f"      exit {show('ExecMainStatus')}, {show('ActiveState')}")
+        restarts = show("NRestarts")
+        code, said = failed_start()
+        assert code == 78, said
+        assert re.search(rf"{CONFIG}:4:\d+: control\.group: .*no-such-group", said), said
+        assert show("NRestarts") in {"0", restarts}
     finally:
         config(POLICY)
         restart()
@@ -642,6 +661,7 @@ def upgrade_leaves_limits_standing() -> None:
     while upgrading.poll() is None:
         looks.append(limited())
     assert upgrading.returncode == 0
+    assert looks
     assert all(looks), f"{looks.count(False)} of {len(looks)} looks found no limit"
     wait_for(lambda: pid() not in {0, old} and phase() == "limited", "adopted by the new daemon", 30)
     assert row()["since"] == before
@@ -693,6 +713,7 @@ STAGES: dict[str, tuple[Callable[[], None], ...]] = {
         live_override_releases,
         live_strangers_may_not_release,
         live_second_daemon_is_refused,
+        live_stop_does_as_configured,
     ),
     "errors": (
         errors_missing_configuration,
