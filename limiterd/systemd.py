@@ -1,7 +1,7 @@
 """The service manager's notification protocol, sd_notify(3), without a dependency: one datagram a message.
 
 Without NOTIFY_SOCKET every call does nothing. Sending never blocks: what must not be missed (READY, RELOADING, STOPPING) waits
-for the next message when the manager's queue is full, and the watchdog's ping, sent in every interval, is such a message.
+for the next message, or the next tick, when the manager's queue is full.
 """
 
 from __future__ import annotations
@@ -34,23 +34,14 @@ class Notifier:
         self._address = _address(path)
         self._problem = None if self._address or not path else f"NOTIFY_SOCKET {path!r} is no unix socket: systemd is not told"
         self._watchdog_ns = _watchdog_ns(environ)
+        self._ping_due_ns = 0
         self._unsent: list[str] = []
         self._socket: socket.socket | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether there is somebody to tell."""
-        return self._address is not None
 
     @property
     def problem(self) -> str | None:
         """Why the last message could not be sent; None when it was, or when nobody listens."""
         return self._problem
-
-    @property
-    def watchdog_interval_ns(self) -> int | None:
-        """How often `watchdog` is to be called: half of what systemd allows; None where it does not watch."""
-        return self._watchdog_ns // 2 if self._watchdog_ns and self.active else None
 
     def ready(self, status: str = "") -> None:
         """Start-up, or a reload, is complete."""
@@ -68,14 +59,12 @@ class Notifier:
         """One line for systemctl status; may get lost."""
         self._send(f"STATUS={_one_line(text)}")
 
-    def watchdog(self) -> None:
-        """The loop is alive."""
-        if self._watchdog_ns or self._unsent:
-            self._send("WATCHDOG=1")
-
-    def extend_timeout(self, timeout_ns: int) -> None:
-        """Start-up or shutdown takes longer: do not give up on us for that long."""
-        self._send(f"EXTEND_TIMEOUT_USEC={timeout_ns // 1000}")
+    def tick(self, now_ns: int) -> None:
+        """The loop is alive: pings the watchdog twice in each of its periods, and sends what it could not send before."""
+        if self._unsent:
+            self._flush()
+        if self._watchdog_ns and now_ns >= self._ping_due_ns and self._send("WATCHDOG=1"):
+            self._ping_due_ns = now_ns + self._watchdog_ns // 2
 
     def close(self) -> None:
         """Release the descriptor."""
@@ -88,9 +77,8 @@ class Notifier:
             self._unsent = [*self._unsent, message][-_MAX_UNSENT:]
             self._flush()
 
-    def _send(self, message: str) -> None:
-        if self._address is not None and self._flush():
-            self._datagram(message)
+    def _send(self, message: str) -> bool:
+        return self._address is not None and self._flush() and self._datagram(message)
 
     def _flush(self) -> bool:
         while self._unsent:
@@ -115,8 +103,9 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:_MAX_STATUS]
 
 
-def _watchdog_ns(environ: Mapping[str, str]) -> int | None:
+def _watchdog_ns(environ: Mapping[str, str]) -> int:
+    """The watchdog's period; 0 where it does not watch this process."""
     usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     ours = not pid or pid == str(os.getpid())
     period_ns = int(usec) * (NS_PER_SECOND // 10**6) if usec.isascii() and usec.isdecimal() and len(usec) < 20 else 0
-    return period_ns if period_ns and ours else None
+    return period_ns if ours else 0

@@ -36,8 +36,13 @@ def _settings(path: str) -> Config:
     """The configuration's own, or the defaults where it is broken or gone: a clean-up must not need it."""
     try:
         return config.load_all(path, host=hostname()).rules.config
-    except ConfigError:
+    except ConfigError as error:
+        _say(f"the configuration cannot be used, so the default socket and state directory are looked at: {error.problems[0]}")
         return Config()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"limiterd: {text}\n")
 
 
 def _forget_saved(directory: Path, store: JournalStore, kept: Journal, state: State) -> None:
@@ -51,7 +56,7 @@ def _forget_saved(directory: Path, store: JournalStore, kept: Journal, state: St
         store.save_now(replace(kept, saved=left))
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
     except (OSError, EnvironmentFault) as error:
-        sys.stderr.write(f"limiterd: {path} still names root qdiscs that are restored: {error}\n")
+        _say(f"{path} still names root qdiscs that are restored: {error}")
 
 
 def _tell(events: Sequence[Event]) -> None:
@@ -64,11 +69,13 @@ def clean_up(path: str) -> int:
     """Lift every limit of ours; 0 when none is left, 1 when one could not be removed in time, or where a daemon runs."""
     settings = _settings(path)
     if is_owned(settings.control.socket):
-        sys.stderr.write(f"limiterd: a daemon runs ({settings.control.socket}) and would put its limits back; stop it first\n")
+        _say(f"a daemon runs ({settings.control.socket}) and would put its limits back; stop it first")
         return EXIT_FAILED
     rules = Rules(config=Config(policies=(), enforcement=settings.enforcement))
     store = JournalStore(settings.state_directory)
-    kept, _ = store.load()
+    kept, troubles = store.load()
+    for trouble in troubles:
+        _say(trouble)
     table, tc = LinkTable(), TcKernel()
     state = engine.start(rules, Journal(saved=kept.saved), tc.abilities(), clocks())
     told: list[Event] = []
@@ -83,7 +90,7 @@ def clean_up(path: str) -> int:
     _forget_saved(Path(settings.state_directory), store, kept, state)
     for case in state.cases.values():
         why = case.obstacle.message if case.obstacle is not None else "its queue does not drain"
-        sys.stderr.write(f"limiterd: {case.link.name}: the limit could not be removed: {why}\n")
+        _say(f"{case.link.name}: the limit could not be removed: {why}")
     if not told and not state.cases:
         sys.stdout.write("no limit of ours stands in this network namespace\n")
     return EXIT_FAILED if state.cases else EXIT_DONE

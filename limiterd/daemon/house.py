@@ -166,6 +166,7 @@ class House:
     def _tick(self) -> None:
         self.keeper.tick()
         now_ns = boot_ns()
+        self.notifier.tick(now_ns)
         self.tick_duration.observe((now_ns - self.loop.pace.last_ns) / 1e9)
         if now_ns >= self._housekeeping_ns:
             self._housekeeping_ns = now_ns + _HOUSEKEEPING_NS
@@ -181,7 +182,6 @@ class House:
 
     def _keep_house(self) -> None:
         """Once a second: the service manager, and the adapters' own troubles."""
-        self.notifier.watchdog()
         self.notifier.status(self.summary())
         for topic, trouble in (
             ("netlink", words.netlink_trouble(self.kernel.refusal, self.kernel.sampler.why)),

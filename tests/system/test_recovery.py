@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from limiterd.core.model import Config
+from limiterd.daemon import cleanup
 from limiterd.journal import JournalStore
 from limiterd.kernel.lab import Pair, run
 from tests.netns import wait_for
@@ -213,3 +215,14 @@ def test_cleanup_restores_a_saved_root_once(pair: Pair, tmp_path: Path) -> None:
         assert (kept.saved, problems, len(kept.decisions)) == ((), (), 1)
         found = (daemon.state / "journal.json").stat()
         assert (found.st_uid, found.st_gid) == (owner.st_uid, owner.st_gid)
+
+
+def test_cleanup_says_what_it_could_not_read(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged journal and a broken configuration stop no clean-up, and are not passed over in silence."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        daemon.state.mkdir()
+        (daemon.state / "journal.json").write_text("{")
+        assert "journal.json" in cleaned_up(daemon).stderr
+        daemon.config.write_text("sampling: {interval: 5}\n")
+        assert cleanup._settings(str(daemon.config)) == Config()
+        assert f"the default socket and state directory are looked at: {daemon.config}:1:" in capsys.readouterr().err
