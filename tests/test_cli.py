@@ -392,7 +392,7 @@ def test_status_fits_80_columns_and_cannot_be_used_against_the_terminal(
 
 
 def test_status_names_everything_that_is_not_well() -> None:
-    """Faults, a refused reload, a pause, a stall and waiting requests stand below the table."""
+    """Faults, a refused reload, a pause and waiting requests are below the table."""
     fault = {
         "interface": "eth0",
         "reason": "permission",
@@ -401,9 +401,8 @@ def test_status_names_everything_that_is_not_well() -> None:
         "warning": False,
     }
     config = {"sha256": "x", "error": "a.yaml:3:7: bad\na.yaml:4:1: worse", "loaded": WALL}
-    data = document(link(), faults=[fault], config=config, paused=True, requests_pending=2, last_tick_age_s=42.0)
+    data = document(link(), faults=[fault], config=config, paused=True, requests_pending=2)
     shown = " ".join(" ".join(status.render(data)).split())
-    assert "stalled: the last sample is 42s old" in shown
     assert "fault (permission): eth0: EPERM (since 2026-11-23 11:00:00" in shown
     assert "a.yaml:3:7: bad (and 1 more problem). See: limiterctl check" in shown
     assert "paused: no new limit is set" in shown
@@ -444,6 +443,16 @@ def test_status_json_is_the_daemons_own(ctl: Ctl, capsys: pytest.CaptureFixture[
     """--json prints what the daemon said, all of it."""
     assert ctl("status", "--json") == 0
     assert json.loads(capsys.readouterr().out) == document(link())
+
+
+def test_an_absent_link_shows_the_limit_that_waits_for_it() -> None:
+    """A limit outlives a short absence: what it was, since when, and that it will be in force again."""
+    row = link(phase="absent", limit_wanted_bps=3_000_000, since=WALL, reason="operator", strikes=1, manual=True)
+    shown = " ".join(" ".join(status.render(document(row))).split())
+    assert "absent - due 3mbit" in shown
+    detail = " ".join(" ".join(status.render(document(row), interface="eth0")).split())
+    assert "it was limited, and will be limited to 3mbit again when it returns" in detail
+    assert "What lifts the limit that is due" in explain.render({"link": row, "lift": ["a way"]}, SCREEN)
 
 
 def test_only_the_latest_end_of_an_override_is_told_and_not_for_a_limit_by_hand() -> None:

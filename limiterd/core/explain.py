@@ -133,8 +133,8 @@ def caused(view: LinkView, firing: Mapping[str, object]) -> bool:
 
 
 def what_lifts(view: LinkView, release: Release) -> tuple[str, ...]:
-    """What would end the limit, in order of likelihood; empty for a link that is not limited."""
-    if view.phase not in (Phase.LIMITED, Phase.FAULT) or view.since_wall_ns is None:
+    """What would end the limit, in order of likelihood; empty for a link that is not limited, nor will be when it returns."""
+    if view.phase not in (Phase.LIMITED, Phase.FAULT, Phase.ABSENT) or view.since_wall_ns is None:
         return ()
     name = view.interface
     ways = [

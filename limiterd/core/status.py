@@ -8,14 +8,17 @@ asked (metrics, control, landing page) and makes one immutable Status of a frame
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from limiterd.core.case import HOLDING, Case, calm_phase
+from limiterd.core.limits import rate_wanted_bps
 from limiterd.core.model import (
     SECOND,
     ClassStats,
     Counters,
+    Decision,
     Fault,
+    FaultReason,
     Histogram,
     Link,
     LinkView,
@@ -28,7 +31,7 @@ from limiterd.core.model import (
     Snapshot,
     Status,
 )
-from limiterd.core.policy import Effective, literal_names, matches, override_state
+from limiterd.core.policy import Effective, effective, literal_names, matches, override_state
 from limiterd.core.state import LinkKey, State, key_of
 from limiterd.core.units import NS_PER_SECOND, format_wall
 
@@ -92,12 +95,13 @@ class Frame:
     paused: bool
     counters: Counters
     around: Surroundings
+    away: tuple[Decision, ...] = ()
 
 
 def _view(state: State, case: Case, pending: Mapping[str, int]) -> CaseView:
     name = case.link.name
-    effective = state.effective.get(name)
-    exempt = effective is not None and effective.exempt
+    applies = state.effective.get(name)
+    exempt = applies is not None and applies.exempt
     decision = case.decision if case.stage in HOLDING else None
     phase = case.phase(pending=name in pending, exempt=exempt)
     actual = state.tc.get(case.link.ifindex)
@@ -115,7 +119,7 @@ def _view(state: State, case: Case, pending: Mapping[str, int]) -> CaseView:
         note=decision.note if decision is not None else "",
         by=decision.by if decision is not None else "",
         stats=actual.stats if limited and actual is not None else None,
-        release=effective.policy.release.mode if effective is not None and decision is not None and not decision.manual else "",
+        release=applies.policy.release.mode if applies is not None and decision is not None and not decision.manual else "",
         fault=Fault(name, obstacle.reason, obstacle.message, case.obstacle_since_wall_ns) if obstacle is not None else None,
     )
 
@@ -153,7 +157,18 @@ def frame(state: State, now: Now, newest: Snapshot | None, oldest: Snapshot | No
         paused=state.paused,
         counters=counters,
         around=around,
+        away=tuple(state.away.values()),
     )
+
+
+def stalled(shot: Frame, now: Now, age_ns: int, faults: tuple[Fault, ...]) -> Frame:
+    """A frame that is shown because there is no newer one: it says how old it is, and that nothing is done meanwhile."""
+    message = (
+        f"the sampling loop has not turned for {age_ns / NS_PER_SECOND:.1f} s: the figures are of then, and nothing is "
+        "detected, limited, repaired or lifted; see: journalctl -u limiterd -e"
+    )
+    fault = Fault("", FaultReason.NO_ANSWER, message, now.wall_ns - age_ns)
+    return replace(shot, now=now, around=replace(shot.around, last_tick_age_ns=age_ns, faults=(fault, *faults)))
 
 
 def _rates(newest: Snapshot | None, oldest: Snapshot | None) -> dict[str, tuple[int, int]]:
@@ -182,19 +197,19 @@ def _instance(link: Link) -> tuple[int, str, int]:
 
 
 def _link_view(shot: Frame, link: Link, rate: tuple[int, int]) -> LinkView:
-    effective = shot.effective[link.name]
+    applies = shot.effective[link.name]
     case = shot.cases.get(link.name)
     pending_ns = shot.pending.get(link.name, 0)
     memory = shot.memories.get(key_of(link))
     remembered = memory.strikes if memory is not None and shot.now.wall_ns < memory.forget_wall_ns else 0
-    calm = calm_phase(pending=link.name in shot.pending, exempt=effective.exempt)
-    override = effective.override
+    calm = calm_phase(pending=link.name in shot.pending, exempt=applies.exempt)
+    override = applies.override
     held = case if case is not None and case.holding else None
     return LinkView(
         interface=link.name,
         ifindex=link.ifindex,
-        policy=effective.policy.name,
-        mode=effective.policy.mode,
+        policy=applies.policy.name,
+        mode=applies.policy.mode,
         phase=case.phase if case is not None else calm,
         rate_bps=rate[0],
         tx_bytes=rate[1],
@@ -210,29 +225,51 @@ def _link_view(shot: Frame, link: Link, rate: tuple[int, int]) -> LinkView:
         by=held.by if held is not None else "",
         stats=held.stats if held is not None else None,
         release=held.release if held is not None else "",
-        threshold_bps=effective.detect.threshold_bps,
-        window_ns=effective.detect.window_ns,
-        policy_limit_bps=effective.limit.rate_bps,
+        threshold_bps=applies.detect.threshold_bps,
+        window_ns=applies.detect.window_ns,
+        policy_limit_bps=applies.limit.rate_bps,
     )
 
 
 def _absent(shot: Frame, present: Mapping[str, object]) -> list[LinkView]:
+    """Links that are not there: those that a policy names, and those whose limit waits for their return."""
+    waiting = {decision.interface: decision for decision in shot.away}
+    names = dict.fromkeys([*(name for name, _ in literal_names(shot.rules)), *waiting])
     return [
-        LinkView(
-            interface=name,
-            ifindex=0,
-            policy=policy.name,
-            mode=policy.mode,
-            phase=Phase.ABSENT,
-            rate_bps=0,
-            tx_bytes=0,
-            threshold_bps=policy.detect.threshold_bps,
-            window_ns=policy.detect.window_ns,
-            policy_limit_bps=policy.limit.rate_bps,
-        )
-        for name, policy in literal_names(shot.rules)
-        if name not in present
+        _absent_view(name, applies, waiting.get(name))
+        for name in names
+        if name not in present and (applies := effective(shot.rules, name, shot.now.wall_ns)) is not None
     ]
+
+
+def _absent_view(name: str, applies: Effective, decision: Decision | None) -> LinkView:
+    policy = applies.policy
+    view = LinkView(
+        interface=name,
+        ifindex=0,
+        policy=policy.name,
+        mode=policy.mode,
+        phase=Phase.ABSENT,
+        rate_bps=0,
+        tx_bytes=0,
+        override=applies.override.id if applies.override is not None else "",
+        threshold_bps=applies.detect.threshold_bps,
+        window_ns=applies.detect.window_ns,
+        policy_limit_bps=applies.limit.rate_bps,
+    )
+    if decision is None:
+        return view
+    return replace(
+        view,
+        since_wall_ns=decision.since_wall_ns,
+        reason=decision.reason,
+        strikes=decision.strikes,
+        limit_wanted_bps=rate_wanted_bps(decision, applies),
+        manual=decision.manual,
+        note=decision.note,
+        by=decision.by,
+        release="" if decision.manual else policy.release.mode,
+    )
 
 
 def _override_view(shot: Frame, record: Override) -> OverrideView:

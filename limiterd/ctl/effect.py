@@ -67,6 +67,8 @@ def _difference(old: Data, new: Data, elapsed_s: float) -> str:
         return f"{name}: limited to {limit} {later}, read back from the kernel"
     if now == "fault":
         return f"{name}: the kernel could not be made so ({later}): limiterctl explain {name}"
+    if was == "fault" and now != "exempt":
+        return f"{name}: no limit is due any more"
     end = f", exempt under {clean(new.get('override') or '?')}" if now == "exempt" else ""
     return f"{name}: limit lifted {later}{end}" if was in ("limited", "fault") else f"{name}: {clean(was)} → {clean(now)} {later}"
 

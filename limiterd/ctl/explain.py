@@ -208,7 +208,7 @@ def _user(uid: object) -> str:
 
 
 def _lift_title(link: Data) -> str:
-    return "What lifts the limit that is due" if link.get("phase") == "fault" else "What lifts it"
+    return "What lifts the limit that is due" if link.get("phase") in ("fault", "absent") else "What lifts it"
 
 
 def _listed(title: str, ways: object, screen: Terminal) -> list[str]:

@@ -18,7 +18,6 @@ from limiterd.ctl.format import NOTHING, PHASE_STYLES, PLAIN, Cell, Column, Pale
 from limiterd.ctl.terminal import complain
 from limiterd.ctl.watch import repeated, show, watch_argument
 
-STALE_S: Final = 5.0
 EXPIRED_LATELY_S: Final = 7 * 86_400
 EXPIRES_SOON_S: Final = 86_400
 COLUMNS: Final = (
@@ -116,6 +115,7 @@ _PROGRESS: Final[Mapping[str, Callable[[Data], str]]] = {
     "pending": _pending,
     "limited": _limited,
     "fault": _due,
+    "absent": _due,
     "exempt": lambda _: "none",
     "conforming": _idle,
 }
@@ -151,9 +151,16 @@ def _headline_fault(name: str, link: Data) -> str:
     return f"{name} is in fault: a limit {due}is due and the kernel cannot be made so now; traffic is NOT limited as decided."
 
 
+def _headline_absent(name: str, link: Data) -> str:
+    wanted = number(link.get("limit_wanted_bps"))
+    if wanted is None:
+        return f"{name} is absent: a policy names it, and this machine has no such link now."
+    return f"{name} is absent: it was limited, and will be limited to {fmt.rate(wanted)} again when it returns."
+
+
 _HEADLINES: Final[Mapping[str, Callable[[str, Data], str]]] = {
-    "absent": lambda n, _: f"{n} is absent: a policy names it, and this machine has no such link now.",
-    "conforming": lambda n, _: f"{n} is conforming: no limit stands, none is near.",
+    "absent": _headline_absent,
+    "conforming": lambda n, _: f"{n} is conforming: no limit is in force, none is near.",
     "pending": _headline_pending,
     "limited": lambda n, k: f"{n} is limited to {fmt.rate(number(k.get('limit_bps')))} (read back from the kernel).",
     "exempt": lambda n, k: f"{n} is exempt: override {clean(k.get('override') or '?')} lifts its policy.",
@@ -247,7 +254,6 @@ def shaped(link: Data) -> str:
 def notices(data: Data, now: float, width: int = 80, palette: Palette = PLAIN) -> list[str]:
     """Sentences on everything that a reader of the table must know, the gravest first; nothing when all is well."""
     found = [
-        *_stall(data),
         *_faults(data, now),
         *_config(data),
         *_paused(data),
@@ -263,14 +269,6 @@ def notices(data: Data, now: float, width: int = 80, palette: Palette = PLAIN) -
 
 
 Notice = tuple[str, str, str]
-
-
-def _stall(data: Data) -> Sequence[Notice]:
-    age = number(data.get("last_tick_age_s"))
-    if age is None or age < STALE_S:
-        return ()
-    text = f"the last sample is {fmt.span(age)} old: the figures above are of then. See: journalctl -u limiterd -e"
-    return (("alarm", "stalled", text),)
 
 
 def _faults(data: Data, now: float) -> Sequence[Notice]:

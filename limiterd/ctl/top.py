@@ -30,7 +30,7 @@ from limiterd.ctl.terminal import Terminal, say, say_json, terminal
 
 MEMORY: Final = 600
 PERIOD_S: Final = 1.0
-POLL_TIMEOUT_S: Final = 1.0
+POLL_TIMEOUT_S: Final = 2.0
 LEAST_CHART: Final = 10
 LEAST_BODY: Final = 12
 GRAVITY: Final = {"fault": 0, "limited": 1, "pending": 2, "exempt": 3, "conforming": 4, "absent": 5}

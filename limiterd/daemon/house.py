@@ -24,15 +24,15 @@ from limiterd.control import ControlServer
 from limiterd.core import status
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
 from limiterd.core.histogram import Buckets
-from limiterd.core.model import Config, Event, Now, OnExit, Reason, Rules, Status
-from limiterd.core.policy import Effective
+from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, Reason, Rules, Status
 from limiterd.core.state import Output, State
-from limiterd.core.status import Surroundings
+from limiterd.core.status import Frame, Surroundings
 from limiterd.daemon import words
 from limiterd.daemon.chronicle import Chronicle
 from limiterd.daemon.keeper import Keeper, Ports
 from limiterd.daemon.kernelside import open_kernel
 from limiterd.daemon.loop import Loop, boot_ns, clocks
+from limiterd.daemon.losses import Losses
 from limiterd.daemon.petitions import Petitions
 from limiterd.daemon.problems import Problems
 from limiterd.daemon.reloading import Reloading
@@ -50,6 +50,8 @@ T = TypeVar("T")
 
 _HOUSEKEEPING_NS: Final = 1_000_000_000
 _STALLED_NS: Final = 3_000_000_000
+_LOOK_NS: Final = 1_000_000_000
+"""How long people wait for the loop before they are shown its last frame."""
 _EXIT_NS: Final = 1_200_000_000
 _SETTLE_PAUSE_S: Final = 0.02
 
@@ -94,7 +96,8 @@ class House:
                 surroundings=self._surroundings,
             ),
         )
-        self.metrics = MetricsServer(settings.metrics, self.status_or_last, self.alive, newest=self.keeper.newest)
+        self.losses = Losses(self.problems, lambda text: log.warning("lost", text=text))
+        self.metrics = MetricsServer(settings.metrics, self.status, self.alive, newest=self.keeper.newest)
         self.reloading = Reloading(config_path, loaded, self.keeper, self, log, self.audit, self.problems, clocks)
 
     @property
@@ -120,6 +123,7 @@ class House:
         started = f"limiterd {__version__} started with the configuration {self.rules.sha256[:12]}"
         self.audit.append("start", "", {"text": started, "version": __version__, "sha256": self.rules.sha256})
         self.keeper.take_sample()
+        self.keeper.frame()
         self.metrics.start()
         self.control.start()
         self.loop.watch(self._event_descriptor, self.keeper.take_events)
@@ -164,6 +168,10 @@ class House:
     # ---- the tick ----
 
     def _tick(self) -> None:
+        late_ns = self.loop.pace.late_ns
+        if late_ns >= _STALLED_NS:
+            text = f"no sample for {late_ns / 1e9:.1f} s: that time is unobserved, and evidence begins again"
+            self.log.warning("stalled", text=text)
         self.keeper.tick()
         now_ns = boot_ns()
         self.notifier.tick(now_ns)
@@ -181,10 +189,11 @@ class House:
             self.loop.watch(self._event_descriptor, self.keeper.take_events)
 
     def _keep_house(self) -> None:
-        """Once a second: the service manager, and the adapters' own troubles."""
+        """Once a second: what the service manager shows, the adapters' own troubles, and a frame should the loop stall."""
         self.notifier.status(self.summary())
+        self.problems.note("netlink", words.refused(self.kernel.refusal), FaultReason.PERMISSION)
         for topic, trouble in (
-            ("netlink", words.netlink_trouble(self.kernel.refusal, self.kernel.sampler.why)),
+            ("psutil", words.fallback(self.kernel.refusal, self.kernel.sampler.why)),
             ("metrics", self.metrics.problem),
             ("journal", self.journal.problem),
             ("audit", self.audit.problem),
@@ -193,10 +202,21 @@ class House:
             ("evidence", self.evidence.problem or None),
         ):
             self.problems.note(topic, trouble)
-        lost = self.chronicle.lost
-        self.problems.note(
-            "chronicle", f"{lost} events were not logged: the log or the audit trail is too slow" if lost else None
+        self.losses.follow(
+            boot_ns(),
+            (
+                ("chronicle", self.chronicle.lost, "events are not logged: the log or the audit trail is too slow"),
+                ("log", self.log.dropped, "log lines are lost: standard error is read too slowly"),
+                (
+                    "events lost",
+                    self.kernel.events.resyncs,
+                    "outside changes come too fast to be read one by one",
+                ),
+                ("samples", self.kernel.sampler.dropped, "samples are dropped: reading the counters takes too long"),
+                ("clients", self.control.counts.get(("none", "error"), 0), "control clients are told `busy`: too many at once"),
+            ),
         )
+        self.keeper.frame()
 
     def summary(self) -> str:
         """One line for systemctl status."""
@@ -214,7 +234,7 @@ class House:
             config_loaded_wall_ns=self.reloading.loaded_wall_ns,
             requests_pending=self.petitions.requests.pending,
             source=self.kernel.sampler.name,
-            last_tick_age_ns=max(0, boot_ns() - pace.last_ns) if pace.last_ns else 0,
+            last_tick_age_ns=self._tick_age_ns(),
             missed_ticks=pace.missed,
             netlink_resyncs=self.kernel.events.resyncs,
             audit_errors=self.audit.errors,
@@ -230,34 +250,35 @@ class House:
         )
 
     def status(self) -> Status:
-        """The status now. Raises EnvironmentFault when the loop does not answer."""
-        return status.build(self.loop.call(self.keeper.frame))
+        """The status now; while the loop is stalled the last one, at most a second older than the stall, with a fault."""
+        return status.build(self._look())
 
-    def status_or_last(self) -> Status:
-        """The status now, or the last one while the loop is stalled (alive() tells)."""
-        try:
-            return self.status()
-        except EnvironmentFault:
-            frame = self.keeper.last_frame()
-            if frame is None:
-                raise
-            return status.build(frame)
+    def _look(self) -> Frame:
+        last = self.keeper.last_frame()
+        if last is None or self.alive():
+            try:
+                return self.loop.call(self.keeper.frame, _LOOK_NS / 1e9)
+            except EnvironmentFault:
+                if last is None or self._tick_age_ns() < _LOOK_NS:
+                    raise
+        return status.stalled(last, clocks(), self._tick_age_ns(), self.problems.all())
+
+    def _tick_age_ns(self) -> int:
+        last_ns = self.loop.pace.last_ns
+        return max(0, boot_ns() - last_ns) if last_ns else 0
 
     def alive(self) -> bool:
         """Whether the loop has ticked lately."""
         pace = self.loop.pace
         return boot_ns() - pace.last_ns < _STALLED_NS + pace.interval_ns
 
-    def inside(self, interface: str) -> tuple[Effective, tuple[tuple[int, int], ...]]:
-        """What applies to a watched link, and its detector's trail. Raises PeerError where it is not there."""
-
-        def look() -> tuple[Effective, tuple[tuple[int, int], ...]]:
-            applies = self.state.effective.get(interface)
-            if applies is None:
-                raise PeerError(f"{interface}: there is no such link now")
-            return applies, self.state.detector.trail(interface)
-
-        return self.loop.call(look)
+    def trail(self, interface: str) -> tuple[tuple[int, int], ...]:
+        """The detector's samples of a link; none while the loop is stalled."""
+        if not self.alive():
+            return ()
+        with contextlib.suppress(EnvironmentFault):
+            return self.loop.call(lambda: self.state.detector.trail(interface), _LOOK_NS / 1e9)
+        return ()
 
     def last_firing(self, interface: str) -> Mapping[str, object] | None:
         """The figures, samples and evidence of the link's last firing, from the audit trail."""
@@ -282,9 +303,9 @@ class House:
 
     # ---- commands ----
 
-    def command(self, act: Callable[[State, Now], Output]) -> None:
-        """Let an operator's command change the state, and settle the kernel at once."""
-        self.loop.call(lambda: self.keeper.command(act))
+    def command(self, act: Callable[[State, Now], Output]) -> Output:
+        """Let an operator's command change the state, and settle the kernel at once; returns what was decided."""
+        return self.loop.call(lambda: self.keeper.command(act))
 
     def _answer(self, call: Call) -> Answer:
         act = VERBS.get(call.verb)

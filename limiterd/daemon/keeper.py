@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from limiterd.core import engine, status
 from limiterd.core.errors import EnvironmentFault
-from limiterd.core.model import Event, Journal, Now, Rules, Snapshot
+from limiterd.core.model import Event, FaultReason, Journal, Now, Rules, Snapshot
 from limiterd.core.ports import SamplerPort, TcPort
 from limiterd.core.state import Inputs, Output, State
 from limiterd.core.status import RATE_SPAN_NS, Frame, Surroundings
 from limiterd.daemon.hands import Hands
 from limiterd.daemon.problems import Problems
 from limiterd.kernel.events import Events
+
+_DENIED: Final = ("EPERM", "EACCES")
 
 
 class EventsPort(Protocol):
@@ -82,6 +84,7 @@ class Keeper:
         self._touched: set[int] = set()
         self._resync = True
         self._frame: Frame | None = None
+        self._frame_is_old = True
 
     # ---- what comes from the kernel ----
 
@@ -110,7 +113,8 @@ class Keeper:
             snapshot = self._ports.kernel.sampler.sample()
         except EnvironmentFault as fault:
             self.hands.errors[fault.operation or "sample", fault.errno_name or "none"] += 1
-            self._ports.problems.note("sampling", f"links cannot be sampled: {fault}")
+            why = FaultReason.PERMISSION if fault.errno_name in _DENIED else FaultReason.NO_ANSWER
+            self._ports.problems.note("sampling", f"links cannot be sampled: {fault}", why)
             return None
         self._ports.problems.note("sampling", None)
         return snapshot
@@ -149,10 +153,12 @@ class Keeper:
 
     # ---- what people ask for ----
 
-    def command(self, act: Callable[[State, Now], Output]) -> None:
-        """Let an operator's command change the state, and settle the kernel at once."""
-        self.hands.publish(self.state, act(self.state, self._ports.clock()))
+    def command(self, act: Callable[[State, Now], Output]) -> Output:
+        """Let an operator's command change the state, and settle the kernel at once; returns what was decided."""
+        output = act(self.state, self._ports.clock())
+        self.hands.publish(self.state, output)
         self.settle(Inputs(self._ports.clock()))
+        return output
 
     def take_rules(self, rules: Rules) -> None:
         """Follow other rules from now on."""
@@ -176,15 +182,16 @@ class Keeper:
 
     def frame(self) -> Frame:
         """One moment of the engine; the same one until something changes."""
-        if self._frame is None:
+        if self._frame is None or self._frame_is_old:
+            self._frame_is_old = False
             oldest = self._recent[0] if self._recent else None
             self._frame = status.frame(self.state, self._ports.clock(), self.newest(), oldest, self._ports.surroundings())
         return self._frame
 
     def last_frame(self) -> Frame | None:
-        """The frame that was taken last, while it is the newest; from any thread."""
+        """The frame that was taken last, however old it is; from any thread."""
         return self._frame
 
     def forget_frame(self) -> None:
         """What the next frame shows is different; from any thread."""
-        self._frame = None
+        self._frame_is_old = True

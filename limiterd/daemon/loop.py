@@ -51,12 +51,13 @@ class Pace:
     missed: int = 0
     lateness: Buckets = field(default_factory=Buckets)
     last_ns: int = 0
+    late_ns: int = 0
 
     def arrive(self, now_ns: int) -> None:
         """A tick begins now: note its lateness and set the next one on the same grid."""
-        late_ns = max(0, now_ns - self.due_ns)
-        self.lateness.observe(late_ns / 1e9)
-        skipped = late_ns // self.interval_ns
+        self.late_ns = max(0, now_ns - self.due_ns)
+        self.lateness.observe(self.late_ns / 1e9)
+        skipped = self.late_ns // self.interval_ns
         self.missed += skipped
         self.due_ns += (skipped + 1) * self.interval_ns
         self.last_ns = now_ns

@@ -17,8 +17,8 @@ class Problems:
         self._lock = threading.Lock()
         self._open: dict[str, Fault] = {}
 
-    def note(self, topic: str, text: str | None, reason: FaultReason = FaultReason.OTHER) -> None:
-        """The topic is degraded as the text says; None: it is well again."""
+    def note(self, topic: str, text: str | None, reason: FaultReason = FaultReason.OTHER, *, warning: bool = False) -> None:
+        """The topic is degraded as the text says; None: it is well again. warning: something was lost, and all goes on."""
         with self._lock:
             known = self._open.get(topic)
             if text is None and known is None:
@@ -29,7 +29,7 @@ class Problems:
                 del self._open[topic]
             else:
                 since_ns = known.since_wall_ns if known is not None else self._wall_ns()
-                self._open[topic] = Fault("", reason, text, since_ns)
+                self._open[topic] = Fault("", reason, text, since_ns, warning)
         self._tell(topic, text)
 
     def all(self) -> tuple[Fault, ...]:

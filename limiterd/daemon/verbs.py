@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from limiterd.core import commands, explain
 from limiterd.core.errors import EXIT_USAGE, PeerError
-from limiterd.core.model import LinkView
+from limiterd.core.model import LinkView, Status
+from limiterd.core.policy import effective
 from limiterd.core.status import document, fault_document, link_document, override_document
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
 from limiterd.requests import Grant, Wish
@@ -90,30 +92,26 @@ def moment(args: Args, name: str) -> int | None:
 
 
 def _status(house: House, args: Args, _: Who) -> Data:
-    shown = document(house.status())
-    interface = args.get("interface")
-    if interface is not None:
-        wanted = text(args, "interface")
-        links = shown["links"]
-        shown["links"] = (
-            [link for link in links if isinstance(link, dict) and link["interface"] == wanted] if isinstance(links, list) else []
-        )
-        if not shown["links"]:
-            raise PeerError(f"{wanted}: no policy watches a link of this name; `limiterctl status` lists the watched ones")
-    return shown
+    status = house.status()
+    if args.get("interface") is not None:
+        status = replace(status, links=(_row(status, text(args, "interface")),))
+    return document(status)
 
 
-def _row(house: House, interface: str) -> LinkView:
-    view = next((v for v in house.status().links if v.interface == interface), None)
+def _row(status: Status, interface: str) -> LinkView:
+    view = next((v for v in status.links if v.interface == interface), None)
     if view is None:
         raise PeerError(f"{interface}: no policy watches a link of this name; `limiterctl status` lists the watched ones")
     return view
 
 
 def _explain(house: House, args: Args, _: Who) -> Data:
-    view = _row(house, text(args, "interface"))
-    applies, trail = house.inside(view.interface)
     status = house.status()
+    view = _row(status, text(args, "interface"))
+    applies = effective(house.rules, view.interface, status.wall_ns)
+    if applies is None:
+        raise PeerError(f"{view.interface}: no policy watches it any more; ask again")
+    trail = house.trail(view.interface)
     last = house.last_firing(view.interface)
     firing = last if last is not None and explain.caused(view, last) else None
     detect = applies.detect
@@ -177,17 +175,21 @@ def _limit(house: House, args: Args, who: Who) -> Data:
     house.command(
         lambda state, now: commands.limit(state, now, interface, rate_bps=rate_bps, reason=reason, force=force, by=by(who))
     )
-    return {"link": link_document(_row(house, interface))}
+    return {"link": link_document(_row(house.status(), interface))}
 
 
 def _release(house: House, args: Args, who: Who) -> Data:
     reason = text(args, "reason")
-    if flag(args, "all"):
-        house.command(lambda state, now: commands.release_all(state, now, reason=reason, by=by(who)))
-        return {"links": [link_document(view) for view in house.status().links]}
-    interface = text(args, "interface")
-    house.command(lambda state, now: commands.release(state, now, interface, reason=reason, by=by(who)))
-    return {"links": [link_document(v) for v in house.status().links if v.interface == interface]}
+    interface = "" if flag(args, "all") else text(args, "interface")
+    if interface:
+        output = house.command(lambda state, now: commands.release(state, now, interface, reason=reason, by=by(who)))
+    else:
+        output = house.command(lambda state, now: commands.release_all(state, now, reason=reason, by=by(who)))
+    absent = [event.interface for event in output.events if event.detail.get("absent")]
+    return {
+        "links": [link_document(view) for view in house.status().links if interface in ("", view.interface)],
+        "message": [f"{name}: not limited any more when it returns" for name in absent],
+    }
 
 
 def _pause(house: House, args: Args, who: Who) -> Data:
@@ -228,7 +230,7 @@ def _request_add(house: House, args: Args, who: Who) -> Data:
     if until_wall_ns is None:
         raise PeerError("until: say until when, as 2026-12-31 or 2026-12-31T00:00:00Z", exit_code=EXIT_USAGE)
     interface = text(args, "interface")
-    view = _row(house, interface)
+    view = _row(house.status(), interface)
     firing = house.last_firing(interface)
     evidence = {"link": link_document(view)}
     if firing is not None and not view.manual:  # what a hand has limited no firing explains

@@ -46,11 +46,14 @@ def inventory(state: State, rules: Rules, source: str) -> str:
     return f"{watched} by {source} every {format_duration(rules.config.sampling.interval_ns)}{missing}; {policies}"
 
 
-def netlink_trouble(refusal: str, why: str) -> str | None:
-    """Why tc cannot be reached at all (refusal), or why samples come from psutil although netlink was to be tried."""
-    if refusal:
-        return f"netlink is refused, so links are only observed, by psutil: {refusal}"
-    return f"samples come from psutil: {why}" if why else None
+def refused(refusal: str) -> str | None:
+    """Why tc cannot be reached at all."""
+    return f"netlink is refused, so links are only observed, by psutil: {refusal}" if refusal else None
+
+
+def fallback(refusal: str, why: str) -> str | None:
+    """Why samples come from psutil although netlink was to be tried, where it is not refused altogether."""
+    return f"samples come from psutil: {why}" if why and not refusal else None
 
 
 def _some(names: list[str]) -> str:

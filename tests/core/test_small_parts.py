@@ -22,14 +22,17 @@ from limiterd.core.model import (
     ActionKind,
     ActionResult,
     ClassStats,
+    Decision,
     Detect,
     EventKind,
+    Fault,
     FaultReason,
     Link,
     Override,
     OverrideAction,
     Phase,
     PolicyMode,
+    Reason,
     Release,
     ReleaseReason,
     Sampling,
@@ -37,7 +40,7 @@ from limiterd.core.model import (
 )
 from limiterd.core.release import Quiet, hold
 from limiterd.core.responses import response
-from limiterd.core.status import Surroundings, build, document, frame
+from limiterd.core.status import Surroundings, build, document, frame, stalled
 from tests.world import LIMIT, MBIT, POLICY, START, World, rules_of
 
 
@@ -190,6 +193,33 @@ def test_status_shows_rates_over_a_span_and_absent_links() -> None:
     assert shown["overrides"][0]["expires"] == "never"
     assert status.counters.kernel_errors == {("sample", "EPERM"): 2}
     assert build(frame(world.state, world.now, None, None, around)).links[0].phase is Phase.ABSENT
+
+
+def test_status_shows_the_decisions_that_wait_for_their_link() -> None:
+    """A decision on an absent link shows as absent with all that was decided, as long as a policy is for that name."""
+    waiting = Decision("eth7", "m7", "p", Reason.SUSTAINED, 5, 2)
+    by_hand = Decision("eth8", "m8", "p", Reason.OPERATOR, 6, 1, rate_bps=MBIT, manual=True, note="why", by="root")
+    unwatched = Decision("ppp0", "m9", "p", Reason.SUSTAINED, 7, 1)
+    world = World(rules_of(replace(POLICY, interfaces=("eth*",))))
+    world.state.away = {(d.interface, d.mac): d for d in (waiting, by_hand, unwatched)}
+    away = {view.interface: view for view in build(world.frame()).links if view.phase is Phase.ABSENT}
+    assert set(away) == {"eth7", "eth8"}
+    assert (away["eth7"].since_wall_ns, away["eth7"].strikes, away["eth7"].limit_wanted_bps) == (5, 2, LIMIT.rate_bps)
+    assert away["eth7"].release == POLICY.release.mode
+    assert (away["eth8"].limit_wanted_bps, away["eth8"].manual, away["eth8"].note, away["eth8"].by) == (MBIT, True, "why", "root")
+
+
+def test_a_frame_that_is_old_says_so() -> None:
+    """While the loop is stalled the last frame is shown with its age, and with a fault before the others."""
+    world = World()
+    world.run(1)
+    shot = stalled(world.frame(), world.now, 24_300_000_000, (Fault("", FaultReason.OTHER, "metrics", 1),))
+    shown = document(build(shot))
+    assert shown["last_tick_age_s"] == 24.3
+    faults = shown["faults"]
+    assert isinstance(faults, list)
+    assert [fault["reason"] for fault in faults] == ["no_answer", "other"]
+    assert "has not turned for 24.3 s" in faults[0]["message"]
 
 
 def test_status_of_a_limited_link_is_read_from_the_kernel() -> None:

@@ -131,6 +131,34 @@ class Spoilt:
         self._switch.unlink()
 
 
+_BLOCK: Final = """
+import pathlib, time
+from limiterd.kernel.links import NetlinkSampler
+sample, switch = NetlinkSampler.sample, pathlib.Path({switch!r})
+def blocked(self):
+    while switch.exists():
+        time.sleep(0.01)
+    return sample(self)
+NetlinkSampler.sample = blocked
+"""
+
+
+class Blocked:
+    """The daemon's loop, which does not come back from its sampler while this is switched on: `blocked.on()`, `blocked.off()`."""
+
+    def __init__(self, daemon: Rig) -> None:
+        self._switch = daemon.home / "block"
+        plant(daemon, _BLOCK.format(switch=str(self._switch)))
+
+    def on(self) -> None:
+        """The next sample is the last."""
+        self._switch.touch()
+
+    def off(self) -> None:
+        """Sampling goes on."""
+        self._switch.unlink()
+
+
 def watched_interfaces(daemon: Rig) -> list[str]:
     """The interfaces that status lists."""
     return [link["interface"] for link in daemon.status()["links"]]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from limiterd.core.errors import PeerError
 from limiterd.core.model import EpochReason
 from limiterd.kernel.lab import Lab, Pair, inside, join, route_in, run
+from tests.faults.harness import Blocked
 from tests.netns import wait_for
 from tests.prometheus import tool
 from tests.rig import FAST, METRICS, Rig, rig
@@ -475,3 +477,65 @@ def _field(line: str, name: str) -> str:
     if found is None:
         return ""
     return str(json.loads(found[1])) if found[1].startswith('"') else found[1]
+
+
+# ---- a stalled loop --------------------------------------------------------------------------------------
+
+
+def page(daemon: Rig, path: str) -> tuple[int, str]:
+    """Status and body of one page of the metrics server."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with inside(daemon.namespace):
+        try:
+            with opener.open(f"http://{METRICS}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+def test_a_stalled_loop_takes_no_answer_with_it(daemon: Rig) -> None:
+    """The loop blocked for real: everything that only looks goes on from the last frame, and says how old it is."""
+    blocked = Blocked(daemon)
+    daemon.start()
+    daemon.ask("limit", interface="eth0", rate_bps=5_000_000, reason="test")
+    daemon.wait_phase("limited")
+    blocked.on()
+    wait_for(lambda: page(daemon, "/healthz")[0] == 503, "the stall is seen")
+    first = daemon.status()
+    assert first["faults"][0]["reason"] == "no_answer"
+    assert "has not turned for" in first["faults"][0]["message"]
+    scrape = Scrape(daemon)
+    assert scrape.value("faults", "", "no_answer") == 1
+    assert scrape.value("interface_limit_bytes_per_second", "eth0") == 625_000
+    assert page(daemon, "/")[0] == 200
+    assert "The sampling loop has not turned for" in page(daemon, "/")[1]
+    shown = daemon.ctl("status")  # raises where the exit code is not 0
+    assert "fault (no_answer)" in shown.stdout
+    assert "limited" in shown.stdout
+    assert "operator: set by hand" in daemon.ctl("explain", "eth0").stdout
+    assert "limited to 5mbit" in daemon.ctl("history", "eth0").stdout
+    assert "eth1" in daemon.ctl("top").stdout
+    second = daemon.status()
+    assert second["last_tick_age_s"] > first["last_tick_age_s"] >= 3
+    ticks = "tick_duration_seconds_count"
+    assert scrape.value(ticks) == Scrape(daemon).value(ticks)  # what LimiterdStalled goes by
+    blocked.off()
+    wait_for(lambda: page(daemon, "/healthz")[0] == 200, "the loop turns again")
+    wait_for(lambda: "event=stalled" in daemon.log(), "the log has the gap")
+    after = daemon.status()
+    assert not after["faults"]
+    assert after["last_tick_age_s"] < 3
+
+
+def test_a_limit_that_waits_for_an_absent_link_shows_and_can_be_lifted(daemon: Rig) -> None:
+    """The limited link is deleted: status and explain have its decision, and release says that it is not limited any more."""
+    daemon.start()
+    daemon.ask("limit", interface="eth1", rate_bps=3_000_000, reason="INC-1")
+    run(daemon.namespace, ["ip", "link", "del", "eth1"])
+    row = daemon.wait_phase("absent", "eth1")
+    assert (row["limit_wanted_bps"], row["reason"], row["note"], row["ifindex"]) == (3_000_000, "operator", "INC-1", 0)
+    explained = " ".join(daemon.ctl("explain", "eth1").stdout.split())
+    assert "will be limited to 3mbit again when it returns" in explained
+    assert "limiterctl release eth1" in explained
+    assert "eth1: not limited any more when it returns" in daemon.ctl("release", "eth1", "--reason", "over").stdout
+    assert daemon.phase("eth1") == "gone"
