@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -25,13 +26,17 @@ MAX_ROUNDS: Final = 12
 
 @dataclass(slots=True)
 class Hands:
-    """What connects the engine to the kernel. save_now must not return before the journal is on disk."""
+    """What connects the engine to the kernel. save_now must not return before the journal is on disk.
+
+    meanwhile is entered around every wait for the kernel.
+    """
 
     tc: TcPort
     clock: Callable[[], Now]
     tell: Callable[[Sequence[Event]], None]
     save: Callable[[Journal], object]
     save_now: Callable[[Journal], None]
+    meanwhile: AbstractContextManager[object] = field(default_factory=nullcontext)
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     enforcement: Buckets = field(default_factory=Buckets)
 
@@ -66,7 +71,8 @@ class Hands:
             return []
         refused = self._save_roots(state, actions)
         try:
-            results = self.tc.apply([a for a in actions if a.ifindex not in refused])
+            with self.meanwhile:
+                results = self.tc.apply([a for a in actions if a.ifindex not in refused])
         except EnvironmentFault as fault:
             return _unanswered(actions, fault)
         return results + [
@@ -91,7 +97,8 @@ class Hands:
         if not ifindexes:
             return {}, frozenset()
         try:
-            found = dict(self.tc.read(ifindexes))
+            with self.meanwhile:
+                found = dict(self.tc.read(ifindexes))
         except EnvironmentFault as fault:
             self._count(fault)
             return {}, ifindexes
@@ -105,7 +112,8 @@ class Hands:
     def with_roots(self, inputs: Inputs) -> Inputs:
         """The same inputs with every root qdisc of the namespace; without them where the dump fails."""
         try:
-            return replace(inputs, roots=self.tc.roots())
+            with self.meanwhile:
+                return replace(inputs, roots=self.tc.roots())
         except EnvironmentFault as fault:
             self._count(fault)
             return inputs

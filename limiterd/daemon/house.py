@@ -36,6 +36,7 @@ from limiterd.daemon.losses import Losses
 from limiterd.daemon.petitions import Petitions
 from limiterd.daemon.problems import Problems
 from limiterd.daemon.reloading import Reloading
+from limiterd.daemon.understudy import Understudy
 from limiterd.daemon.verbs import VERBS, by
 from limiterd.evidence import EvidenceSampler
 from limiterd.journal import JournalStore
@@ -74,6 +75,7 @@ class House:
         self.chronicle = Chronicle(log, self.audit, self._evidence_of)
         self.loop = Loop(settings.sampling.interval_ns, self._tick)
         self.petitions = Petitions(self, RequestStore(state_directory), Store(config.store_directory(settings)))
+        self.understudy = Understudy(self.kernel, self.loop.pace, boot_ns)
         self.tick_duration = Buckets()
         self.started_wall_ns = time.time_ns()
         self._housekeeping_ns = 0
@@ -94,6 +96,7 @@ class House:
                 want_evidence=self.evidence.want,
                 renewed=self._follow_event_socket,
                 surroundings=self._surroundings,
+                understudy=self.understudy,
             ),
         )
         self.losses = Losses(self.problems, lambda text: log.warning("lost", text=text))
@@ -154,6 +157,7 @@ class House:
         self.journal.save(self.state.journal())
         self.journal.close(0.3)
         self.loop.close()
+        self.understudy.close()
         self.kernel.close()
         self.notifier.close()
 

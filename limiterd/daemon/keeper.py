@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from limiterd.core import engine, status
@@ -57,6 +57,37 @@ class JournalPort(Protocol):
         """Return when it is durable. Raises EnvironmentFault where it is not."""
 
 
+Attempt = Snapshot | EnvironmentFault | None
+"""What sampling led to: see SamplerPort.sample."""
+
+
+class UnderstudyPort(Protocol):
+    """Entered around whatever waits for the kernel's tc: samples in the meantime."""
+
+    def __enter__(self) -> object:
+        """The keeper waits from now on."""
+
+    def __exit__(self, *_: object) -> None:
+        """The sampler is the keeper's again."""
+
+    def taken(self) -> Sequence[Attempt]:
+        """What the keeper has not had yet, in its order."""
+
+
+class Nobody:
+    """No understudy: for a kernel that never makes one wait."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def taken(self) -> Sequence[Attempt]:
+        """Nothing."""
+        return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """What the keeper is given. None of these may block for long."""
@@ -70,6 +101,7 @@ class Ports:
     renewed: Callable[[], None]
     """The events' descriptor may be another one now."""
     surroundings: Callable[[], Surroundings]
+    understudy: UnderstudyPort = field(default_factory=Nobody)
 
 
 class Keeper:
@@ -78,7 +110,7 @@ class Keeper:
     def __init__(self, rules: Rules, journal: Journal, ports: Ports) -> None:
         self.rules = rules
         self.state: State = engine.start(rules, journal, ports.kernel.tc.abilities(), ports.clock())
-        self.hands = Hands(ports.kernel.tc, ports.clock, ports.tell, ports.journal.save, ports.journal.save_now)
+        self.hands = Hands(ports.kernel.tc, ports.clock, ports.tell, ports.journal.save, ports.journal.save_now, ports.understudy)
         self._ports = ports
         self._recent: deque[Snapshot] = deque()
         self._touched: set[int] = set()
@@ -95,8 +127,11 @@ class Keeper:
         self.take_sample()
 
     def take_sample(self) -> None:
-        """Sample, read what was touched, and step."""
-        snapshot = self._sampled()
+        """Sample, read what was touched, and step; what was sampled while the kernel was waited for comes first."""
+        while taken := self._ports.understudy.taken():
+            for attempt in taken:
+                self._settle_missed(self._received(attempt))
+        snapshot = self._received(self._attempt())
         inputs = Inputs(self._ports.clock(), snapshot=snapshot, tick=True)
         if self._resync and snapshot is not None:  # without the links nobody knows whose roots they are
             inputs = self.hands.with_roots(inputs)
@@ -108,16 +143,25 @@ class Keeper:
             self._remember(snapshot)
         self.settle(inputs)
 
-    def _sampled(self) -> Snapshot | None:
+    def _settle_missed(self, snapshot: Snapshot | None) -> None:
+        if snapshot is not None:
+            self._remember(snapshot)
+            self.settle(Inputs(self._ports.clock(), snapshot=snapshot))
+
+    def _attempt(self) -> Attempt:
         try:
-            snapshot = self._ports.kernel.sampler.sample()
+            return self._ports.kernel.sampler.sample()
         except EnvironmentFault as fault:
-            self.hands.errors[fault.operation or "sample", fault.errno_name or "none"] += 1
-            why = FaultReason.PERMISSION if fault.errno_name in _DENIED else FaultReason.NO_ANSWER
-            self._ports.problems.note("sampling", f"links cannot be sampled: {fault}", why)
+            return fault
+
+    def _received(self, attempt: Attempt) -> Snapshot | None:
+        if isinstance(attempt, EnvironmentFault):
+            self.hands.errors[attempt.operation or "sample", attempt.errno_name or "none"] += 1
+            why = FaultReason.PERMISSION if attempt.errno_name in _DENIED else FaultReason.NO_ANSWER
+            self._ports.problems.note("sampling", f"links cannot be sampled: {attempt}", why)
             return None
         self._ports.problems.note("sampling", None)
-        return snapshot
+        return attempt
 
     def _remember(self, snapshot: Snapshot) -> None:
         recent = self._recent

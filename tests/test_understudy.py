@@ -1,0 +1,102 @@
+"""The understudy, with a sampler and a clock of the tests' own making."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from limiterd.core.errors import EnvironmentFault
+from limiterd.core.model import Snapshot
+from limiterd.daemon.keeper import KernelPort
+from limiterd.daemon.loop import Pace
+from limiterd.daemon.understudy import Understudy
+from tests.netns import wait_for
+
+MS = 1_000_000
+
+
+class Sampler:
+    """Counts its samples and knows who took them."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+        self.fault: EnvironmentFault | None = None
+        self.held = threading.Event()
+        self.held.set()
+
+    def sample(self) -> Snapshot:
+        """One more, as soon as `held` is set."""
+        self.threads.append(threading.get_ident())
+        self.held.wait()
+        if self.fault is not None:
+            raise self.fault
+        return Snapshot(len(self.threads), (), ())
+
+
+@pytest.fixture
+def sampler() -> Sampler:
+    """The sampler of this test."""
+    return Sampler()
+
+
+@pytest.fixture
+def make(sampler: Sampler) -> Iterator[Callable[[int], Understudy]]:
+    """Makes an understudy whose next tick is due in so many milliseconds, one every millisecond after it."""
+    made: list[Understudy] = []
+
+    def understudy(due_ms: int) -> Understudy:
+        pace = Pace(MS, time.monotonic_ns() + due_ms * MS)
+        kernel = cast("KernelPort", SimpleNamespace(sampler=sampler))
+        made.append(Understudy(kernel, pace, time.monotonic_ns))
+        return made[-1]
+
+    yield understudy
+    for each in made:
+        each.close()
+
+
+def test_a_short_wait_is_left_alone(make: Callable[[int], Understudy], sampler: Sampler) -> None:
+    """A wait that ends before the next tick is due takes no sample."""
+    understudy = make(3_600_000)
+    for _ in range(100):
+        with understudy:
+            pass
+    assert understudy.taken() == ()
+    assert sampler.threads == []
+
+
+def test_a_long_wait_is_sampled_at_the_pace(make: Callable[[int], Understudy], sampler: Sampler) -> None:
+    """While the loop waits another thread samples; the loop gets each sample once, in order."""
+    understudy = make(0)
+    with understudy:
+        wait_for(lambda: len(sampler.threads) >= 5, "five samples")
+    count = len(sampler.threads)
+    taken = understudy.taken()
+    assert [cast("Any", each).t_ns for each in taken] == list(range(1, count + 1))
+    assert understudy.taken() == ()
+    assert threading.get_ident() not in sampler.threads
+
+
+def test_the_sampler_has_one_user_at_a_time(make: Callable[[int], Understudy], sampler: Sampler) -> None:
+    """The wait ends within a sample: the loop gets on only when that is complete, and none follows."""
+    understudy = make(0)
+    sampler.held.clear()
+    with understudy:
+        wait_for(lambda: len(sampler.threads) == 1, "a sample that has begun")
+        threading.Timer(0.05, sampler.held.set).start()
+    assert sampler.held.is_set()
+    assert len(understudy.taken()) == len(sampler.threads) == 1
+
+
+def test_a_failed_sample_is_handed_on(make: Callable[[int], Understudy], sampler: Sampler) -> None:
+    """Where sampling fails, the loop gets the fault in the sample's place."""
+    understudy = make(0)
+    sampler.fault = EnvironmentFault("refused", operation="sample")
+    with understudy:
+        wait_for(lambda: len(sampler.threads) >= 2, "two attempts")
+    assert {*understudy.taken()} == {sampler.fault}
