@@ -123,6 +123,7 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
             f"{NETLINK}::test_a_refusal_names_the_missing_capability",
         ),
         "no answer at all": (
+            f"{HERE}/test_stuck.py::test_sampling_goes_on_while_tc_is_stuck",
             f"{NETLINK}::test_silence_ends_with_a_time_out",
             f"{LINKS}::test_a_timed_out_sample_is_a_fault_and_the_next_is_clean",
             f"{ENGINE}::test_silence_of_the_kernel_is_a_fault_and_sampling_goes_on",
