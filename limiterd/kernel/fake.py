@@ -80,7 +80,10 @@ class _Htb:
 
 @dataclass(slots=True)
 class FakeLink:
-    """One link; tx_bytes is its device counter, offered_bps what its users try to send."""
+    """One link; tx_bytes is its device counter, offered_bps what its users try to send.
+
+    stalled_bytes is what waits in our tree outside the limit: the device does not take it.
+    """
 
     default_kind: str = "noqueue"
     visible: bool = True
@@ -88,6 +91,7 @@ class FakeLink:
     htb: _Htb | None = None
     tx_bytes: int = 0
     offered_bps: int = 0
+    stalled_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -376,6 +380,7 @@ def _actual(ifindex: int, link: FakeLink, now_ns: int) -> TcActual:
         foreign=_foreign(htb, classes, queues),
         read_t_ns=now_ns,
         inner=tuple(sorted({c.parent for c in classes if c.parent in LEAF_OF})),
+        queued_bytes=htb.stats.backlog_bytes + link.stalled_bytes,
     )
 
 

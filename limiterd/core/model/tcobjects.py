@@ -117,7 +117,7 @@ class TcActual:
     tree is what was found below our root (None where the root is not ours); foreign describes the objects inside our tree
     that are not ours, for people; inner names those of our leaf classes that foreign classes were put under: HTB sends
     the traffic of such a class past the limit. stats are of the shaped classes; direct_packets counts what passed our
-    root unshaped.
+    root unshaped; queued_bytes is what waits in the whole tree, exempt and unshaped traffic included.
     """
 
     ifindex: int
@@ -128,6 +128,7 @@ class TcActual:
     foreign: tuple[str, ...] = ()
     read_t_ns: int = 0
     inner: tuple[int, ...] = ()
+    queued_bytes: int = 0
 
     @property
     def ours(self) -> bool:
