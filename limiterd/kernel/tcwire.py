@@ -23,6 +23,7 @@ from limiterd.kernel.netlink import (
     NLM_F_EXCL,
     Message,
     attr,
+    attr_list,
     attrs,
     nested,
     text_of,
@@ -84,6 +85,9 @@ _DIRECT_PACKETS: Final = 1_000
 
 _FQ_CODEL_TARGET: Final = 1
 _FQ_CODEL_LIMIT: Final = 2
+_FQ_CODEL_INTERVAL: Final = 3
+_FQ_CODEL_CE_THRESHOLD: Final = 7
+_FQ_CODEL_TIMES: Final = frozenset({_FQ_CODEL_TARGET, _FQ_CODEL_INTERVAL, _FQ_CODEL_CE_THRESHOLD})
 
 _U32_CLASSID: Final = 1
 _U32_HASH: Final = 2
@@ -179,9 +183,18 @@ def delete_root(ifindex: int, handle: int) -> Message:
 
 def restore_root(ifindex: int, saved: RootQdisc) -> Message:
     """A saved root as it was, options and handle, where the link has none or the kernel's own."""
-    options = attr(_TCA_OPTIONS, saved.options) if saved.options else b""
+    raw = _codel_times_up(saved.options) if saved.kind == "fq_codel" else saved.options
+    options = attr(_TCA_OPTIONS, raw) if raw else b""
     # tc qdisc add dev IF root handle H: KIND OPTIONS…
     return _message(RTM_NEWQDISC, _ADD, ifindex, saved.handle, PARENT_ROOT, 0, _kind(saved.kind), options)
+
+
+def _codel_times_up(options: bytes) -> bytes:
+    """The dumped options of an fq_codel so that they are dumped alike again."""
+    return b"".join(
+        attr(kind, _U32.pack(_codel_up(_U32.unpack(value)[0])) if kind in _FQ_CODEL_TIMES else bytes(value))
+        for kind, value in attr_list(options)
+    )
 
 
 def _leaf_options(leaf: Leaf) -> bytes:
@@ -194,9 +207,9 @@ def _leaf_options(leaf: Leaf) -> bytes:
     return attr(_TCA_OPTIONS, _U32.pack(leaf.limit_bytes))
 
 
-def _codel_up(target_us: int) -> int:
+def _codel_up(read_us: int) -> int:
     """One more microsecond: the kernel rounds down twice, so that the rounded value would come back smaller still."""
-    return target_us + 1
+    return read_us + 1
 
 
 def add_leaf(ifindex: int, leaf: Leaf) -> Message:

@@ -38,8 +38,9 @@ from limiterd.core.ports import TcPort
 from limiterd.core.shape import raised
 from limiterd.kernel.fake import FakeKernel
 from limiterd.kernel.lab import Namespace, Pair, inside, run
-from limiterd.kernel.netlink import Ack, Message
+from limiterd.kernel.netlink import Ack, Message, attr, attrs
 from limiterd.kernel.tc import TcKernel
+from limiterd.kernel.tcwire import restore_root
 from tests.core.states import (
     BFIFO,
     CLASS_FOREIGN,
@@ -486,6 +487,24 @@ def test_single_qdiscs_come_back_exactly(real: World, command: str) -> None:
     assert seen(real.kernel, real.link).ours
     carry_out(real.kernel, planned(real.kernel, real.link, None, saved).actions)
     assert (tc(real, "-d", "qdisc", "show", "dev", "eth0"), tc(real, "-d", "class", "show", "dev", "eth0")) == before
+    again = seen(real.kernel, real.link).root
+    assert saved is not None
+    assert again == (saved if "handle" in command else replace(saved, handle=again.handle if again else 0))
+
+
+@given(st.integers(0, 2**31), st.integers(0, 2**22), st.integers(0, 2**22), st.one_of(st.none(), st.integers(0, 2**22)))
+def test_restored_codel_times_read_back_as_they_were(limit: int, target: int, interval: int, threshold: int | None) -> None:
+    """CoDel keeps times in units of 1 024 ns: whatever it keeps, its dump brings the very same back, takeover after takeover."""
+
+    def dumped(units: dict[int, int]) -> bytes:
+        shown = {n: value * 1_024 // 1_000 if n in {1, 3, 7} else value for n, value in units.items()}
+        return b"".join(attr(n, value.to_bytes(4, "little")) for n, value in shown.items())
+
+    units = {1: target, 2: limit, 3: interval} | ({} if threshold is None else {7: threshold})
+    message = restore_root(2, RootQdisc("fq_codel", 0x50000, dumped(units)))
+    options = attrs(attrs(message.body[20:])[2])
+    kept = {n: int.from_bytes(value, "little") for n, value in options.items()}
+    assert {n: value * 1_000 // 1_024 if n in {1, 3, 7} else value for n, value in kept.items()} == units
 
 
 @pytest.mark.root
