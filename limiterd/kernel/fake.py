@@ -243,8 +243,9 @@ def _change_class(_: _Machine, link: FakeLink, item: HtbClass) -> None:
     standing = htb.classes.get(item.classid)
     if standing is None:
         raise _RefusalError(errno.ENOENT, "")
-    kept = {"quantum_bytes": standing.quantum_bytes, "prio": standing.prio} if htb.is_inner(item.classid) else {}
-    htb.classes[item.classid] = replace(item, parent=standing.parent, **kept)
+    if htb.is_inner(item.classid):
+        item = replace(item, quantum_bytes=standing.quantum_bytes, prio=standing.prio)
+    htb.classes[item.classid] = replace(item, parent=standing.parent)
 
 
 def _delete_class(_: _Machine, link: FakeLink, classid: int) -> None:
@@ -278,7 +279,7 @@ def _change_leaf(_: _Machine, link: FakeLink, item: Leaf) -> None:
         raise _RefusalError(errno.EEXIST, "NLM_F_REPLACE needed to override")
     if standing.kind != item.kind:
         raise _RefusalError(errno.EINVAL, "Invalid qdisc name: must match existing qdisc")
-    htb.leaves[item.parent] = item
+    htb.leaves[item.parent] = replace(item, flows=standing.flows, altered=standing.altered)
 
 
 def _delete_leaf(_: _Machine, link: FakeLink, item: Leaf) -> None:

@@ -40,7 +40,8 @@ from limiterd.kernel.fake import FakeKernel
 from limiterd.kernel.lab import Namespace, Pair, inside, run
 from limiterd.kernel.netlink import Ack, Message, attr, attrs
 from limiterd.kernel.tc import TcKernel
-from limiterd.kernel.tcwire import restore_root
+from limiterd.kernel.tcwire import add_leaf, decode, restore_root
+from limiterd.kernel.tcwire import leaf as wire_leaf
 from tests.core.states import (
     BFIFO,
     CLASS_FOREIGN,
@@ -626,6 +627,29 @@ def test_what_only_looks_like_a_filter_of_ours_is_replaced(real: World) -> None:
     assert len(differences(tree_of(real, USUAL), seen(real.kernel, real.link))) == 1
     assert converge(real.kernel, real.link, USUAL.tree(real.link)) == 1
     assert "indev" not in tc(real, "filter", "show", "dev", "eth0", "parent", "1d1d:")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("odd", ["mpu 20000 overhead 500", "overhead 100", "linklayer atm", "mpu 3000"])
+def test_packet_sizes_that_others_made_up_are_seen(real: World, odd: str) -> None:
+    """The burst and the rates are ours to the byte, but packets are counted longer than they are: drift, repaired in place."""
+    tree = tree_of(real, USUAL)
+    converge(real.kernel, real.link, tree)
+    command = f"class change dev eth0 parent 1d1d: classid 1d1d:1 htb rate 200mbit ceil 200mbit burst 64k cburst 64k {odd}"
+    tc(real, *command.split())
+    assert "resized True" in "; ".join(differences(tree, seen(real.kernel, real.link)))
+    assert converge(real.kernel, real.link, tree) == 1
+    assert "overhead" not in tc(real, "-d", "class", "show", "dev", "eth0")
+
+
+@given(st.integers(1, 2**31), st.integers(1, 2**24), st.integers(0, 1), st.binary(min_size=1, max_size=3))
+def test_the_figures_of_a_queue_survive_the_wire(packets: int, others: int, ecn: int, odd: bytes) -> None:
+    """fq_codel's figures read back as they were sent, the times a microsecond up; what has no four bytes is passed over."""
+    sent = Leaf(LEAF_DEFAULT, CLASS_DEFAULT, "fq_codel", 0, packets, others, others, others, others, others, ecn)
+    body = add_leaf(2, sent).body
+    found = wire_leaf(decode(memoryview(body + attr(10, odd))))
+    assert found == replace(sent, target_us=others + 1, interval_us=others + 1)
+    assert wire_leaf(decode(memoryview(body + attr(8, b"")))).altered  # a size table, which older kernels let a queue have
 
 
 @pytest.mark.root
