@@ -18,6 +18,7 @@ from limiterd.core.policy import (
     host_matches,
     next_boundary_wall_ns,
     override_state,
+    sole_link,
 )
 from limiterd.core.state import State, Turn, key_of
 
@@ -82,7 +83,7 @@ def _tell_unused(turn: Turn, seen_wall_ns: int) -> None:
         end_ns = record.expires_wall_ns
         over = end_ns is not None and seen_wall_ns < end_ns <= turn.now.wall_ns
         if over and record.id not in told and host_matches(record.hosts, state.rules.host):
-            turn.tell(EventKind.OVERRIDE_ENDED, "", record.id, cause="expired")
+            turn.tell(EventKind.OVERRIDE_ENDED, sole_link(record), record.id, cause="expired")
 
 
 def _remind(turn: Turn) -> None:
@@ -94,7 +95,13 @@ def _remind(turn: Turn) -> None:
         keys = {(override.id, override.expires_wall_ns - notice_ns) for notice_ns in EXPIRY_NOTICES_NS if left_ns <= notice_ns}
         if not keys <= state.expiry_told:
             state.expiry_told |= keys
-            turn.tell(EventKind.OVERRIDE_EXPIRING, "", override.id, left_s=left_ns // 10**9, interfaces=list(override.interfaces))
+            turn.tell(
+                EventKind.OVERRIDE_EXPIRING,
+                sole_link(override),
+                override.id,
+                left_s=left_ns // 10**9,
+                interfaces=list(override.interfaces),
+            )
     state.expiry_told = {k for k in state.expiry_told if k[1] > wall_ns - DAY}
 
 

@@ -180,12 +180,17 @@ _REMARK: Final = {
 }
 
 
+def terms(record: Override, begin: str = "") -> str:
+    """What a record grants and until when: "limit 400mbit until 2026-12-31T00:00:00Z"."""
+    end = " and never expires" if record.expires_wall_ns is None else f" until {_until(record.expires_wall_ns)}"
+    return f"{_amount(record)}{begin}{end}"
+
+
 def override_line(record: Override, host: str, wall_ns: int) -> str:
     """Describe one record: "override REQ-1234 eth0 exempt until 2026-12-31T00:00:00Z"."""
     state = override_state(record, host, wall_ns)
     begin = f" from {_from(record.not_before_wall_ns)}" if state == OverrideState.PENDING else ""
-    end = " and never expires" if record.expires_wall_ns is None else f" until {_until(record.expires_wall_ns)}"
-    return f"override {record.id} {_names(record.interfaces)} {_amount(record)}{begin}{end}{_REMARK.get(state, '')}"
+    return f"override {record.id} {_names(record.interfaces)} {terms(record, begin)}{_REMARK.get(state, '')}"
 
 
 def _overrides(old: Rules | None, new: Rules, wall_ns: int) -> Iterator[str]:

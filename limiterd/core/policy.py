@@ -94,6 +94,12 @@ def override_state(record: Override, host: str, wall_ns: int) -> str:
     return OverrideState.ACTIVE
 
 
+def sole_link(record: Override) -> str:
+    """The one link that a record names, or ""."""
+    names = record.interfaces
+    return names[0] if len(names) == 1 and not is_glob(names[0]) and not names[0].startswith("!") else ""
+
+
 def candidates(rules: Rules, name: str, wall_ns: int) -> Iterator[Override]:
     """Every active record that matches a link's name."""
     for record in rules.overrides:
@@ -101,14 +107,24 @@ def candidates(rules: Rules, name: str, wall_ns: int) -> Iterator[Override]:
             yield record
 
 
+_RULES: Final = ("it names the link exactly", "it is bound to this host", "it begins later", "its id is greater")
+
+
+def _rank(record: Override, name: str) -> tuple[bool, bool, tuple[bool, int], str]:
+    """What precedence compares, in the order of _RULES."""
+    start = record.not_before_wall_ns
+    return (names_exactly(record.interfaces, name), bool(record.hosts), (start is not None, start or 0), record.id)
+
+
 def override_for(rules: Rules, name: str, wall_ns: int) -> Override | None:
     """The one record that wins for a link's name now, or None."""
+    return max(candidates(rules, name, wall_ns), key=lambda record: _rank(record, name), default=None)
 
-    def rank(record: Override) -> tuple[bool, bool, bool, int, str]:
-        start = record.not_before_wall_ns
-        return (names_exactly(record.interfaces, name), bool(record.hosts), start is not None, start or 0, record.id)
 
-    return max(candidates(rules, name, wall_ns), key=rank, default=None)
+def why_before(winner: Override, other: Override, name: str) -> str:
+    """Which rule lets one record go before another on a link that both match, in words."""
+    pairs = zip(_RULES, _rank(winner, name), _rank(other, name), strict=True)
+    return next(rule for rule, mine, theirs in pairs if mine != theirs)
 
 
 def next_boundary_wall_ns(rules: Rules, wall_ns: int) -> int | None:

@@ -91,7 +91,7 @@ def test_a_new_record_is_not_called_to_mind_at_once() -> None:
     world.run(0.3)
     assert world.told(EventKind.OVERRIDE_EXPIRING) == [(EventKind.OVERRIDE_EXPIRING, "L")]
     (notice,) = (event for event in world.events if event.kind is EventKind.OVERRIDE_EXPIRING)
-    assert sentence(notice) == ("warning", "override L expires in 1h; renew it or tell its owner")
+    assert sentence(notice) == ("warning", "override L expires in 1h; renew it or inform its owner")
     renewed = replace(longer, expires_wall_ns=START.wall_ns + 2 * DAY)
     world.reload(rules_of(overrides=[renewed]))
     world.pass_time(0, wall_ns=DAY)

@@ -20,6 +20,8 @@ from limiterd.core.policy import (
     override_for,
     override_state,
     policy_for,
+    sole_link,
+    why_before,
 )
 
 NAMES = ("eth0", "eth1", "eth0.5", "en1", "no", "1e3", "Eth0")
@@ -222,6 +224,21 @@ def test_precedence_step_by_step(winner: Override, loser: Override) -> None:
     """Each step of the order decides before all that come after it."""
     for overrides in ((winner, loser), (loser, winner)):
         assert override_for(Rules(overrides=overrides, host="gpu-1"), "eth0", 10) == winner
+
+
+def test_precedence_is_told_by_the_rule_that_decides() -> None:
+    """Of two records the first rule that tells them apart is the reason."""
+    plain = record("a")
+    assert why_before(plain, record("z", ("eth*",)), "eth0") == "it names the link exactly"
+    assert why_before(replace(plain, hosts=("gpu-*",)), record("b"), "eth0") == "it is bound to this host"
+    assert why_before(replace(plain, not_before_wall_ns=0), record("b"), "eth0") == "it begins later"
+    assert why_before(record("b"), plain, "eth0") == "its id is greater"
+
+
+def test_the_sole_link_of_a_record() -> None:
+    """One literal name is a link; a pattern, an exclusion or several names are none."""
+    assert sole_link(record("a")) == "eth0"
+    assert [sole_link(record("a", names)) for names in (("eth*",), ("!eth0",), ("eth0", "eth1"))] == ["", "", ""]
 
 
 def test_a_threshold_record_keeps_the_rest_of_the_policy() -> None:
