@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from limiterd.core.errors import EXIT_CONFIG, ConfigError, PeerError, Problem
+from limiterd.core.errors import ConfigError, PeerError, Problem
 from limiterd.core.model import Override, OverrideAction, Policy, Rules
 from limiterd.core.policy import OverrideState, is_glob, override_state, policy_for
 from limiterd.core.units import exact_rate, exact_wall
@@ -335,7 +335,7 @@ class Store:
             where = "in the daemon's own store" if known[record.id] == OWN else f"in {known[record.id]}"
             raise PeerError(f"override {record.id} exists already, {where}; choose another id, or revoke that one first")
         for key, message in conflicts(record, rules, wall_ns):
-            raise PeerError(f"override {record.id}: {key}: {message}", exit_code=EXIT_CONFIG)
+            raise PeerError(f"override {record.id}: {key}: {message}")
 
     def add(self, record: Override) -> Override:
         """Keep one record durably; returns it as it will be read. validate() comes first.

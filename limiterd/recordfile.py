@@ -38,6 +38,8 @@ class Contents:
 
     records: tuple[Record, ...] = ()
     problems: tuple[str, ...] = ()
+    copied: bool = False
+    """Whether it is damaged and a copy is kept, so that it may be written anew."""
 
 
 def _canonical(value: object) -> str:
@@ -125,21 +127,23 @@ class RecordFile:
         why = why or lost
         if not why:
             return Contents(tuple(records))
-        kept = f"{len(records)} records could be read and are kept"
-        return Contents(tuple(records), (f"{self.path} is damaged: {why}; {kept}; {self._keep_damaged()}",))
+        kept, aside = f"{len(records)} records could be read and are kept", self._keep_damaged()
+        problem = f"{self.path} is damaged: {why}; {kept}; {aside or f'the damaged file is kept as {self.path.name}.damaged'}"
+        return Contents(tuple(records), (problem,), copied=not aside)
 
     def _version_of(self, data: bytes) -> int | None:
         match = re.match(rb'\s*\{\s*"%s"\s*:\s*([0-9]{1,9})\b' % self._magic.encode(), data[:200])
         return int(match[1]) if match else None
 
     def _keep_damaged(self) -> str:
+        """Keep a copy; why that failed, or ""."""
         aside = self.path.with_name(f"{self.path.name}.damaged")
         try:
             aside.unlink(missing_ok=True)
             os.link(self.path, aside, follow_symlinks=False)
         except OSError as error:
             return f"a copy could not be kept aside ({error.strerror})"
-        return f"the damaged file is kept as {aside.name}"
+        return ""
 
     # ---- a newer version's file
 

@@ -13,15 +13,17 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from limiterd import jsonsafe
-from limiterd.core.errors import EXIT_USAGE, PeerError
-from limiterd.core.units import MAX_RATE_BPS, exact_wall, format_wall
+from limiterd.core.errors import EXIT_USAGE, EnvironmentFault, PeerError
+from limiterd.core.units import MAX_RATE_BPS, exact_wall, format_rate, format_wall
 from limiterd.recordfile import Record, RecordFile
+from limiterd.schema import LEAST_RATE
 
 FILE_NAME: Final = "requests.json"
 _MAX_NAME_BYTES: Final = 15
@@ -76,6 +78,8 @@ class Request:
     decided_by: str = ""
     decided_wall_ns: int | None = None
     decision_reason: str = ""
+    granted: str = ""
+    """What the override allows and until when, in words; empty unless approved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +107,25 @@ def check_grant(grant: Grant) -> None:
         raise PeerError("either until a time, or never ending", exit_code=EXIT_USAGE)
 
 
-def granted_rates(request: Request, grant: Grant, threshold_bps: int) -> Mapping[str, int]:
+def check_increase(interface: str, rate_bps: int | None, limit_bps: int) -> None:
+    """Raises PeerError for a rate that is no increase over the limit that applies."""
+    if rate_bps is not None and rate_bps <= limit_bps:
+        asked, applies = format_rate(rate_bps), format_rate(limit_bps)
+        raise PeerError(
+            f"{interface}: {asked} is not above the limit of {applies} that applies already; ask for more", exit_code=EXIT_USAGE
+        )
+
+
+def granted_rates(request: Request, grant: Grant, threshold_bps: int, limit_bps: int) -> Mapping[str, int]:
     """The `threshold` and/or `limit` in bit/s of the override that grants a request; none = exempt.
 
-    By default the rate that was asked for becomes the threshold. Below the policy's own, threshold_bps, that would be
-    stricter than no override at all; what helps somebody there is a limit of that rate.
+    By default the rate that was asked for becomes the threshold. Below the one in force, threshold_bps, that would be
+    stricter than no override at all; what helps somebody there is a limit of that rate, if it is above limit_bps, the one in
+    force. Raises PeerError where it is not.
     """
     rates = {"threshold": grant.threshold_bps, "limit": grant.limit_bps}
     if not grant.exempt and not any(rates.values()) and request.rate_bps is not None:
+        check_increase(request.interface, request.rate_bps, limit_bps)
         rates["threshold" if request.rate_bps >= threshold_bps else "limit"] = request.rate_bps
     return {key: rate_bps for key, rate_bps in rates.items() if rate_bps is not None}
 
@@ -130,8 +145,9 @@ def check_wish(wish: Wish, wall_ns: int, bounds: Bounds) -> None:
     if len(os.fsencode(wish.interface)) > _MAX_NAME_BYTES or "/" in wish.interface:
         raise PeerError(f"{wish.interface!r} is no interface name", exit_code=EXIT_USAGE)
     _require_text("reason", wish.reason, bounds.text)
-    if wish.rate_bps is not None and not 0 < wish.rate_bps <= MAX_RATE_BPS:
-        raise PeerError(f"the rate {wish.rate_bps} bit/s makes no sense", exit_code=EXIT_USAGE)
+    if wish.rate_bps is not None and not LEAST_RATE <= wish.rate_bps <= MAX_RATE_BPS:
+        bounds_shown = f"{format_rate(LEAST_RATE)} to {format_rate(MAX_RATE_BPS)}"
+        raise PeerError(f"the rate {wish.rate_bps} bit/s is out of range; use {bounds_shown}", exit_code=EXIT_USAGE)
     if wish.until_wall_ns <= wall_ns:
         raise PeerError(f"until {exact_wall(wish.until_wall_ns)} is in the past; name a later time", exit_code=EXIT_USAGE)
 
@@ -210,6 +226,9 @@ class RequestStore:
         with self._lock:
             contents = self._file.read()
             self._requests, self._number, problems = from_records(contents.records)
+            if contents.copied:
+                with suppress(EnvironmentFault):  # the next change tries again
+                    self._commit(self._requests, self._number)
         return contents.problems + tuple(f"{self._file.path}: {problem}" for problem in problems)
 
     @property
@@ -252,7 +271,9 @@ class RequestStore:
             self._commit((*self._requests, request), number)
         return request
 
-    def decide(self, identifier: str, state: RequestState, *, by: str, wall_ns: int, reason: str = "") -> Request:
+    def decide(
+        self, identifier: str, state: RequestState, *, by: str, wall_ns: int, reason: str = "", granted: str = ""
+    ) -> Request:
         """Approve or deny a pending request.
 
         Raises PeerError where there is none of that id, it is decided already, or a denial gives no reason;
@@ -264,7 +285,9 @@ class RequestStore:
             if request.state is not RequestState.PENDING:
                 when = format_wall(request.decided_wall_ns or 0)
                 raise PeerError(f"request {request.id} was {request.state} by {request.decided_by} at {when} already")
-            decided = replace(request, state=state, decided_by=by[:64], decided_wall_ns=wall_ns, decision_reason=reason)
+            decided = replace(
+                request, state=state, decided_by=by[:64], decided_wall_ns=wall_ns, decision_reason=reason, granted=granted
+            )
             self._commit(tuple(decided if entry.id == identifier else entry for entry in self._requests), self._number)
         return decided
 

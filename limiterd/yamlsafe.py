@@ -178,7 +178,7 @@ def _cannot_open(path: str, error: OSError | ValueError, dir_fd: int | None) -> 
     if isinstance(error, ValueError):
         return "this name cannot be a file's (it holds a NUL)"
     if isinstance(error, FileNotFoundError):
-        return "there is no such file" + ("; create it, or name another one with --config" if dir_fd is None else " any more")
+        return "there is no such file" + ("; create it, or correct the name" if dir_fd is None else " any more")
     if isinstance(error, PermissionError):
         return f"may not be read by uid {os.geteuid()}: {error.strerror}; give it the daemon's group and mode 0640"
     try:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from limiterd import overrides, yamlsafe
-from limiterd.core.errors import EXIT_CONFIG, ConfigError, EnvironmentFault, PeerError
+from limiterd.core.errors import EXIT_FAILED, ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Config, Detect, Override, OverrideAction, Policy, Rules
 from limiterd.core.units import parse_wall
 from limiterd.overrides import Store
@@ -481,11 +481,11 @@ def test_an_id_is_taken_once(store: Store) -> None:
 
 
 def test_a_record_that_contradicts_the_policies_is_refused(store: Store) -> None:
-    """Before anything is written, with the code for invalid configuration."""
+    """Before anything is written; it is an argument that is wrong, no file."""
     record = replace(EXEMPT, id="REQ-4", action=OverrideAction.LIMIT, limit_bps=10**10)
     with pytest.raises(PeerError, match="not below the threshold") as caught:
         store.validate(record, Rules(), NOW)
-    assert caught.value.exit_code == EXIT_CONFIG
+    assert caught.value.exit_code == EXIT_FAILED
 
 
 def test_a_record_that_would_not_read_back_is_not_written(store: Store, tmp_path: Path) -> None:

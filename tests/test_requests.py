@@ -19,6 +19,7 @@ from limiterd.requests import (
     RequestStore,
     Wish,
     check_grant,
+    check_increase,
     from_records,
     granted_rates,
 )
@@ -69,7 +70,18 @@ def test_a_request_is_kept_as_filed(tmp_path: Path) -> None:
 def test_what_a_grant_amounts_to(asked_bps: int | None, grant: Grant, rates: dict[str, int]) -> None:
     """Terms that are named hold; else the rate asked for is the threshold, below the policy's (4) the limit; none: exempt."""
     request = Request("REQ-1", "eth0", asked_bps, NOW + DAY, "why", 1000, "alice", NOW)
-    assert granted_rates(request, grant, 4) == rates
+    assert granted_rates(request, grant, 4, 1) == rates
+
+
+def test_a_grant_by_default_is_an_increase() -> None:
+    """A rate that is not above the limit in force would slow the link down: refused, unless the approver names it."""
+    request = Request("REQ-1", "eth0", 10**6, NOW + DAY, "why", 1000, "alice", NOW)
+    for limit_bps in (10**6, 2 * 10**6):
+        with pytest.raises(PeerError, match=r"eth0: 1mbit is not above the limit of [12]mbit that applies already") as refused:
+            granted_rates(request, Grant(), 10**9, limit_bps)
+        assert refused.value.exit_code == 2
+    assert granted_rates(request, Grant(limit_bps=10**6), 10**9, 2 * 10**6) == {"limit": 10**6}
+    check_increase("eth0", None, 10**6)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +99,9 @@ def test_a_decision_is_kept(tmp_path: Path, state: RequestState) -> None:
     """Who decided, when and why is there after a restart, and the request waits no longer."""
     store = store_in(tmp_path)
     filed = store.add(WISH, NOW)
-    decided = store.decide(filed.id, state, by="root (uid 0)", wall_ns=NOW + 5, reason="as agreed")
-    assert decided == replace(filed, state=state, decided_by="root (uid 0)", decided_wall_ns=NOW + 5, decision_reason="as agreed")
+    decided = store.decide(filed.id, state, by="root (uid 0)", wall_ns=NOW + 5, reason="as agreed", granted="exempt")
+    known = {"decided_by": "root (uid 0)", "decided_wall_ns": NOW + 5, "decision_reason": "as agreed", "granted": "exempt"}
+    assert decided == replace(filed, state=state, **known)  # type: ignore[arg-type]  # the fields' own types
     again = store_in(tmp_path)
     assert again.requests == (decided,)
     assert again.pending == 0
@@ -131,8 +144,9 @@ def test_an_unknown_id_is_refused(tmp_path: Path) -> None:
         ({"reason": "x" * 501}, "501 characters"),
         ({"reason": "first\nsecond"}, "one line"),
         ({"reason": "\x1b[2J"}, "control characters"),
-        ({"rate_bps": 0}, "makes no sense"),
-        ({"rate_bps": 10**16}, "makes no sense"),
+        ({"rate_bps": 0}, "out of range; use 1kbit to 1000tbit"),
+        ({"rate_bps": 999}, "out of range"),
+        ({"rate_bps": 10**16}, "out of range"),
         ({"until_wall_ns": NOW}, "in the past"),
     ],
 )
@@ -201,6 +215,17 @@ def test_truncation_at_every_offset_keeps_whole_requests(tmp_path: Path) -> None
         assert all(request in store.requests for request in cut.requests)
         added = cut.add(WISH, NOW)
         assert added.id not in {request.id for request in cut.requests[:-1]}
+
+
+def test_a_damaged_file_is_written_anew_once_a_copy_is_kept(tmp_path: Path) -> None:
+    """The damage is reported by one start, not by every start until somebody files the next request."""
+    filed = store_in(tmp_path).add(WISH, NOW)
+    path = tmp_path / "requests.json"
+    path.write_bytes(path.read_bytes()[:-2])
+    damaged = RequestStore(tmp_path)
+    assert len(damaged.load()) == 1
+    assert (tmp_path / "requests.json.damaged").exists()
+    assert store_in(tmp_path).requests == damaged.requests == (filed,)
 
 
 @settings(deadline=None)

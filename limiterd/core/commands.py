@@ -45,7 +45,9 @@ def _may_be(rate_bps: int, interface: str, effective: Effective) -> None:
         raise PeerError(f"{interface}: a limit of {shown} would cut it off; the least is {least}", exit_code=EXIT_USAGE)
     if rate_bps >= threshold_bps:
         top = format_rate(threshold_bps)
-        raise PeerError(f"{interface}: a limit of {shown} is not below the threshold of {top}", exit_code=EXIT_USAGE)
+        raise PeerError(
+            f"{interface}: the limit {shown} must be below the threshold {top}; choose a lower --rate", exit_code=EXIT_USAGE
+        )
     if override is not None and override.limit_bps is not None:
         stands = format_rate(override.limit_bps)
         raise PeerError(f"{interface}: override {override.id} sets its limit to {stands}; revoke it, or leave the rate out")
@@ -93,7 +95,7 @@ def release(state: State, now: Now, interface: str, *, reason: str, by: str) -> 
         away = [key for key in state.away if key[0] == interface]
         if not away:
             _watched(state, interface)
-            raise PeerError(f"{interface}: it is not limited")
+            raise PeerError(f"{interface} is not limited; nothing to release (`limiterctl status` shows what is)")
         for key in away:
             del state.away[key]
         state.journal_dirty = True

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from limiterd.core.model import Event, EventKind
-from limiterd.core.units import NS_PER_SECOND, format_duration, format_rate, format_wall
+from limiterd.core.units import format_duration, format_rate, format_wall
 
 MAX_QUEUED: Final = 20_000
 _ANCHORED: Final = frozenset({EventKind.LIMIT, EventKind.RELEASED})
@@ -35,6 +35,13 @@ class Trail(Protocol):
 
 
 Evidence = Callable[[Event], Mapping[str, object] | None]
+
+
+def tell(log: Log, trail: Trail, kind: str, interface: str, text: str, fields: Mapping[str, object], level: str = "info") -> None:
+    """Put what people did into the audit trail and the log; returns at once."""
+    trail.append(kind, interface, {"text": text, **fields})
+    shown = {"interface": interface, "text": text, **fields}
+    log.emit(level, kind, {k: v for k, v in shown.items() if isinstance(v, str | int) and v != ""})
 
 
 # ---- words ---------------------------------------------------------------------------------------
@@ -91,7 +98,7 @@ def _noted(event: Event) -> str:
 
 def _released(event: Event) -> str:
     why = {
-        "override": "an override lifts it",
+        "override": "lifted by an override",
         "operator": "released by an operator",
         "demand_ended": "demand has ended",
         "max_hold": "the longest hold is over and demand has ended",
@@ -137,8 +144,9 @@ def _ended(event: Event) -> str:
 
 def _expiring(event: Event) -> str:
     left = event.detail.get("left_s")
-    shown = format_duration((left + 30) // 60 * 60 * NS_PER_SECOND) if isinstance(left, int) else "?"
-    return f"override {event.reason} expires in {shown}; renew it or tell its owner"
+    hours, minutes = divmod((left + 30) // 60, 60) if isinstance(left, int) else (0, 0)
+    shown = (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes or not hours else "")
+    return f"override {event.reason} expires in {shown}; renew it or inform its owner"
 
 
 _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {

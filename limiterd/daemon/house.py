@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from limiterd import __version__, config, jsonsafe
+from limiterd import __version__, config
 from limiterd.audit import AuditTrail
 from limiterd.background import Background
 from limiterd.control import ControlServer
@@ -28,16 +28,17 @@ from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, Reason,
 from limiterd.core.state import Output, State
 from limiterd.core.status import Frame, Surroundings
 from limiterd.daemon import words
-from limiterd.daemon.chronicle import Chronicle
+from limiterd.daemon.chronicle import Chronicle, tell
 from limiterd.daemon.keeper import Keeper, Ports
 from limiterd.daemon.kernelside import open_kernel
 from limiterd.daemon.loop import Loop, boot_ns, clocks
 from limiterd.daemon.losses import Losses
 from limiterd.daemon.petitions import Petitions
 from limiterd.daemon.problems import Problems
-from limiterd.daemon.reloading import Reloading
+from limiterd.daemon.refusals import Refusals
+from limiterd.daemon.reloading import Cause, Reloading
 from limiterd.daemon.understudy import Understudy
-from limiterd.daemon.verbs import VERBS, by
+from limiterd.daemon.verbs import VERBS
 from limiterd.evidence import EvidenceSampler
 from limiterd.journal import JournalStore
 from limiterd.log import Log
@@ -66,7 +67,8 @@ class House:
         state_directory = Path(settings.state_directory)
         self.problems = Problems(time.time_ns, self._tell_problem)
         self.notifier = Notifier()
-        self.control = ControlServer(settings.control, self._answer, denied=self._denied)
+        self.refusals = Refusals(self.tell)
+        self.control = ControlServer(settings.control, self._answer, denied=self.refusals.note)
         self.control.lock()
         self.audit = AuditTrail(state_directory)
         self.journal = JournalStore(state_directory)
@@ -82,8 +84,6 @@ class House:
         self._reloader = Background("reload", self._reload_on_demand)
         self._event_descriptor = self.kernel.events.fileno()
         kept, troubles = self.journal.load()
-        for topic, text in (("journal", "; ".join(troubles)), ("requests", "; ".join(self.petitions.load()))):
-            self.problems.note(f"{topic} at the start", text or None)
         self.keeper = Keeper(
             loaded.rules,
             kept,
@@ -102,6 +102,9 @@ class House:
         self.losses = Losses(self.problems, lambda text: log.warning("lost", text=text))
         self.metrics = MetricsServer(settings.metrics, self.status, self.alive, newest=self.keeper.newest)
         self.reloading = Reloading(config_path, loaded, self.keeper, self, log, self.audit, self.problems, clocks)
+        for topic, damage in (("journal", troubles), ("requests", self.petitions.load())):
+            text = f"{'; '.join(damage)} (shown until the next start)"
+            self.problems.note(f"{topic} at the start", text if damage else None)
 
     @property
     def rules(self) -> Rules:
@@ -150,6 +153,7 @@ class House:
         self.metrics.close()
         self.evidence.close()
         self.chronicle.close(0.3)
+        self.refusals.settle(everything=True)
         standing = f"limiterd stopped; {self.summary()}"
         self.audit.append("stop", "", {"text": standing})
         self.log.info("stopped", text=standing)
@@ -174,7 +178,7 @@ class House:
     def _tick(self) -> None:
         late_ns = self.loop.pace.late_ns
         if late_ns >= _STALLED_NS:
-            text = f"the loop stood still for {late_ns / 1e9:.1f} s; time that was not sampled meanwhile is no evidence"
+            text = f"no sample for {late_ns / 1e9:.1f} s: that time is unobserved, and evidence begins again"
             self.log.warning("stalled", text=text)
         self.keeper.tick()
         now_ns = boot_ns()
@@ -196,6 +200,7 @@ class House:
         """Once a second: what the service manager shows, the adapters' own troubles, and a frame should the loop stall."""
         self.notifier.status(self.summary())
         self.problems.note("netlink", words.refused(self.kernel.refusal), FaultReason.PERMISSION)
+        self.refusals.settle()
         for topic, trouble in (
             ("psutil", words.fallback(self.kernel.refusal, self.kernel.sampler.why)),
             ("metrics", self.metrics.problem),
@@ -290,20 +295,9 @@ class House:
         found = next((entry for entry in entries if entry.fields.get("reason") != Reason.OPERATOR), None)
         return None if found is None else {"at": found.wall, "kind": found.kind, **found.fields}
 
-    def history(self, **wanted: object) -> object:
-        """Entries of the audit trail, newest first, as JSON."""
-        entries = self.audit.read(**wanted)  # type: ignore[arg-type]  # the verb has checked each of them
-        return {"entries": [jsonsafe.encode(entry) for entry in entries], "head": self.audit.head}
-
-    def verify(self, head: str | None = None) -> object:
-        """Whether the audit trail's chain is whole, and holds the head that was noted elsewhere, if one is given."""
-        return jsonsafe.encode(self.audit.verify(head))
-
     def tell(self, kind: str, interface: str, text: str, fields: Mapping[str, object], level: str = "info") -> None:
         """Put what people did into the audit trail and the log; any thread may."""
-        self.audit.append(kind, interface, {"text": text, **fields})
-        shown = {"interface": interface, "text": text, **fields}
-        self.log.emit(level, kind, {k: v for k, v in shown.items() if isinstance(v, str | int) and v != ""})
+        tell(self.log, self.audit, kind, interface, text, fields, level)
 
     # ---- commands ----
 
@@ -317,13 +311,6 @@ class House:
             raise PeerError(f"{call.verb}: there is no such verb", exit_code=EXIT_USAGE)
         return Answer(ok=True, data=act(self, call.args, call.peer))
 
-    def _denied(self, call: Call) -> None:
-        """Note who asked for what they may not do; the link's name is theirs to choose, and cut where it is none."""
-        named = call.args.get("interface")
-        interface = named[:15] if isinstance(named, str) and named.isprintable() else ""
-        text = f"{by(call.peer)} was refused {call.verb}"
-        self.tell("refused", interface, text, {"by": by(call.peer), "verb": call.verb}, "warning")
-
     # ---- reload ----
 
     @property
@@ -335,9 +322,9 @@ class House:
         """See Reloading."""
         return self.reloading.load()
 
-    def reload(self, who: str) -> tuple[str, ...]:
+    def reload(self, who: str, cause: Cause | None = None) -> tuple[str, ...]:
         """See Reloading."""
-        return self.reloading.reload(who)
+        return self.reloading.reload(who, cause)
 
     def _reload_on_demand(self) -> bool:
         """SIGHUP: a storm of them is one reload after the other until none is new; reload tells its failures."""

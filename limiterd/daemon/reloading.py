@@ -6,19 +6,23 @@ Files are read in the thread of whoever asked; only the swap itself happens in t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from limiterd import config
 from limiterd.core.diff import describe
-from limiterd.core.errors import ConfigError, EnvironmentFault
+from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Config, Now, Rules
-from limiterd.daemon.chronicle import Log, Trail
+from limiterd.daemon.chronicle import Log, Trail, tell
 from limiterd.daemon.keeper import Keeper
 from limiterd.daemon.machine import hostname
 from limiterd.daemon.problems import Problems
 
 T = TypeVar("T")
+
+_HALF_DONE = "overrides on disk"
 
 
 class Surface(Protocol):
@@ -38,6 +42,26 @@ class Surface(Protocol):
 
     def adapt(self, before: Config, after: Config) -> None:
         """Let all others follow; in the loop. Raises EnvironmentFault, and has changed nothing then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """A change of one override record on disk that a reload applies; one entry of the trail tells of both.
+
+    make is durable when it returns. undo takes it back where the whole cannot be applied.
+    """
+
+    kind: str
+    interface: str
+    text: str
+    fields: Mapping[str, object]
+    record_id: str
+    make: Callable[[], object]
+    undo: Callable[[], object]
+
+    def own(self, changes: Sequence[str]) -> list[str]:
+        """Those lines of a description that are about this record."""
+        return [line for line in changes if line[1:].startswith(f" override {self.record_id} ")]
 
 
 class Reloading:
@@ -78,51 +102,80 @@ class Reloading:
             raise ConfigError(unfit)
         return loaded
 
-    def reload(self, who: str) -> tuple[str, ...]:
-        """Read, validate and diff everything, then swap it in; the lines that say what changed.
+    def reload(self, who: str, cause: Cause | None = None) -> tuple[str, ...]:
+        """Make the change that is the cause, if any; read, validate and diff everything, then swap it in: what changed, as lines.
 
-        Raises ConfigError, or EnvironmentFault where the machine refuses what the files want (a group that does not exist):
-        nothing changed then.
+        Raises ConfigError, or EnvironmentFault where the machine refuses (a loop that does not answer): nothing changed then.
         """
         with self.lock:
-            self._surface.call(self._surface.reload_begins)
+            if cause is not None:
+                cause.make()
             try:
-                loaded = self.load()
-                changes = describe(self._keeper.rules, loaded.rules, self._clock().wall_ns)
-                self._take_over(loaded.rules)
+                return self._apply(who, cause)
             except (ConfigError, EnvironmentFault) as error:
-                self._failed(who, str(error))
+                if cause is not None:
+                    self._take_back(cause, error)
                 raise
-            finally:
-                self._surface.call(self._surface.reload_ends)
-            self._note_damage(loaded)
-            told = f"{who} reloaded: " + ("; ".join(changes) or "nothing changed")
-            fields = {"text": told, "by": who, "sha256": loaded.rules.sha256, "changes": list(changes)}
-            self._trail.append("reload", "", fields)
-            for line in changes or ("nothing changed",):
-                self._log.emit("info", "reload", {"text": line, "by": who})
-            return changes
+
+    def _take_back(self, cause: Cause, error: Exception) -> None:
+        try:
+            cause.undo()
+        except (ConfigError, EnvironmentFault, PeerError) as trouble:
+            text = f"{error}; what was refused is on disk all the same ({trouble}), so a later reload or start applies it"
+            self._problems.note(_HALF_DONE, f"override {cause.record_id}: {text}")
+            raise EnvironmentFault(text, operation="write") from error
+
+    def _apply(self, who: str, cause: Cause | None) -> tuple[str, ...]:
+        self._surface.call(self._surface.reload_begins)
+        try:
+            loaded = self.load()
+            changes = describe(self._keeper.rules, loaded.rules, self._clock().wall_ns)
+            self._take_over(loaded.rules, partial(self._tell, who, cause, changes, loaded.rules.sha256))
+        except (ConfigError, EnvironmentFault) as error:
+            self._failed(who, str(error))
+            raise
+        finally:
+            self._surface.call(self._surface.reload_ends)
+        self._note_damage(loaded)
+        self._problems.note(_HALF_DONE, None)
+        return changes
+
+    def _tell(self, who: str, cause: Cause | None, changes: Sequence[str], sha256: str) -> None:
+        """One entry for the load and what caused it; a second one for what else has changed in the files meanwhile."""
+        own = [] if cause is None else cause.own(changes)
+        if cause is not None:
+            fields = {**cause.fields, "by": who, "sha256": sha256, "changes": own}
+            tell(self._log, self._trail, cause.kind, cause.interface, cause.text, fields)
+        others = [line for line in changes if line not in own]
+        if cause is not None and not others:
+            return
+        told = f"{who} reloaded: " + ("; ".join(others) or "nothing changed")
+        self._trail.append("reload", "", {"text": told, "by": who, "sha256": sha256, "changes": others})
+        for line in others or ("nothing changed",):
+            self._log.emit("info", "reload", {"text": line, "by": who})
 
     def _failed(self, who: str, error: str) -> None:
         self.config_error = error
         self._keeper.forget_frame()
-        text = f"the configuration stays as it was: {'; '.join(error.splitlines())}"
+        first, *more = error.splitlines() or [""]
+        text = f"the configuration stays as it was: {first}" + (f" (and {len(more)} more)" if more else "")
         self._trail.append("reload_failed", "", {"text": text, "by": who, "error": error})
         self._log.emit("error", "reload_failed", {"text": text, "by": who})
 
-    def _take_over(self, rules: Rules) -> None:
+    def _take_over(self, rules: Rules, told: Callable[[], None]) -> None:
         """Swap the rules in. What may be refused or may block comes first, and is taken back where the rest is refused."""
         take_back = self._surface.reserve(rules.config)
         try:
-            self._surface.call(lambda: self._swap(rules))
+            self._surface.call(lambda: self._swap(rules, told))
         except EnvironmentFault:
             take_back()
             raise
 
-    def _swap(self, rules: Rules) -> None:
+    def _swap(self, rules: Rules, told: Callable[[], None]) -> None:
         self._surface.adapt(self._keeper.rules.config, rules.config)
         self.config_error = None
         self.loaded_wall_ns = self._clock().wall_ns
+        told()  # before what follows from it
         self._keeper.take_rules(rules)
 
     def _note_damage(self, loaded: config.Loaded) -> None:

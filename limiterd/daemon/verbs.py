@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
+from limiterd import jsonsafe
 from limiterd.core import commands, explain
 from limiterd.core.errors import EXIT_USAGE, PeerError
 from limiterd.core.model import LinkView, Status
 from limiterd.core.policy import effective
 from limiterd.core.status import document, fault_document, link_document, override_document
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
-from limiterd.requests import Grant, Wish
+from limiterd.daemon.machine import hostname
+from limiterd.requests import Grant, Wish, check_increase
 
 if TYPE_CHECKING:
     from limiterd.daemon.house import House
@@ -46,6 +48,11 @@ def by(who: Who) -> str:
     return f"{who.name} (uid {who.uid})"
 
 
+def at_host(who: Who) -> str:
+    """How a record names who approved it; the host, since records may be copied to another."""
+    return f"{who.name}@{hostname()}"
+
+
 # ---- arguments -----------------------------------------------------------------------------------
 
 
@@ -53,9 +60,9 @@ def text(args: Args, name: str, *, default: str | None = None, longest: int = 50
     """A text argument. Raises PeerError where it is missing, no text, empty or too long."""
     value = args.get(name, default)
     if not isinstance(value, str) or (value == "" and default is None):
-        raise PeerError(f"{name}: a text is wanted", exit_code=EXIT_USAGE)
+        raise PeerError(f"{name} must be a non-empty string", exit_code=EXIT_USAGE)
     if len(value) > longest:
-        raise PeerError(f"{name}: at most {longest} characters", exit_code=EXIT_USAGE)
+        raise PeerError(f"{name} must have at most {longest} characters", exit_code=EXIT_USAGE)
     return value
 
 
@@ -65,7 +72,7 @@ def number(args: Args, name: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise PeerError(f"{name}: a whole number is wanted", exit_code=EXIT_USAGE)
+        raise PeerError(f"{name} must be a whole number ≥ 0", exit_code=EXIT_USAGE)
     return value
 
 
@@ -73,7 +80,7 @@ def flag(args: Args, name: str) -> bool:
     """A yes or no, no where it is missing."""
     value = args.get(name, False)
     if not isinstance(value, bool):
-        raise PeerError(f"{name}: true or false is wanted", exit_code=EXIT_USAGE)
+        raise PeerError(f"{name} must be true or false", exit_code=EXIT_USAGE)
     return value
 
 
@@ -145,21 +152,22 @@ def _explain(house: House, args: Args, _: Who) -> Data:
 def _history(house: House, args: Args, _: Who) -> Data:
     kinds = args.get("kinds")
     if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
-        raise PeerError("kinds: a list of words is wanted", exit_code=EXIT_USAGE)
-    return house.history(
+        raise PeerError("kinds must be a list of strings", exit_code=EXIT_USAGE)
+    entries = house.audit.read(
         interface=text(args, "interface") if args.get("interface") is not None else None,
         kinds=frozenset(kinds) if kinds else None,
         since_wall_ns=moment(args, "since"),
         until_wall_ns=moment(args, "until"),
         limit=min(number(args, "limit") or 50, 1000),
     )
+    return {"entries": [jsonsafe.encode(entry) for entry in entries], "head": house.audit.head}
 
 
 def _verify(house: House, args: Args, _: Who) -> Data:
     head = text(args, "head") if args.get("head") is not None else None
     if head is not None and not _HASH.fullmatch(head):
-        raise PeerError("head: the 64 hexadecimal digits of an audit_head are wanted", exit_code=EXIT_USAGE)
-    return house.verify(head)
+        raise PeerError("head must be the 64 hexadecimal digits of an audit_head", exit_code=EXIT_USAGE)
+    return jsonsafe.encode(house.audit.verify(head))
 
 
 # ---- the operator's hand -------------------------------------------------------------------------
@@ -214,15 +222,12 @@ def _override_list(house: House, _args: Args, _: Who) -> Data:
 def _override_add(house: House, args: Args, who: Who) -> Data:
     record = args.get("record")
     if not isinstance(record, dict):
-        raise PeerError("record: the fields of an override are wanted", exit_code=EXIT_USAGE)
-    return house.petitions.add({"approved_by": who.name, **record}, by(who))
+        raise PeerError("record must be an object with the keys of an override", exit_code=EXIT_USAGE)
+    return house.petitions.add({"approved_by": at_host(who), **record}, by(who))
 
 
 def _override_revoke(house: House, args: Args, who: Who) -> Data:
     return house.petitions.revoke(text(args, "id"), text(args, "reason", default=""), by(who))
-
-
-# ---- increase requests -----------------------------------------------------------------------------
 
 
 def _request_add(house: House, args: Args, who: Who) -> Data:
@@ -235,7 +240,9 @@ def _request_add(house: House, args: Args, who: Who) -> Data:
     evidence = {"link": link_document(view)}
     if firing is not None and not view.manual:  # what a hand has limited no firing explains
         evidence["firing"] = {key: value for key, value in firing.items() if key != "samples"}
-    wish = Wish(interface, number(args, "rate_bps"), until_wall_ns, text(args, "reason"), who.uid, who.name, evidence)
+    rate_bps = number(args, "rate_bps")
+    check_increase(interface, rate_bps, view.policy_limit_bps if view.limit_bps is None else view.limit_bps)
+    wish = Wish(interface, rate_bps, until_wall_ns, text(args, "reason", default=""), who.uid, who.name, evidence)
     return house.petitions.file(wish)
 
 

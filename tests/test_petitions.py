@@ -1,0 +1,360 @@
+"""Overrides and requests through the daemon: all or nothing on disk and in force, one entry of the trail for one act."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from limiterd import config
+from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
+from limiterd.core.model import Config, LinkView, Now, Phase, Rules
+from limiterd.daemon.petitions import Petitions
+from limiterd.daemon.problems import Problems
+from limiterd.daemon.reloading import Cause, Reloading
+from limiterd.overrides import Store
+from limiterd.requests import Grant, Request, RequestState, RequestStore, Wish
+
+T = TypeVar("T")
+MBIT = 10**6
+DAY = 86_400 * 10**9
+LATER = "2099-01-01"
+EXEMPT: Mapping[str, object] = {
+    "id": "A", "interfaces": ["eth0"], "action": "exempt", "expires": LATER, "approved_by": "ops", "reason": "why",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Somebody:
+    """Who asks."""
+
+    uid: int = 0
+    name: str = "root"
+
+
+class Daemon:
+    """Real files, a real reload and real stores; no engine, no loop, no kernel."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.path = home / "limiterd.yaml"
+        (home / "overrides.d").mkdir()
+        self.configure()
+        self.rules: Rules = config.load_rules(self.path, host=config_host())
+        self.trail: list[tuple[str, str, dict[str, Any]]] = []
+        self.problems = Problems(time.time_ns, lambda *_: None)
+        self.refuses: Callable[[], None] = lambda: None
+        self.links: tuple[str, ...] = ("eth0", "eth1")
+        loaded = config.load_all(self.path, host=config_host())
+        self.reloading = Reloading(str(self.path), loaded, self, self, self, self, self.problems, clocks)  # type: ignore[arg-type]
+        state = home / "state"
+        self.petitions = Petitions(self, RequestStore(state), Store(state / "overrides.d"))  # type: ignore[arg-type]
+        assert self.petitions.load() == ()
+
+    def configure(self, extra: str = "") -> None:
+        """Write the configuration."""
+        own = f"overrides: {{directory: {self.home}/overrides.d}}\nstate: {{directory: {self.home}/state}}\n"
+        self.path.write_text(own + extra)
+
+    # ---- what a petition needs of the house
+
+    @property
+    def reload_lock(self) -> threading.RLock:
+        """The reload's own."""
+        return self.reloading.lock
+
+    def load(self) -> config.Loaded:
+        """As a reload would."""
+        return self.reloading.load()
+
+    def reload(self, who: str, cause: Cause | None = None) -> tuple[str, ...]:
+        """A reload."""
+        return self.reloading.reload(who, cause)
+
+    def status(self) -> Any:
+        """Links that are not limited."""
+
+        class Shown:
+            links = tuple(
+                LinkView(name, 2, "fair-use", "enforce", Phase.CONFORMING, 0, 0, policy_limit_bps=200 * MBIT)
+                for name in self.links
+            )
+
+        return Shown
+
+    def tell(self, kind: str, interface: str, text: str, fields: Mapping[str, object], _: str = "info") -> None:
+        """An entry of the trail."""
+        self.append(kind, interface, {"text": text, **fields})
+
+    # ---- what a reload needs
+
+    def append(self, kind: str, interface: str = "", fields: Mapping[str, object] | None = None) -> str:
+        """An entry of the trail."""
+        self.trail.append((kind, interface, dict(fields or {})))
+        return ""
+
+    def emit(self, *_: object) -> None:
+        """A line of the log."""
+
+    def call(self, function: Callable[[], T]) -> T:
+        """In the loop."""
+        return function()
+
+    def reload_begins(self) -> None:
+        """Told to the service manager."""
+
+    reload_ends = reload_begins
+    forget_frame = reload_begins
+
+    def reserve(self, _: Config) -> Callable[[], None]:
+        """What a machine may refuse."""
+        self.refuses()
+        return lambda: None
+
+    def adapt(self, *_: object) -> None:
+        """Follow."""
+
+    def take_rules(self, rules: Rules) -> None:
+        """Swap in; an entry marks the moment, from which on links are released."""
+        self.rules = rules
+        self.append("(in force)")
+
+    # ---- what tests look at
+
+    def in_force(self) -> list[str]:
+        """The ids of the records that are in force."""
+        return [record.id for record in self.rules.overrides]
+
+    def on_disk(self) -> list[str]:
+        """The daemon's own record files."""
+        return sorted(path.name for path in (self.home / "state" / "overrides.d").glob("*"))
+
+    def kinds(self) -> list[str]:
+        """The trail's kinds so far, which are then forgotten."""
+        kinds = [kind for kind, _, _ in self.trail]
+        self.trail.clear()
+        return kinds
+
+    def request(self, rate_bps: int | None = 400 * MBIT) -> str:
+        """File a request; its id."""
+        filed = self.petitions.file(Wish("eth0", rate_bps, time.time_ns() + DAY, "backup", 1000, "alice"))
+        assert isinstance(filed, dict)
+        return str(filed["id"])
+
+    def requested(self, identifier: str) -> Request:
+        """A request as it is kept."""
+        return self.petitions.requests.get(identifier)
+
+
+def config_host() -> str:
+    """This machine, as the daemon names it."""
+    from limiterd.daemon.machine import hostname  # noqa: PLC0415 - for this one line
+
+    return hostname()
+
+
+def clocks() -> Now:
+    """Both clocks."""
+    return Now(time.monotonic_ns(), time.time_ns())
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    """A daemon without a link that is limited."""
+    return Daemon(tmp_path)
+
+
+def _refuse() -> None:
+    raise EnvironmentFault("the machine refuses", operation="control")
+
+
+def test_one_act_is_one_entry(daemon: Daemon) -> None:
+    """Adding and revoking each leave one entry with the new hash, before what follows from it; no reload repeats it."""
+    daemon.petitions.add(EXEMPT, "root")
+    (added, _) = daemon.trail
+    assert added[:2] == ("override_added", "eth0")
+    assert (added[2]["sha256"], added[2]["by"], added[2]["id"]) == (daemon.rules.sha256, "root", "A")
+    assert added[2]["changes"] == [f"+ override A eth0 exempt until {LATER}T00:00:00Z"]
+    assert daemon.kinds() == ["override_added", "(in force)"]
+    daemon.petitions.revoke("A", "over", "root")
+    assert daemon.trail[0][2]["text"] == "root revoked override A: over"
+    assert daemon.kinds() == ["override_revoked", "(in force)"]
+    assert (daemon.in_force(), daemon.on_disk()) == ([], [])
+
+
+def test_what_else_changed_in_the_files_is_an_entry_of_its_own(daemon: Daemon) -> None:
+    """An act applies the files as they are; what it brings along is told as the reload that it is."""
+    daemon.configure("on_exit: remove\n")
+    daemon.petitions.add(EXEMPT, "root")
+    reloaded = next(fields for kind, _, fields in daemon.trail if kind == "reload")
+    assert reloaded["changes"] == ["~ on_exit keep → remove"]
+    assert daemon.kinds() == ["override_added", "reload", "(in force)"]
+
+
+def test_a_refused_record_leaves_nothing_behind(daemon: Daemon) -> None:
+    """Where the machine refuses the reload the record is gone from disk, and no later reload brings it to life."""
+    daemon.refuses = _refuse
+    with pytest.raises(EnvironmentFault, match="the machine refuses"):
+        daemon.petitions.add(EXEMPT, "root")
+    assert (daemon.in_force(), daemon.on_disk()) == ([], [])
+    assert daemon.kinds() == ["reload_failed"]
+    daemon.refuses = lambda: None
+    assert daemon.reload("root") == ()
+
+
+def test_a_refused_revocation_keeps_the_record(daemon: Daemon) -> None:
+    """Where the machine or the files refuse, the record is on disk as before, and in force."""
+    daemon.petitions.add(EXEMPT, "root")
+    daemon.kinds()
+    daemon.refuses = _refuse
+    with pytest.raises(EnvironmentFault):
+        daemon.petitions.revoke("A", "", "root")
+    daemon.refuses = lambda: None
+    daemon.path.write_text(daemon.path.read_text() + "on_exit: never\n")
+    with pytest.raises(ConfigError):
+        daemon.petitions.revoke("A", "", "root")
+    assert (daemon.in_force(), daemon.on_disk()) == (["A"], ["record-A.yaml"])
+    assert daemon.kinds() == ["reload_failed", "reload_failed"]
+
+
+def test_what_cannot_be_taken_back_is_said_and_shown(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes the record and keeps it: the error says that it is there; status shows it until a reload applies it."""
+
+    def stuck(_: object, record_id: str) -> None:
+        raise EnvironmentFault(f"{record_id} cannot be removed", operation="write")
+
+    daemon.refuses = _refuse
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "revoke", stuck)
+        with pytest.raises(EnvironmentFault, match=r"refuses; what was refused is on disk all the same \(A cannot be removed\)"):
+            daemon.petitions.add(EXEMPT, "root")
+    assert "override A: " in daemon.problems.all()[0].message
+    daemon.refuses = lambda: None
+    daemon.reload("root")
+    assert daemon.in_force() == ["A"]
+    assert daemon.problems.all() == ()
+
+
+def test_a_refused_approval_leaves_the_request_pending(daemon: Daemon) -> None:
+    """It can be approved once the machine allows it: the first attempt decided nothing."""
+    identifier = daemon.request()
+    daemon.kinds()
+    daemon.refuses = _refuse
+    with pytest.raises(EnvironmentFault):
+        daemon.petitions.approve(identifier, Grant(), Somebody())
+    assert daemon.requested(identifier).state is RequestState.PENDING
+    assert (daemon.on_disk(), daemon.kinds()) == ([], ["reload_failed"])
+    daemon.refuses = lambda: None
+    daemon.petitions.approve(identifier, Grant(), Somebody())
+    assert daemon.requested(identifier).state is RequestState.APPROVED
+    assert daemon.kinds() == ["override_added", "(in force)", "request_approved"]
+
+
+def test_what_was_granted_is_kept_with_the_request(daemon: Daemon) -> None:
+    """Whoever asked sees what they got, which may be less than what they wanted; the trail has it, too."""
+    identifier = daemon.request()
+    daemon.petitions.approve(identifier, Grant(limit_bps=300 * MBIT, never=True), Somebody())
+    assert daemon.requested(identifier).granted == "limit 300mbit and never expires"
+    assert daemon.trail[-1][2]["granted"] == "limit 300mbit and never expires"
+    (record,) = daemon.rules.overrides
+    assert record.approved_by == f"root@{config_host()}"
+
+
+def test_the_latest_approval_is_in_force(daemon: Daemon) -> None:
+    """Of ten requests for one link each approval goes before the one before it, whatever their ids, and says so."""
+    for number in range(1, 11):
+        identifier = daemon.request((300 + number) * MBIT)
+        said = daemon.petitions.approve(identifier, Grant(), Somebody())
+        assert isinstance(said, dict)
+        assert said["in_force_on"] == ["eth0"]
+        assert ["goes before override" in warning for warning in said["warnings"]] == [True] * (number > 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "in_force_on", "warning"),
+    [
+        ({"id": "Z"}, ["eth0"], "eth0: goes before override B (its id is greater)"),
+        ({"id": "A"}, [], "eth0: override B goes before it (its id is greater), so nothing changes there; revoke that one first"),
+        ({"interfaces": ["eth*"]}, ["eth1"], "eth0: override B goes before it (it names the link exactly), so nothing changes"),
+        ({"interfaces": ["wlan*"]}, [], "override A: no watched link matches it now"),
+        ({"interfaces": ["lan0"]}, [], "override A names lan0, which no policy watches"),
+        ({"interfaces": ["!eth0"]}, [], "override A only excludes interfaces, so it matches none"),
+        ({"not_before": "2098-01-01"}, [], None),
+    ],
+)
+def test_a_record_without_effect_says_so(
+    fields: Mapping[str, object], in_force_on: list[str], warning: str | None, daemon: Daemon
+) -> None:
+    """Where another record goes before it, or nothing matches it, the answer names that; else the links it is in force on."""
+    daemon.petitions.add({**EXEMPT, "id": "B"}, "root")
+    said = daemon.petitions.add({**EXEMPT, **fields}, "root")
+    assert isinstance(said, dict)
+    assert said["in_force_on"] == in_force_on
+    assert [text[: len(warning or "")] for text in said["warnings"]] == ([warning] if warning else [])
+
+
+def test_many_warnings_are_cut(daemon: Daemon) -> None:
+    """A record for every link of a hypervisor does not print a line for each."""
+    daemon.links = tuple(f"eth{number}" for number in range(500))
+    daemon.petitions.add({**EXEMPT, "interfaces": ["eth*"]}, "root")
+    said = daemon.petitions.add({**EXEMPT, "id": "B", "interfaces": ["eth*"]}, "root")
+    assert isinstance(said, dict)
+    assert len(said["warnings"]) == 9
+    assert said["warnings"][-1] == "… and 492 more links like these"
+
+
+def test_the_id_of_a_pending_request_is_not_free(daemon: Daemon) -> None:
+    """A record under it would pass for the approval of a request that it does not answer."""
+    identifier = daemon.request()
+    with pytest.raises(PeerError, match=f"{identifier} is a pending request.*limiterctl approve {identifier}"):
+        daemon.petitions.add({**EXEMPT, "id": identifier}, "root")
+    assert daemon.requested(identifier).state is RequestState.PENDING
+    daemon.petitions.deny(identifier, "no", "root")
+    assert daemon.on_disk() == []
+
+
+def test_a_wrong_record_is_a_usage_error(daemon: Daemon) -> None:
+    """What was sent is no file: its mistakes are named by key, with the exit code of a wrong argument."""
+    with pytest.raises(PeerError) as refused:
+        daemon.petitions.add({**EXEMPT, "id": "a b", "reason": ""}, "root")
+    assert refused.value.exit_code == 2
+    assert str(refused.value).splitlines()[0].startswith("id: 'a b' is not an id")
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_a_long_list_of_problems_is_one_in_the_trails_text(daemon: Daemon) -> None:
+    """The sentence names the first and how many more there are; the entry holds all of them."""
+    daemon.path.write_text(daemon.path.read_text() + "on_exit: never\nlog: {level: x, format: y}\n")
+    with pytest.raises(ConfigError):
+        daemon.reload("root")
+    (kind, _, fields) = daemon.trail[-1]
+    assert kind == "reload_failed"
+    assert fields["text"].endswith("on_exit: 'never' is not known; write keep or remove (and 2 more)")
+    assert fields["error"].count("\n") == 2
+
+
+def test_an_approval_that_a_crash_cut_in_two_is_completed(daemon: Daemon, tmp_path: Path) -> None:
+    """The override is on disk, the decision is not: the next start writes it down, and audits it."""
+    identifier = daemon.request()
+    daemon.petitions.approve(identifier, Grant(), Somebody())
+    path = tmp_path / "state" / "requests.json"
+    requests = RequestStore(path.parent)
+    requests.load()
+    pending = replace(requests.get(identifier), state=RequestState.PENDING, decided_by="", decided_wall_ns=None, granted="")
+    path.unlink()
+    again = RequestStore(path.parent)
+    again._commit((pending,), 1)
+    daemon.trail.clear()
+    daemon.petitions.requests.load()
+    assert daemon.requested(identifier).state is RequestState.PENDING
+    with pytest.raises(PeerError, match="was approved by root@"):
+        daemon.petitions.deny(identifier, "x", "root")
+    assert daemon.requested(identifier).state is RequestState.APPROVED
+    assert daemon.kinds() == ["request_approved"]
+    assert json.loads(path.read_text())["records"][-1]["request"]["state"] == "approved"

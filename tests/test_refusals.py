@@ -1,0 +1,84 @@
+"""Refusals are audited, and cannot wash the audit trail away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from limiterd.daemon.refusals import AT_ONCE, MOST_USERS, Refusals
+from limiterd.protocol import Call, Peer, Role
+
+
+class Told:
+    """A clock in hand, and every line that was told."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.lines: list[tuple[str, str, Mapping[str, object]]] = []
+        self.refusals = Refusals(self._tell, lambda: self.now_s)
+
+    def _tell(self, kind: str, interface: str, text: str, fields: Mapping[str, object], level: str) -> None:
+        assert (kind, level) == ("refused", "warning")
+        self.lines.append((interface, text, fields))
+
+    def refuse(self, verb: str = "release", uid: int = 33, **args: object) -> None:
+        """One refused question."""
+        self.refusals.note(Call(verb, args, Peer(1, uid, frozenset(), f"user{uid}"), Role.READ))
+
+
+def test_each_refusal_is_told_with_what_was_asked() -> None:
+    """Who, which verb, which link, which request or override; text that a terminal could obey is left out."""
+    told = Told()
+    told.refuse("release", interface="eth0")
+    told.refuse("request.approve", id="REQ-1")
+    told.refuse("override.add", record={"id": "A"})
+    told.refuse("override.revoke", id="\x1b[2J", interface="x" * 40)
+    assert [(interface, text) for interface, text, _ in told.lines] == [
+        ("eth0", "user33 (uid 33) was refused release"),
+        ("", "user33 (uid 33) was refused request.approve of REQ-1"),
+        ("", "user33 (uid 33) was refused override.add of A"),
+        ("x" * 15, "user33 (uid 33) was refused override.revoke"),
+    ]
+    assert told.lines[1][2] == {"by": "user33 (uid 33)", "verb": "request.approve", "id": "REQ-1"}
+
+
+def test_a_flood_becomes_one_line_a_minute() -> None:
+    """Beyond the first few of a minute they are counted by verb; another user's are told all the same."""
+    told = Told()
+    for _ in range(1000):
+        told.refuse("release")
+    told.refuse("pause")
+    told.refuse("limit", uid=34)
+    assert len(told.lines) == AT_ONCE + 1
+    told.now_s = 59.9
+    told.refusals.settle()
+    assert len(told.lines) == AT_ONCE + 1
+    told.now_s = 60.0
+    told.refusals.settle()
+    count = 1001 - AT_ONCE
+    (_, text, fields) = told.lines[-1]
+    assert text == f"user33 (uid 33): refused {count} more times within 60 s: release {count - 1}, pause 1"
+    assert (fields["count"], fields["verbs"]) == (count, {"release": count - 1, "pause": 1})
+    told.refuse("release")
+    assert told.lines[-1][1].endswith("was refused release")
+
+
+def test_what_was_counted_is_told_at_the_end() -> None:
+    """A daemon that stops within the minute keeps nothing to itself."""
+    told = Told()
+    for _ in range(AT_ONCE + 2):
+        told.refuse()
+    told.refusals.settle(everything=True)
+    assert "2 more times" in told.lines[-1][1]
+    told.refusals.settle(everything=True)
+    assert "2 more times" in told.lines[-1][1]
+    assert len(told.lines) == AT_ONCE + 1
+
+
+def test_a_crowd_of_users_is_bounded() -> None:
+    """Users beyond the bound share one count."""
+    told = Told()
+    for uid in range(MOST_USERS + 50):
+        told.refuse(uid=uid)
+    assert len(told.lines) == MOST_USERS + AT_ONCE
+    told.refusals.settle(everything=True)
+    assert told.lines[-1][1].startswith(f"further users: refused {50 - AT_ONCE} more times")
