@@ -292,9 +292,10 @@ def read(directory: Path, wanted: Filter, *, waiting: Mapping[int, bytes], limit
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What the chain shows. findings ("file:line: …") are breaks, notes are harmless; ok: there are no findings.
+    """What the chain shows. findings ("file:line: …") are breaks or expected hashes that are not there; notes are harmless.
 
-    first_seq and last_seq bound what is there (None: nothing); head is the hash of the last line.
+    ok: there are no findings; intact: there is no break, so the findings, if any, are of expected hashes. first_seq and
+    last_seq bound what is there (None: nothing); head is the hash of the last line.
     """
 
     ok: bool
@@ -304,6 +305,7 @@ class Verification:
     head: str
     findings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    intact: bool = True
 
 
 @dataclass(slots=True)
@@ -381,7 +383,8 @@ class _Walk:
         self.settle()
         step = None if self.last_seq is None else entry.seq - self.last_seq - self.junk_lines
         if step is not None and step > 1:
-            self.find(f"{place}: {step - 1} entries before seq {entry.seq} were removed")
+            verb = "entry was" if step == 2 else "entries were"
+            self.find(f"{place}: {step - 1} {verb} removed before seq {entry.seq}")
         elif step is not None and step < 1:
             self.find(f"{place}: out of order: seq {entry.seq} after seq {self.last_seq}")
         elif not self.junk:
@@ -406,6 +409,7 @@ def verify(directory: Path, *, expected: Mapping[str, str] | None = None) -> Ver
                 walk.note(f"{walk.junk}: incomplete: being written right now, or torn by a crash and not yet marked")
                 walk.junk = ""
     walk.settle()
+    intact = not walk.broken
     for hash_, words in missing.items():
         walk.find(
             f"{walk.place or FILE_NAME}: no line has the hash {hash_} ({words}): the end was cut off after it, "
@@ -414,5 +418,5 @@ def verify(directory: Path, *, expected: Mapping[str, str] | None = None) -> Ver
     if walk.broken > _MAX_FINDINGS:
         walk.findings.append(f"… and {walk.broken - _MAX_FINDINGS} more")
     return Verification(
-        not walk.broken, walk.entries, walk.first_seq, walk.last_seq, walk.head, tuple(walk.findings), tuple(walk.notes)
+        not walk.broken, walk.entries, walk.first_seq, walk.last_seq, walk.head, tuple(walk.findings), tuple(walk.notes), intact
     )

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Final, NamedTuple, cast
 
 from limiterd import __version__
-from limiterd.core.errors import EXIT_DONE, ConfigError, LimiterdError
+from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE, LimiterdError
 from limiterd.ctl.connect import common_arguments
 from limiterd.ctl.terminal import complain, discard_output, tolerant_streams
 
@@ -144,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = run_verb(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
-    except ConfigError as error:
-        complain(str(error))
-        return error.exit_code
     except LimiterdError as error:
-        complain(str(error))
+        if error.exit_code == EXIT_CONFIG:
+            complain(str(error), prefix="")
+        else:
+            complain(str(error))
         return error.exit_code
     except BrokenPipeError:
         discard_output()

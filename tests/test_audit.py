@@ -235,7 +235,7 @@ def test_removed_lines_are_counted_where_they_were(tmp_path: Path, removed: int)
     if removed == 0:
         assert found.notes == ("audit.jsonl:1: the trail begins at seq 2; what was before was rotated away or removed",)
     else:
-        assert found.findings == (f"audit.jsonl:{removed + 1}: 1 entries before seq {removed + 2} were removed",)
+        assert found.findings == (f"audit.jsonl:{removed + 1}: 1 entry was removed before seq {removed + 2}",)
 
 
 def test_reordered_lines_are_found(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limiterd import cli
+from limiterd.audit import AuditTrail
 from limiterd.core.model import EventKind
-from limiterd.ctl import connect, explain, history, overrides, requests, status, top
+from limiterd.ctl import connect, effect, explain, history, overrides, requests, status, top
 from limiterd.ctl.format import PLAIN, display_width
 from limiterd.ctl.terminal import Terminal
 from tests.ctl_server import ControlStub, Refusal
@@ -212,9 +214,9 @@ def test_a_refusal_is_the_daemons_own(exit_code: int, stub: ControlStub, ctl: Ct
 
     stub.answers["reload"] = refuse
     assert ctl("reload") == exit_code
-    assert (
-        "limiterctl: a.yaml:3:7: interval: is too long\nlimiterctl: a.yaml:4:1: polices: unknown key" in capsys.readouterr().err
-    )
+    prefix = "" if exit_code == 78 else "limiterctl: "
+    said = f"{prefix}a.yaml:3:7: interval: is too long\n{prefix}a.yaml:4:1: polices: unknown key"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_refused_user_hears_of_the_groups() -> None:
@@ -405,7 +407,7 @@ def test_status_names_everything_that_is_not_well() -> None:
     shown = " ".join(" ".join(status.render(data)).split())
     assert "fault (permission): eth0: EPERM (since 2026-11-23 11:00:00" in shown
     assert "a.yaml:3:7: bad (and 1 more problem). See: limiterctl check" in shown
-    assert "paused: no new limit is imposed" in shown
+    assert "paused: no new limit is set" in shown
     assert "2 increase requests wait for an answer" in shown
 
 
@@ -700,6 +702,68 @@ def test_history_tells_each_entry_in_the_daemons_words() -> None:
     assert "by root, rate 2gbit" in lines[-1]
 
 
+def test_idle_reloads_in_a_row_are_one_line() -> None:
+    """A thousand signals that changed nothing hide nothing else; reloads that changed something are all shown."""
+
+    def reloaded(second: int, *changes: str) -> dict[str, Any]:
+        text = f"SIGHUP reloaded: {'; '.join(changes) or 'nothing changed'}"
+        wall = f"2026-11-23T11:58:{second:02d}Z"
+        return {"wall": wall, "kind": "reload", "interface": "", "fields": {"text": text, "changes": list(changes)}}
+
+    entries = [*(reloaded(second) for second in range(9, 5, -1)), reloaded(5, "~ a"), reloaded(4, "~ b"), reloaded(3)]
+    shown = [line.split("reload ", 1)[1].strip() for line in history.render({"entries": entries}, width=200, now=NOW)[1:]]
+    assert shown == [
+        "SIGHUP reloaded: nothing changed (4 times in a row)",
+        "SIGHUP reloaded: ~ a",
+        "SIGHUP reloaded: ~ b",
+        "SIGHUP reloaded: nothing changed",
+    ]
+
+
+def test_an_unknown_kind_is_a_usage_error(ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing error must not look like an empty history; the nearest kind is named."""
+    with pytest.raises(SystemExit) as refused:
+        ctl("history", "--kind", "relased")
+    assert refused.value.code == 2
+    assert "'relased' is not a kind of entry; did you mean released?" in capsys.readouterr().err
+
+
+def test_every_kind_that_is_written_is_known() -> None:
+    """No part of the program writes an entry of a kind that `history --kind` would refuse."""
+    package = Path(cli.__file__).parent
+    sources = [package / "audit.py", package / "chain.py", *(package / "daemon").glob("*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    written = set(re.findall(r'(?:\.append|tell|body_of)\((?:[^"()]|\(\))*"([a-z_]+)",\s', text)) | set(
+        re.findall(r'kind="([a-z_]+)"', text)
+    )
+    assert {"start", "override_added", "request_denied", "lost"} <= written
+    assert written <= history.KINDS
+
+
+def test_history_without_a_daemon_reads_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """When the daemon is down its trail is still read and verified, if --config names it; elsewhere the exit code is 3."""
+    state = tmp_path / "state"
+    trail = AuditTrail(state)
+    trail.append("start", "", {"text": "limiterd started"})
+    head = trail.append("limit", "eth0", {"text": "sent too much"})
+    assert trail.close()
+    config = tmp_path / "limiterd.yaml"
+    config.write_text(f"state: {{directory: {state}}}\ncontrol: {{socket: {tmp_path}/none.sock}}\n")
+    config.chmod(0o600)
+    assert cli.main(["history", "eth0", "--since", "2020-01-01", "--config", str(config)]) == 0
+    said = capsys.readouterr()
+    assert "eth0: sent too much" in said.out
+    assert "started" not in said.out
+    assert f"reading the files in {state} instead" in said.err
+    assert cli.main(["history", "--head", head, "--config", str(config)]) == 0
+    assert "intact: 2 entries" in capsys.readouterr().out
+    assert cli.main(["history", "--head", "0a" * 32, "--config", str(config)]) == 1
+    assert "the chain is intact, but does not hold a head that it should" in capsys.readouterr().out
+    assert cli.main(["history", "--socket", str(tmp_path / "none.sock"), "--config", str(config)]) == 3
+    (state / "audit.jsonl").unlink()
+    assert cli.main(["history", "--config", str(config)]) == 3
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_verify_exits_by_the_verdict(code: int, stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
     """An intact trail is 0 and shows its head; a changed one is 1 and shows where."""
@@ -789,7 +853,8 @@ def test_override_add_sends_the_record_as_a_file_would_have_it(
 ) -> None:
     """Flags become the record's keys; what follows on the links is watched and told."""
     rows = iter([link(**LIMITED), link(phase="exempt", override="REQ-1")])
-    stub.answers |= {"status": lambda _: document(next(rows)), "override.add": {"changes": ["+ override REQ-1 eth* exempt"]}}
+    answer = {"changes": ["+ override REQ-1 eth* exempt"], "warnings": ["eth1: goes before override A"], "in_force_on": ["eth0"]}
+    stub.answers |= {"status": lambda _: document(next(rows)), "override.add": answer}
     words = [
         "--id",
         "REQ-1",
@@ -814,8 +879,22 @@ def test_override_add_sends_the_record_as_a_file_would_have_it(
         "reason": "why",
     }
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "+ override REQ-1 eth* exempt"
-    assert shown[1].startswith("eth0: limit lifted")
+    assert shown[:2] == ["+ override REQ-1 eth* exempt", "eth1: goes before override A"]
+    assert shown[2].startswith("eth0: limit lifted")
+
+
+def test_a_record_that_does_not_come_true_is_told(
+    stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link on which it is in force and that stays as it was is named; one on which it is not in force is not waited for."""
+    monkeypatch.setattr(effect, "PATIENCE_S", 0.0)
+    words = ("--id", "A", "--interface", "eth*", "--limit", "1gbit", "--until", "1h", "--reason", "x")
+    stub.answers |= {"status": document(link(**LIMITED)), "override.add": {"in_force_on": ["eth0"]}}
+    assert ctl("override", "add", *words) == 0
+    assert capsys.readouterr().out == "eth0: still limited to 200mbit after 2 s; see: limiterctl explain eth0\n"
+    stub.answers["override.add"] = {"in_force_on": [], "changes": ["+ override A"]}
+    assert ctl("override", "add", *words) == 0
+    assert capsys.readouterr().out == "+ override A\n"
 
 
 def test_override_add_with_rates(stub: ControlStub, ctl: Ctl) -> None:
@@ -883,11 +962,14 @@ def test_override_list_shows_source_and_state() -> None:
         "reason": "backup",
         "source": "/etc/limiterd/overrides.d/a.yaml:3",
     }
-    lines = overrides.render({"overrides": [record, record | {"id": "B", "expires": "never"}]}, now=NOW)
+    later = record | {"id": "B", "expires": "never", "state": "pending", "not_before": "2026-12-01T00:00:00Z"}
+    lines = overrides.render({"overrides": [record | {"not_before": "2026-11-01T00:00:00Z"}, later]}, now=NOW)
     shown = "\n".join(lines)
     assert "up to 5gbit" in shown
     assert "(in 1d)" in shown
     assert "backup; approved by ops; /etc/limiterd/overrides.d/a.yaml:3" in shown
+    assert shown.count("from 2026-") == 1
+    assert "approved by ops; from 2026-12-01 00:00;" in " ".join(shown.split())
     assert lines[-1] == "never expires: B"
 
 
@@ -929,11 +1011,14 @@ def test_requests_lists_those_that_wait() -> None:
         "state": "pending",
     }
     answered = waiting | {"id": "R-2", "state": "denied", "decided_by": "root", "decision_reason": "too long"}
+    granted = answered | {"state": "approved", "granted": "limit 400mbit until 2026-12-01T00:00:00Z", "decision_reason": ""}
     lines = requests.render({"requests": [waiting, answered]}, now=NOW)
     assert any(reason in line for line in lines)
     assert lines[1].split() == ["R-1", "pending", "eth0", "no", "limit", "2026-12-31", "11:51", "(8m)", "alice"]
     assert not any("R-2" in line for line in lines)
-    assert any("denied by root: too long" in line for line in requests.render({"requests": [answered]}, everything=True, now=NOW))
+    shown = " ".join(" ".join(requests.render({"requests": [answered, granted]}, everything=True, now=NOW)).split())
+    assert "denied by root: too long" in shown
+    assert "approved by root: limit 400mbit until 2026-12-01T00:00:00Z" in shown
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------

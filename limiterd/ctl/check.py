@@ -33,7 +33,7 @@ def check(ns: argparse.Namespace) -> int:
         return EXIT_CONFIG if problems else EXIT_DONE
     say(f"note: {clean(remark)}" for remark in remarks)
     if problems:
-        complain("\n".join(map(str, problems)))
+        complain("\n".join(map(str, problems)), prefix="")
         complain(f"{fmt.plural(len(problems), 'problem')}: a daemon would refuse this and change nothing")
         return EXIT_CONFIG
     say([f"ok: {clean(', '.join(ns.file) or ns.config)}"])

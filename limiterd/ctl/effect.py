@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from limiterd.ctl import format as fmt
@@ -29,22 +28,25 @@ def rows(ns: argparse.Namespace) -> Rows:
     return {str(link.get("interface")): link for link in records(ask(ns, "status").get("links"))}
 
 
-def matching(names: Iterable[str], globs: Sequence[str]) -> list[str]:
-    """The names that a record's interface globs match ("!glob" excludes)."""
-    wanted = [g for g in globs if not g.startswith("!")]
-    unwanted = [g[1:] for g in globs if g.startswith("!")]
-    return [n for n in names if any(fnmatchcase(n, g) for g in wanted) and not any(fnmatchcase(n, g) for g in unwanted)]
-
-
 def await_effect(
-    ns: argparse.Namespace, before: Rows, started: float, settled: Callable[[Rows], bool], *, patience_s: float = PATIENCE_S
+    ns: argparse.Namespace,
+    before: Rows,
+    started: float,
+    settled: Callable[[Rows], bool],
+    *,
+    late: Callable[[Rows], list[str]] = lambda _: [],
 ) -> list[str]:
-    """Ask until settled(rows) or patience_s is over; one sentence for each link that changed. started: time.monotonic()."""
+    """Ask until settled(rows) or PATIENCE_S is over; one sentence for each link that changed. started: time.monotonic().
+
+    late(rows) are further sentences where it did not settle in time.
+    """
     while True:
         after = rows(ns)
         elapsed = time.monotonic() - started
-        if settled(after) or elapsed > patience_s:
+        if settled(after):
             return differences(before, after, elapsed)
+        if elapsed > PATIENCE_S:
+            return [*differences(before, after, elapsed), *late(after)]
         time.sleep(POLL_S)
 
 

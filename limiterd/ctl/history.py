@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
 from typing import Final
 
-from limiterd.core.errors import EXIT_DONE, EXIT_FAILED
+from limiterd import chain, jsonsafe
+from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, ConfigError, PeerError
+from limiterd.core.model import EventKind
+from limiterd.core.units import parse_wall
 from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, json_argument, number, record, records, texts
 from limiterd.ctl.format import PLAIN, Palette, clean
-from limiterd.ctl.terminal import say, say_json, terminal
+from limiterd.ctl.terminal import complain, say, say_json, terminal
 from limiterd.ctl.values import past
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1000
 HASH_DIGITS: Final = 64
+_MOST_BYTES: Final = 64 << 20
+KINDS: Final = frozenset(EventKind) - {EventKind.EPOCH} | {
+    "start",
+    "stop",
+    "reload",
+    "reload_failed",
+    "refused",
+    "override_added",
+    "override_revoked",
+    "request",
+    "request_approved",
+    "request_denied",
+    "lost",
+    "torn",
+}
+"""Every kind of entry: what the engine tells, and what people do."""
 SHORT_HASH: Final = 12
 KIND_WIDTH: Final = len("override_expiring")
 """The longest kind there is."""
@@ -50,6 +72,7 @@ def history_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KIND",
+        type=_kind,
         help="only entries of this kind (limit, released, override_active, …); may be repeated",
     )
     parser.add_argument("--since", type=past, metavar="TIME", help="not before: 2026-11-23, 2026-11-23T03:00:00Z, or 2h, 7d ago")
@@ -62,6 +85,14 @@ def history_arguments(parser: argparse.ArgumentParser) -> None:
         "--head", type=_head, metavar="HASH", help="with --verify: an audit_head from the log, that the trail must hold"
     )
     json_argument(parser)
+
+
+def _kind(text: str) -> str:
+    if text not in KINDS:
+        near = get_close_matches(text, KINDS, n=1)
+        known = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(KINDS))}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a kind of entry; {known}")
+    return text
 
 
 def _limit(text: str) -> int:
@@ -85,13 +116,56 @@ def history(ns: argparse.Namespace) -> int:
     interface = ns.link or ns.interface
     filters = {"interface": interface, "kinds": ns.kind, "since": ns.since, "until": ns.until}
     args.update({key: value for key, value in filters.items() if value})
-    data = ask(ns, "history", args, timeout_s=APPLY_TIMEOUT_S)
+    data = _asked(ns, "history", args, partial(_read, args))
     if ns.json:
         say_json(data)
         return EXIT_DONE
     screen = terminal()
     say(render(data, width=screen.width, palette=screen.palette, now=time.time()))
     return EXIT_DONE
+
+
+# ---- without a daemon --------------------------------------------------------------------------------------
+
+
+def _asked(ns: argparse.Namespace, verb: str, args: Data, read: Callable[[Path], Data]) -> Data:
+    """The daemon's answer; where there is no daemon, what its files hold, if --config names them."""
+    try:
+        return ask(ns, verb, args, timeout_s=APPLY_TIMEOUT_S)
+    except PeerError as error:
+        directory = _state_directory(ns) if error.exit_code == EXIT_UNREACHABLE else None
+        if directory is None:
+            raise
+        complain(f"{str(error).partition(';')[0]}; reading the files in {directory} instead")
+        return read(directory)
+
+
+def _state_directory(ns: argparse.Namespace) -> Path | None:
+    if ns.socket is not None:  # whose files would they be
+        return None
+    from limiterd import config  # noqa: PLC0415 - it brings YAML along
+
+    try:
+        directory = Path(config.load(ns.config).state_directory)
+    except ConfigError:
+        return None
+    return directory if (directory / chain.FILE_NAME).exists() else None
+
+
+def _read(args: Data, directory: Path) -> Data:
+    kinds, since, until = texts(args.get("kinds")), args.get("since"), args.get("until")
+    wanted = chain.Filter(
+        interface=str(args["interface"]) if "interface" in args else None,
+        kinds=kinds or None,
+        since_wall_ns=None if since is None else parse_wall(str(since)),
+        until_wall_ns=None if until is None else parse_wall(str(until)),
+    )
+    found = chain.read(directory, wanted, waiting={}, limit=int(str(args["limit"])), max_bytes=_MOST_BYTES)
+    return {"entries": [jsonsafe.encode(entry) for entry in found], "head": chain.tail(directory).head}
+
+
+def _check(head: str | None, directory: Path) -> Data:
+    return record(jsonsafe.encode(chain.verify(directory, expected={head: "the expected head"} if head else {})))
 
 
 # ---- text --------------------------------------------------------------------------------------------------
@@ -106,24 +180,41 @@ def render(data: Data, *, width: int = 80, palette: Palette = PLAIN, now: float 
     """The entries as lines of at most width columns, grouped by day, each as one sentence."""
     lines: list[str] = []
     day = ""
-    for entry in entries(data):
+    for entry, times in _folded(entries(data)):
         at = fmt.moment(entry.get("wall", entry.get("time"))) or 0.0
         then = fmt.local(at)
         if f"{then:%Y-%m-%d}" != day:
             day = f"{then:%Y-%m-%d}"
             lines += ([""] if lines else []) + [palette.paint(f"{then:%A, %Y-%m-%d (%Z)}", "bold")]
-        lines += _entry(entry, at, now, width, palette)
+        lines += _entry(entry, at, now, width, palette, times)
     lines += [line for problem in texts(data.get("problems")) for line in fmt.wrap(clean(problem), width, first="! ")]
     return lines or ["nothing is recorded that matches"]
 
 
-def _entry(entry: Data, at: float, now: float, width: int, palette: Palette) -> list[str]:
+def _folded(items: Iterable[Data]) -> list[tuple[Data, int]]:
+    """Each entry, and how many there are of it: reloads in a row that changed nothing are one."""
+    found: list[tuple[Data, int]] = []
+    for entry in items:
+        if found and _is_idle(entry) and _is_idle(found[-1][0]):
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((entry, 1))
+    return found
+
+
+def _is_idle(entry: Data) -> bool:
+    return entry.get("kind") == "reload" and record(entry.get("fields")).get("changes") == []
+
+
+def _entry(entry: Data, at: float, now: float, width: int, palette: Palette, times: int) -> list[str]:
     kind = clean(entry.get("kind", ""))
     label = fmt.pad(kind, KIND_WIDTH)
     stamp = f"{fmt.local(at):%H:%M:%S}"
     age = fmt.pad(fmt.short_span(max(0.0, now - at)), 4, right=True)
     indent = " " * (16 + KIND_WIDTH)
     text = ": ".join(part for part in (clean(entry.get("interface") or ""), describe(entry)) if part)
+    if times > 1:
+        text += f" ({times} times in a row)"
     first, *rest = fmt.wrap(text, width, indent)
     head = f"{stamp} {age}  {palette.paint(label, STYLES.get(kind, ''))} "
     return [(head + first[len(indent) :]).rstrip(), *rest]
@@ -170,7 +261,7 @@ def _field(key: str, value: object) -> str:
 
 
 def _verify(ns: argparse.Namespace) -> int:
-    data = ask(ns, "history.verify", {"head": ns.head} if ns.head else {}, timeout_s=APPLY_TIMEOUT_S)
+    data = _asked(ns, "history.verify", {"head": ns.head} if ns.head else {}, partial(_check, ns.head))
     if ns.json:
         say_json(data)
     else:
@@ -183,7 +274,9 @@ def verdict(data: Data, expected: str | None = None) -> list[str]:
     """The outcome of a verification as sentences."""
     notes = [f"note: {clean(note)}" for note in texts(data.get("notes"))]
     if data.get("ok") is not True:
-        return ["NOT intact: the trail was changed after it was written", *map(clean, texts(data.get("findings"))), *notes]
+        changed = "NOT intact: the trail was changed after it was written"
+        lacking = "NOT complete: the chain is intact, but does not hold a head that it should"
+        return [lacking if data.get("intact") is True else changed, *map(clean, texts(data.get("findings"))), *notes]
     entries_seen = fmt.plural(int(number(data.get("entries")) or 0), "entry", "entries")
     return [
         f"intact: {entries_seen}, each carries the hash of the one before",

@@ -14,10 +14,10 @@ from typing import Final
 from limiterd.core.errors import EXIT_DONE
 from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, common_arguments, json_argument, number, records, texts
-from limiterd.ctl.effect import Rows, await_effect, matching, report, rows
+from limiterd.ctl.effect import PATIENCE_S, Rows, await_effect, report, rows
 from limiterd.ctl.format import NOTHING, PLAIN, Cell, Column, Palette, clean
 from limiterd.ctl.terminal import say, say_json, terminal
-from limiterd.ctl.values import future, invoking_user, rate_text
+from limiterd.ctl.values import future, rate_text, sudo_user
 
 STATE_STYLES: Final = {"active": "cyan", "pending": "yellow", "expired": "dim", "other-host": "dim"}
 COLUMNS: Final = (
@@ -35,7 +35,9 @@ def override_arguments(parser: argparse.ArgumentParser) -> None:
     add = actions.add_parser("add", help="add a record and apply it", description="Add an override record and apply it.")
     _add_arguments(add)
     listing = actions.add_parser("list", help="every record, with its source and state", description="List every override.")
-    revoke = actions.add_parser("revoke", help="take a record away", description="Revoke a record that `override add` made.")
+    revoke = actions.add_parser(
+        "revoke", help="remove a record", description="Revoke a record made by `override add` or `approve`."
+    )
     revoke.add_argument("id", metavar="ID")
     revoke.add_argument("--reason", metavar="TEXT", default="", help="why, for the audit trail")
     for action in (add, listing, revoke):
@@ -46,9 +48,11 @@ def override_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", required=True, metavar="ID", help="unique over all records, such as the ticket's number")
     parser.add_argument(
-        "--interface", action="append", required=True, metavar="GLOB", help="links that it is for; may be given again"
+        "--interface", action="append", required=True, metavar="GLOB", help="links the override applies to; may be repeated"
     )
-    parser.add_argument("--host", action="append", default=[], metavar="GLOB", help="hosts that it is for (default: any)")
+    parser.add_argument(
+        "--host", action="append", default=[], metavar="GLOB", help="hosts it applies to (default: any); may be repeated"
+    )
     parser.add_argument("--reason", required=True, metavar="TEXT", help="why it was granted")
     parser.add_argument("--approved-by", metavar="WHO", help="who approved it (default: you)")
     grant_arguments(parser)
@@ -70,7 +74,7 @@ def until_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -
     end.add_argument(
         "--until", type=future, metavar="TIME", help="when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d"
     )
-    end.add_argument("--never", action="store_true", help="it does not end by itself")
+    end.add_argument("--never", action="store_true", help="never expires")
 
 
 def checked_grant(ns: argparse.Namespace, parser_name: str, *, required: bool = True) -> None:
@@ -102,7 +106,7 @@ def the_record(ns: argparse.Namespace) -> dict[str, object]:
         "limit": ns.limit,
         "not_before": ns.not_before,
         "expires": "never" if ns.never else ns.until,
-        "approved_by": ns.approved_by or invoking_user(),
+        "approved_by": ns.approved_by or sudo_user(),
         "reason": ns.reason,
     }
     return {key: value for key, value in fields.items() if value is not None}
@@ -113,21 +117,33 @@ def add(ns: argparse.Namespace) -> int:
     checked_grant(ns, "override add")
     before, started = rows(ns), time.monotonic()
     data = ask(ns, "override.add", {"record": the_record(ns)}, timeout_s=APPLY_TIMEOUT_S)
-    effects = observe(ns, before, started, ns.interface, begins_now=ns.not_before is None)
+    effects = observe(ns, before, started, ns.id, texts(data.get("in_force_on")))
     report(ns, data, effects, f"override {clean(ns.id)} added")
     return EXIT_DONE
 
 
-def observe(ns: argparse.Namespace, before: Rows, started: float, interfaces: Sequence[str], *, begins_now: bool) -> list[str]:
-    """Wait until the limited links that a new record matches show it; one sentence for each."""
-    limited = [n for n in matching(before, interfaces) if before[n].get("phase") in ("limited", "fault")]
-    if not limited or not begins_now:
-        return []
+def observe(ns: argparse.Namespace, before: Rows, started: float, record_id: str, links: Sequence[str]) -> list[str]:
+    """Wait until the links on which a new record is in force show it; one sentence for each that changed, or should have."""
+    links = [name for name in links if name in before]
+    limited = [name for name in links if before[name].get("phase") in ("limited", "fault")]
+
+    def unchanged(now: Rows) -> list[str]:
+        return [name for name in limited if _shape(now.get(name, {})) == _shape(before[name])]
 
     def settled(now: Rows) -> bool:
-        return all(_shape(now.get(name, {})) != _shape(before[name]) for name in limited)
+        return not unchanged(now) and all(now.get(name, {}).get("override") == record_id for name in links)
 
-    return await_effect(ns, before, started, settled)
+    return (
+        await_effect(ns, before, started, settled, late=lambda now: [_still(now[name]) for name in unchanged(now)])
+        if links
+        else []
+    )
+
+
+def _still(row: Data) -> str:
+    name, limit = clean(row.get("interface", "")), number(row.get("limit_bps"))
+    state = f"limited to {fmt.rate(limit)}" if limit is not None else clean(row.get("phase", ""))
+    return f"{name}: still {state} after {PATIENCE_S:g} s; see: limiterctl explain {name}"
 
 
 def _shape(row: Data) -> tuple[object, object]:
@@ -218,6 +234,9 @@ def _reach(effective: Sequence[str], links: Sequence[str]) -> str:
 def _story(item: Data) -> str:
     """Why there is this record, who approved it and where it lives."""
     parts = [clean(item.get("reason", "")), f"approved by {clean(item.get('approved_by', '?'))}"]
+    begins = fmt.moment(item.get("not_before"))
+    if item.get("state") == "pending" and begins is not None:
+        parts.append(f"from {fmt.local(begins):%Y-%m-%d %H:%M}")
     if item.get("hosts"):
         parts.append(f"hosts {clean(', '.join(texts(item.get('hosts'))))}")
     if item.get("state") == "active" and "effective_on" in item:

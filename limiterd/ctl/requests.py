@@ -7,19 +7,18 @@ of the limit that stood. Approving turns the request into an override record.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from typing import Final
 
 from limiterd.core.errors import EXIT_DONE
 from limiterd.core.units import NS_PER_SECOND, parse_rate
 from limiterd.ctl import format as fmt
-from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, json_argument, number, record, records
+from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, json_argument, number, record, records, texts
 from limiterd.ctl.effect import report, rows
 from limiterd.ctl.format import NOTHING, PLAIN, Cell, Column, Palette, clean
 from limiterd.ctl.overrides import checked_grant, grant_arguments, observe, until_arguments
 from limiterd.ctl.terminal import say, say_json, terminal
-from limiterd.ctl.values import future, invoking_user, rate_bps
+from limiterd.ctl.values import future, rate_bps, sudo_user
 
 STATE_STYLES: Final = {"pending": "yellow", "approved": "green", "denied": "red"}
 COLUMNS: Final = (
@@ -40,7 +39,11 @@ def request_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate", type=rate_bps, metavar="R", help="the rate that you need, like 2gbit (default: no limit at all)"
     )
     parser.add_argument(
-        "--until", required=True, type=future, metavar="TIME", help="how long: 2026-12-31, 2026-12-31T18:00:00Z, or 24h, 7d"
+        "--until",
+        required=True,
+        type=future,
+        metavar="TIME",
+        help="until when: a date, a time with a zone, or a duration such as 24h or 7d",
     )
     parser.add_argument("--reason", required=True, metavar="TEXT", help="what it is for: whoever approves it reads this")
     json_argument(parser)
@@ -87,8 +90,8 @@ def approve(ns: argparse.Namespace) -> int:
     checked_grant(ns, "approve", required=False)
     before, started = rows(ns), time.monotonic()
     grant: dict[str, object] = {"exempt": True} if ns.exempt else {}
-    if os.environ.get("SUDO_USER"):  # the daemon sees root, and would write down that root approved it
-        grant["approved_by"] = invoking_user()
+    if (who := sudo_user()) is not None:  # the daemon sees root, and would write down that root approved it
+        grant["approved_by"] = who
     if ns.never or ns.until:
         grant["until"] = "never" if ns.never else ns.until
     for key in ("threshold", "limit"):
@@ -96,7 +99,7 @@ def approve(ns: argparse.Namespace) -> int:
             grant[f"{key}_bps"] = parse_rate(getattr(ns, key))
     args = {"id": ns.id, **grant, **({"reason": ns.reason} if ns.reason else {})}
     data = ask(ns, "request.approve", args, timeout_s=APPLY_TIMEOUT_S)
-    effects = observe(ns, before, started, [str(record(data.get("request")).get("interface"))], begins_now=True)
+    effects = observe(ns, before, started, ns.id, texts(data.get("in_force_on")))
     report(ns, data, effects, f"request {clean(ns.id)} approved")
     return EXIT_DONE
 
@@ -144,8 +147,8 @@ def _story(item: Data) -> str:
     """What it is for, the limit that was met, and what was answered."""
     parts = [part for part in (clean(item.get("reason", "")), _met(item)) if part]
     if item.get("decided_by"):
-        answer = f": {clean(item['decision_reason'])}" if item.get("decision_reason") else ""
-        parts.append(f"{clean(item.get('state', ''))} by {clean(item['decided_by'])}{answer}")
+        answer = "; ".join(clean(item[key]) for key in ("granted", "decision_reason") if item.get(key))
+        parts.append(f"{clean(item.get('state', ''))} by {clean(item['decided_by'])}{f': {answer}' if answer else ''}")
     return "; ".join(parts)
 
 

@@ -65,8 +65,11 @@ def say_json(data: object, *, one_line: bool = False) -> None:
     sys.stdout.write(json.dumps(data, indent=None if one_line else 2) + "\n")
 
 
-def complain(message: str) -> None:
-    """Print an error or a note on standard error, cleaned, one "limiterctl:" line for each of its lines."""
+def complain(message: str, *, prefix: str = "limiterctl: ") -> None:
+    """Print an error or a note on standard error, cleaned, each of its lines after the prefix.
+
+    Problems of files have none: FILE:LINE:COLUMN at the beginning of a line is what editors look for.
+    """
     sys.stdout.flush()
     for line in message.splitlines() or [""]:
-        sys.stderr.write(f"limiterctl: {clean(line)}\n")
+        sys.stderr.write(f"{prefix}{clean(line)}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import os
 import socket
 import time
@@ -58,10 +57,7 @@ def _when(text: str, direction: int) -> str:
     return text
 
 
-def invoking_user() -> str:
-    """Who runs this, through sudo too: "name@host"."""
-    try:
-        name = os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):
-        name = f"uid{os.getuid()}"
-    return f"{name}@{socket.gethostname()}"
+def sudo_user() -> str | None:
+    """Who runs this through sudo, "name@host"; else None, since the daemon sees for itself who asks."""
+    name = os.environ.get("SUDO_USER")
+    return f"{name}@{socket.gethostname()}" if name else None
