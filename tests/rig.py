@@ -18,6 +18,7 @@ from typing import Any, Final
 from limiterd.ask import call
 from limiterd.kernel.lab import Namespace, inside, run
 from tests.netns import wait_for
+from tests.seccomp import SOCKET_GROUP, unit_filter
 
 METRICS: Final = "127.0.0.1:9817"
 FAST: Final = "detect: {threshold: 100mbit, window: 2s}, limit: {rate: 20mbit}"
@@ -36,6 +37,8 @@ class Rig:
     environment: Mapping[str, str] = field(default_factory=dict)
     prefix: Sequence[str] = ()
     """A command that the daemon's own is appended to and that becomes it by exec (unshare, sh -c 'exec "$@"')."""
+    confined: bool = True
+    """Without a prefix: under the unit's system call filter, where that can be had."""
 
     @property
     def config(self) -> Path:
@@ -75,9 +78,20 @@ class Rig:
         """Start the daemon; wait until it answers."""
         command = [*self.prefix, sys.executable, "-m", "limiterd.daemon", "--config", str(self.config)]
         with inside(self.namespace), (self.home / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log, env={**os.environ, **self.environment})
+            environment = {**os.environ, **self.environment}
+            confine = self._filter() if self.confined and not self.prefix else None
+            self.process = subprocess.Popen(
+                command,
+                stderr=log,
+                stdout=log,
+                env=environment,
+                preexec_fn=confine,  # noqa: PLW1509 - two system calls, and no lock taken
+            )
         if wait:
             wait_for(self.answers, f"the daemon answers; its log: {self.log()}", longest_s=20)
+
+    def _filter(self) -> Callable[[], None] | None:
+        return unit_filter(SOCKET_GROUP) if "group:" in self.config.read_text() else unit_filter()
 
     def answers(self) -> bool:
         """Whether the daemon answers with a sample taken."""

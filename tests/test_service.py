@@ -15,6 +15,7 @@ import pytest
 
 from limiterd import service
 from limiterd.core.errors import EnvironmentFault, PermissionFault
+from tests import seccomp
 
 SYSTEMD = Path(__file__).resolve().parent.parent / "systemd"
 UNIT = SYSTEMD / "limiterd.service"
@@ -59,7 +60,7 @@ def test_install_writes_unit_user_and_configuration(tmp_path: Path, programs: Pa
     assert f"ExecStart={programs}/limiterd --config /etc/limiterd/limiterd.yaml" in unit
     assert f"ExecReload={programs}/limiterctl reload" in unit
     assert "/usr/bin/limiter" not in unit
-    assert f"ready-made ones are in {SYSTEMD}/drop-ins/" in unit
+    assert f"ready-made ones are in {service.drop_ins()}/" in unit
     assert "\nu limiterd " in files["etc/sysusers.d/limiterd.conf"]
     assert (tmp_path / "etc/limiterd/overrides.d").is_dir()
 
@@ -276,3 +277,12 @@ def test_what_the_daemon_needs_is_not_taken_away() -> None:
     assert {"AF_NETLINK", "AF_UNIX", "AF_INET", "AF_INET6"} == set(unit["RestrictAddressFamilies"][0].split())
     assert unit["IPAddressAllow"] == ["localhost"]
     assert "@process" not in " ".join(value for value in unit["SystemCallFilter"] if value.startswith("~"))
+
+
+@needs_systemd
+def test_the_filter_leaves_what_the_daemon_needs_alone() -> None:
+    """Netlink, files and threads stay; changing owners takes the drop-in for groups; what breaks out is refused either way."""
+    plain, grouped = seccomp.allowed(seccomp.UNIT), seccomp.allowed(seccomp.UNIT, seccomp.SOCKET_GROUP)
+    assert {"sendmsg", "recvmsg", "fsync", "rename", "clone3", "futex", "execve", "clock_gettime"} <= plain
+    assert {"chown", "fchown", "fchownat", "lchown"} <= grouped - plain
+    assert not {"mount", "ptrace", "bpf", "reboot", "setpriority", "init_module"} & grouped

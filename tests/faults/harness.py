@@ -94,7 +94,9 @@ def plant(daemon: Rig, code: str) -> None:
     directory = daemon.home / "planted"
     directory.mkdir(exist_ok=True)
     (directory / "sitecustomize.py").write_text(code)
-    daemon.environment = {**daemon.environment, "PYTHONPATH": f"{directory}:{Path.cwd()}"}
+    # A cached compilation would be taken for what is planted later in the same second.
+    fresh = {"PYTHONPATH": f"{directory}:{Path.cwd()}", "PYTHONDONTWRITEBYTECODE": "1"}
+    daemon.environment = {**daemon.environment, **fresh}
 
 
 _SPOIL: Final = """
