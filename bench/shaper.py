@@ -3,12 +3,13 @@
 Usage: python bench/shaper.py [--quick] [--write]   (root or user namespaces; --write puts the section into bench/RESULTS.md)
 
 The job: hold eth0, a veth between two private namespaces, to 200 Mbit/s of egress, and let go of it again. The tools
-take turns in one run: limiterd's kernel side (plan, apply, read back, as the daemon does at a firing), a `tc` script (an
+take turns in one run: limiterd (its engine, executor and kernel side, as in the daemon), a `tc` script (an
 HTB root with one class and the defaults), the same with TBF, `tcset` of tcconfig and wondershaper where they are found
 (TCSET and WONDERSHAPER in the environment, else PATH). Rates are bytes on the wire by the root qdisc's counter;
 "first second" begins when the tool returns. Latency is a ping outside the lifeline under 8 TCP flows. Losses are gaps in a
 150 Mbit/s stream of numbered datagrams, for each swap, with the median and the mean. "Time to enforce" is wall clock with
-a pause before each trial; for limiterd it ends when the limit was read back and compared.
+a pause before each trial; for limiterd it ends when the limit was read back and compared. Many links at once are timed from
+the firing sample to the last limit read back, and from the command to the last root seen gone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,9 +31,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from limiterd.core.model import Action, KernelAbilities, Limit, Link, TcActual, TcTree  # noqa: E402 - found by the line above
-from limiterd.core.plan import differences, plan  # noqa: E402 - likewise
-from limiterd.core.shape import raised, tree_for  # noqa: E402 - likewise
+from limiterd.core.model import SECOND, Detect, Link  # noqa: E402 - found by the line above
 from limiterd.kernel.lab import (  # noqa: E402 - likewise
     Flow,
     Lab,
@@ -43,10 +42,13 @@ from limiterd.kernel.lab import (  # noqa: E402 - likewise
     route_in,
     run,
 )
+from limiterd.kernel.links import LinkTable  # noqa: E402 - likewise
 from limiterd.kernel.tc import TcKernel  # noqa: E402 - likewise
+from tests.driver import Driver  # noqa: E402 - likewise
 
 LIMIT_BPS: Final = 200_000_000
 STREAM_BPS: Final = 150_000_000
+QUICK: Final = Detect(window_ns=SECOND, slice_ns=SECOND // 2)
 RESULTS: Final = ROOT / "bench" / "RESULTS.md"
 BEGIN: Final = "<!-- shaper: begin -->"
 END: Final = "<!-- shaper: end -->"
@@ -62,38 +64,17 @@ class Tool:
     problem: str = ""
 
 
-class Limiterd:
-    """The kernel side as the daemon drives it."""
+class Limiterd(Driver):
+    """The engine, the executor and the kernel side, as the daemon drives them."""
 
     def __init__(self, pair: Pair) -> None:
         with inside(pair.near.namespace):
-            self.kernel = TcKernel()
-        self.link = Link(pair.near.ifindex, "eth0")
-        self.able = self.kernel.abilities()
+            kernel = TcKernel()
+        super().__init__(kernel, Link(pair.near.ifindex, "eth0"))
 
-    def read(self) -> TcActual:
-        """What the kernel shows."""
-        return self.kernel.read([self.link.ifindex])[self.link.ifindex]
-
-    def to(self, wanted: TcTree | None) -> None:
-        """Plan, apply, read back, compare."""
-        failed = [r for r in self.kernel.apply(plan(self.link, wanted, self.read(), None, takeover=False).actions) if r.errno]
-        if failed or (wanted is not None and differences(wanted, self.read())):
-            raise SystemExit(f"the limit does not stand: {failed}")
-
-    def hold(self, rate_bps: int = LIMIT_BPS) -> None:
+    def limit(self, rate_bps: int = LIMIT_BPS) -> None:
         """Put the limit on, or change it."""
-        self.to(tree_for(Limit(), rate_bps, self.link, self.able))
-
-    def release(self) -> None:
-        """Raise, drain, delete."""
-        tree = self.read().tree
-        if tree is not None:
-            self.to(raised(tree))
-        deadline = time.monotonic() + 0.5
-        while self.read().stats.backlog_bytes and time.monotonic() < deadline:
-            time.sleep(0.005)
-        self.to(None)
+        self.hold("eth0", rate_bps)
 
 
 def command(pair: Pair, *lines: str) -> Callable[[], None]:
@@ -109,7 +90,7 @@ def command(pair: Pair, *lines: str) -> Callable[[], None]:
 def tools(pair: Pair, ours: Limiterd) -> Iterator[Tool]:
     """Everything that can be compared here."""
     clear = command(pair, "tc qdisc del dev eth0 root")
-    yield Tool("limiterd", ours.hold, ours.release)
+    yield Tool("limiterd", ours.limit, ours.release)
     yield Tool(
         "tc script, HTB",
         command(
@@ -206,45 +187,27 @@ def losses(flow: Flow, tool: Tool, trials: int) -> tuple[list[int], list[int]]:
     return held, released
 
 
-def many_ms(links: int, trials: int) -> list[tuple[float, float]]:
-    """(wall, CPU) milliseconds from the plan for that many links at once to all of them read back and compared."""
+def many_ms(links: int, trials: int) -> list[tuple[float, float, float, float]]:
+    """Milliseconds for so many links at once: wall and CPU from the firing sample to all limits read back, and of the release."""
     results = []
     with Lab() as lab:
         namespace = lab.namespace()
         with route_in(namespace) as route:
             for number in range(links):
                 route.link("add", ifname=f"a{number}", kind="veth", peer={"ifname": f"b{number}"})
-            shaped = [
-                Link(x["index"], x.get_attr("IFLA_IFNAME")) for x in route.get_links() if x.get_attr("IFLA_IFNAME")[0] == "a"
-            ]
-            for link in shaped:
-                route.link("set", index=link.ifindex, state="up")
+            for index in route.link_lookup(lambda x: x.get_attr("IFLA_IFNAME")[0] == "a"):
+                route.link("set", index=index, state="up")
         with inside(namespace):
-            kernel = TcKernel()
+            kernel, table = TcKernel(), LinkTable()
+        driver = Driver(kernel, *(link for link in table.links if link.name[0] == "a"), detect=QUICK)
         for _ in range(trials):
             time.sleep(0.5)
-            results.append(one_round(kernel, shaped))
+            wall_s, cpu_s = driver.fire(10 * QUICK.threshold_bps)
+            begun = time.perf_counter(), time.process_time()
+            driver.release()
+            released = time.perf_counter() - begun[0], time.process_time() - begun[1]
+            results.append((1e3 * wall_s, 1e3 * cpu_s, 1e3 * released[0], 1e3 * released[1]))
     return results
-
-
-def one_round(kernel: TcKernel, links: Sequence[Link]) -> tuple[float, float]:
-    """Limit all, measure, and let go."""
-    before = kernel.read([link.ifindex for link in links])
-    clocks = time.perf_counter(), time.process_time()
-    wanted = {link.ifindex: tree_for(Limit(), LIMIT_BPS, link, KernelAbilities()) for link in links}
-    kernel.apply(steps(links, dict(wanted), before))
-    after = kernel.read(wanted)
-    if any(differences(wanted[i], after.get(i)) for i in wanted):
-        raise SystemExit("not every limit stands")
-    taken = (time.perf_counter() - clocks[0]) * 1e3, (time.process_time() - clocks[1]) * 1e3
-    kernel.apply(steps(links, dict.fromkeys(wanted), after))
-    return taken
-
-
-def steps(links: Sequence[Link], wanted: dict[int, TcTree] | dict[int, None], actual: object) -> list[Action]:
-    """All links' plans in a row."""
-    shown = dict(actual)  # type: ignore[call-overload]
-    return [a for link in links for a in plan(link, wanted[link.ifindex], shown[link.ifindex], None, takeover=False).actions]
 
 
 # ---- the report ----------------------------------------------------------------------------------
@@ -267,11 +230,12 @@ def report(*, quick: bool) -> str:
             lines.append(row(lab, pair, tool, trials=trials, span_s=span_s, pings=pings))
             print(lines[-1], flush=True)
         lines += ["", changes(lab, pair, ours, trials)]
-    lines += ["", "| links at once | wall, ms | CPU, ms |", "|---|---|---|"]
+    lines += ["", "| links at once | limit: wall, ms | CPU, ms | release: wall, ms | CPU, ms |", "|---|---|---|---|---|"]
     for links in (1, 100) if quick else (1, 100, 1_000):
         measured = many_ms(links, 3 if quick else 10)
-        wall_ms, cpu_ms = (statistics.median(column) for column in zip(*measured, strict=True))
-        lines.append(f"| {links} | {wall_ms:.1f} | {cpu_ms:.1f} |")
+        medians = (statistics.median(column) for column in zip(*measured, strict=True))
+        lines.append(f"| {links} | " + " | ".join(f"{ms:.1f}" for ms in medians) + " |")
+        print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
 
 
@@ -311,13 +275,13 @@ def received(flow: Flow) -> int:
 
 def changes(lab: Lab, pair: Pair, ours: Limiterd, trials: int) -> str:
     """Losses of rate changes in place."""
-    ours.hold()
+    ours.limit()
     flow = lab.udp(pair.near, pair.far, STREAM_BPS)
     time.sleep(0.3)
     for n in range(trials):
-        ours.hold(LIMIT_BPS + (n % 7) * 10_000_000)
+        ours.limit(LIMIT_BPS + (n % 7) * 10_000_000)
         time.sleep(0.02)
-    drops = ours.read().stats.drops
+    drops = ours.actual("eth0").stats.drops
     stats = flow.stop()
     ours.release()
     lost = stats["lost_packets"] + stats["refused_packets"]

@@ -23,6 +23,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from limiterd.kernel.lab import Flow, Lab, Pair, run  # noqa: E402  # the checkout's own
+from tests.faults.harness import Blocked  # noqa: E402  # likewise
 from tests.netns import wait_for  # noqa: E402  # likewise
 from tests.rig import Rig, rig  # noqa: E402  # likewise
 
@@ -38,8 +39,8 @@ PATIENCE_S: Final = 40.0
 class Scene:
     """One transcript: prose, and commands with what they really print."""
 
-    def __init__(self, made: Rig, pair: Pair, flow: Flow, title: str, prose: str) -> None:
-        self.rig, self.pair, self.flow = made, pair, flow
+    def __init__(self, made: Rig, pair: Pair, flow: Flow, blocked: Blocked, title: str, prose: str) -> None:
+        self.rig, self.pair, self.flow, self.blocked = made, pair, flow, blocked
         self._lines = [f"### {title}", "", prose, "", "```"]
 
     def ctl(self, words: str, remark: str = "") -> None:
@@ -122,7 +123,7 @@ def by_hand(scene: Scene) -> None:
 FAULT: Final = "Fault: a foreign qdisc"
 FAULT_PROSE: Final = """\
 A limit is due and somebody else's root qdisc is in its place. limiterd never removes it (unless the policy says
-`foreign_qdisc: takeover`): find its owner, or remove it by hand; the limit then stands at once."""
+`foreign_qdisc: takeover`): find its owner, or remove it by hand; the limit is then in force at once."""
 
 
 def fault(scene: Scene) -> None:
@@ -144,7 +145,7 @@ def fault(scene: Scene) -> None:
 EXPIRED: Final = "An override has expired"
 EXPIRED_PROSE: Final = """\
 The link was exempt and is limited now: its override ended, and the traffic went on. Nothing was limited
-retroactively; the evidence began anew at the end of the override. `override add` with a later end, or `approve`,
+retroactively; the evidence began again at the end of the override. `override add` with a later end, or `approve`,
 lifts the limit."""
 
 
@@ -166,19 +167,26 @@ def expired(scene: Scene) -> None:
 
 STALLED: Final = "The daemon is stalled"
 STALLED_PROSE: Final = """\
-`limiterctl` gives up after five seconds with exit code 3. A limit that stands goes on in the kernel. Under systemd
-the watchdog restarts a stalled daemon; the new one finds the limit standing and adopts it, with its reason and its
-time."""
+The sampling loop no longer turns: nothing is detected, limited, repaired or lifted. `status`, `explain`, `history` and
+the metrics go on from the last sample, with a fault that says how old it is; commands that act fail after five seconds.
+A limit in force stays in the kernel. Under systemd the watchdog restarts a stalled daemon; the new one finds the limit
+in force and adopts it, with its reason and its time. Where the whole process is stopped, nothing answers: `limiterctl`
+then exits with 3 after five seconds."""
 
 
 def stalled(scene: Scene) -> None:
-    """A stopped process, then what the watchdog would do."""
+    """The loop is blocked, then the whole process is stopped, then what the watchdog would do."""
     scene.excess()
+    scene.blocked.on()
+    wait_for(lambda: "no_answer" in str(scene.rig.status()["faults"]), "the stall is seen")
+    scene.ctl("status")
+    scene.ctl("release eth0 --reason 'INC-2044'")
+    scene.tc("class show dev eth0 classid 1d1d:1", "the limit is in force without the daemon")
     if scene.rig.process is not None:
         scene.rig.process.send_signal(signal.SIGSTOP)
-    scene.ctl("status")
-    scene.tc("class show dev eth0 classid 1d1d:1", "the limit stands without the daemon")
+    scene.ctl("status", "had the whole process stopped")
     scene.rig.stop(signal.SIGKILL)
+    scene.blocked.off()
     scene.rig.start()
     time.sleep(GRACE_S)
     scene.ctl("status", "after systemctl restart limiterd, or the watchdog's")
@@ -203,10 +211,11 @@ def transcripts() -> str:
     with Lab() as lab, tempfile.TemporaryDirectory(prefix="limiterd-transcripts-") as home:
         pair = lab.pair()
         with rig(pair.near.namespace, Path(home)) as made:
+            blocked = Blocked(made)
             made.start()
             flow = lab.tcp(pair.near, pair.far, MODEST_BPS)
             for title, prose, play in SCENES:
-                scene = Scene(made, pair, flow, title, prose)
+                scene = Scene(made, pair, flow, blocked, title, prose)
                 play(scene)
                 sections.append(scene.text())
             flow.stop()

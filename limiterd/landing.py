@@ -269,7 +269,7 @@ def _notes(status: Status) -> Iterable[str]:
     if status.config_error is not None:
         yield '<p class="note">The last reload was refused: the configuration before it is in force.</p>'
     if status.paused:
-        yield '<p class="note mild">Paused by an operator: no new limits are set; those that stand go on.</p>'
+        yield '<p class="note mild">Paused by an operator: no new limits are set; those in force stay.</p>'
 
 
 def _tiles(links: Sequence[LinkView], counts: Counter[Phase]) -> str:

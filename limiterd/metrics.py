@@ -302,11 +302,11 @@ def _loop_families(status: Status) -> Iterator[Metric]:
         counters.dropped_samples,
     )
     yield _counter(
-        "netlink_resyncs", "Times that kernel events were lost and everything was read anew.", counters.netlink_resyncs
+        "netlink_resyncs", "Times that kernel events were lost and everything was read again.", counters.netlink_resyncs
     )
     yield _counter("audit_errors", "Audit records that could not be written.", counters.audit_errors)
     yield _by_labels(
-        CounterMetricFamily(PREFIX + "epochs", "Times that a link's evidence began anew, by cause.", labels=["reason"]),
+        CounterMetricFamily(PREFIX + "epochs", "Times that a link's evidence began again, by cause.", labels=["reason"]),
         (((reason.value,), counters.epochs.get(reason, 0)) for reason in EpochReason),
     )
     yield _by_labels(

@@ -11,7 +11,22 @@ from dataclasses import replace
 from limiterd.core import engine
 from limiterd.core.case import Case, Stage
 from limiterd.core.commands import limit, release_all
-from limiterd.core.model import Config, Detect, EventKind, Journal, Limit, Link, Now, Policy, Rules, Snapshot, TcActual
+from limiterd.core.model import (
+    HOUR,
+    MS,
+    SECOND,
+    Config,
+    Detect,
+    EventKind,
+    Journal,
+    Limit,
+    Link,
+    Now,
+    Policy,
+    Rules,
+    Snapshot,
+    TcActual,
+)
 from limiterd.core.state import Inputs, Output
 from limiterd.daemon.hands import Hands
 from limiterd.kernel.tc import TcKernel
@@ -36,6 +51,7 @@ class Driver:
         self.rules = Rules(Config(policies=(Policy("test", ("*",), detect=detect, limit=wanted),)))
         self.state = engine.start(self.rules, Journal(), kernel.abilities(), clocks())
         self.told: list[EventKind] = []
+        self.sent_bytes = 0
         self.hands = Hands(
             kernel, clocks, lambda events: self.told.extend(event.kind for event in events), lambda _: None, lambda _: None
         )
@@ -46,7 +62,7 @@ class Driver:
 
     def _look(self) -> Inputs:
         now = clocks()
-        return Inputs(now, snapshot=Snapshot(now.boot_ns, self.links, [0] * len(self.links)))
+        return Inputs(now, snapshot=Snapshot(now.boot_ns, self.links, [self.sent_bytes] * len(self.links)))
 
     def _command(self, output: Output) -> None:
         self.hands.publish(self.state, output)
@@ -68,6 +84,23 @@ class Driver:
         case = self.state.cases[name]
         if case.stage is not Stage.STANDING or case.obstacle is not None:
             raise AssertionError(f"{name}: the limit does not stand: {case.obstacle}")
+
+    def fire(self, rate_bps: int, pace_ns: int = 100 * MS) -> tuple[float, float]:
+        """Let every link have sent at this rate until all fire; (wall, CPU) seconds from that sample to all limits read back.
+
+        The counters and their stamps are made up, and lie in the past; the kernel is real.
+        """
+        t_ns, known, taken = clocks().boot_ns - HOUR, len(self.told), (0.0, 0.0)
+        while EventKind.LIMIT not in self.told[known:]:
+            t_ns += pace_ns
+            self.sent_bytes += rate_bps * pace_ns // (8 * SECOND)
+            sample = Snapshot(t_ns, self.links, [self.sent_bytes] * len(self.links))
+            begun = time.perf_counter(), time.process_time()
+            self._settle(Inputs(clocks(), snapshot=sample))
+            taken = time.perf_counter() - begun[0], time.process_time() - begun[1]
+        if any(case.stage is not Stage.STANDING for case in self.standing()) or len(self.standing()) != len(self.links):
+            raise AssertionError("not every limit stands")
+        return taken
 
     def release(self) -> None:
         """Lift every limit; done when the last root was seen gone."""

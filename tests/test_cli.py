@@ -407,7 +407,7 @@ def test_status_names_everything_that_is_not_well() -> None:
     shown = " ".join(" ".join(status.render(data)).split())
     assert "fault (permission): eth0: EPERM (since 2026-11-23 11:00:00" in shown
     assert "a.yaml:3:7: bad (and 1 more problem). See: limiterctl check" in shown
-    assert "paused: no new limit is set" in shown
+    assert "paused: no new limit is imposed" in shown
     assert "2 increase requests wait for an answer" in shown
 
 

@@ -101,11 +101,11 @@ def _leave(turn: Turn, link: Link) -> None:
     if case.stage in LEAVING:
         announce(turn, case)
     if case.decision is not None and case.stage in HOLDING:
-        name = renamed.name if renamed is not None and moved else link.name
-        state.away[name, link.mac] = replace(case.decision, interface=name)
+        home = renamed if renamed is not None and moved else link
+        state.away[key_of(home)] = replace(case.decision, interface=home.name, mac=home.mac)
         while len(state.away) > AWAY_MAX:
             del state.away[next(iter(state.away))]
-        turn.tell(EventKind.LINK_GONE, link.name, case.decision.reason, renamed_to=name if moved else None)
+        turn.tell(EventKind.LINK_GONE, link.name, case.decision.reason, renamed_to=home.name if moved else None)
 
 
 def _arrive(turn: Turn, link: Link) -> None:

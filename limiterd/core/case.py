@@ -68,7 +68,9 @@ class Case:
     comes from the journal or from before an absence; found_ours says whether its limit still stood at the first look,
     stood whether it may have since this boot: what has taken its place then is no prey of a takeover.
     awaiting: the kernel was changed, or did not answer, and was not read since; fresh: it was read in this turn.
-    asked_again: the number of failed tries at which the kernel was last asked again for what it lacked.
+    asked_again: the number of failed tries at which the kernel was last asked again for what it lacked. direct_packets is
+    the count of packets that passed the limit by at the last look, verified whether there was one since it came to stand,
+    bypassed_ns when it last grew.
     """
 
     link: Link
@@ -91,6 +93,8 @@ class Case:
     fight: Fight = field(default_factory=Fight)
     quiet: Quiet = field(default_factory=Quiet)
     direct_packets: int | None = None
+    verified: bool = False
+    bypassed_ns: int | None = None
     release_reason: ReleaseReason | None = None
     release_announced: bool = False
     lifted_t_ns: int = 0

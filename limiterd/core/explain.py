@@ -145,7 +145,7 @@ def what_lifts(view: LinkView, release: Release) -> tuple[str, ...]:
         f"an operator's command: limiterctl release {name} --reason '…'",
     ]
     if view.manual:
-        return ("it was set by hand and stands until a manual release or an override", *ways)
+        return ("it was set by hand and stays until a manual release or an override", *ways)
     if release.mode is ReleaseMode.AUTO:
         until = view.since_wall_ns + hold(release, view.strikes)[0]
         quiet = (

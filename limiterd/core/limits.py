@@ -14,7 +14,9 @@ from typing import Final
 from limiterd.core.case import HOLDING, LEAVING, Case, Signal, Stage
 from limiterd.core.faults import REMEDY, Obstacle
 from limiterd.core.model import (
+    CLASS_DEFAULT,
     CLASS_LIMIT,
+    MINUTE,
     SECOND,
     Action,
     ActionKind,
@@ -33,12 +35,14 @@ from limiterd.core.model import (
     TcActual,
     TcTree,
 )
-from limiterd.core.plan import Plan, differences, dismantling, plan
+from limiterd.core.plan import Plan, dismantling, plan
 from limiterd.core.policy import Effective
 from limiterd.core.release import hold
 from limiterd.core.shape import raised, tree_for
 from limiterd.core.state import Turn, key_of
 
+PEACE_NS: Final = 1 * MINUTE
+"""How long no packet has passed a limit by until that is no fault any more."""
 MEMORIES_MAX: Final = 8192
 """Links whose strikes are remembered; the journal that holds them has a size that it must not exceed."""
 
@@ -99,7 +103,8 @@ def order(turn: Turn, link: Link, decision: Decision, *, fired_t_ns: int | None 
     case.release_reason = None
     case.awaiting = True
     state = turn.state
-    state.abilities = replace(state.abilities, u32=True)  # a module that is loaded meanwhile brings the lifeline back
+    if len(state.cases) == 1:  # a module that was loaded meanwhile brings the lifeline back; other limits are left in peace
+        state.abilities = replace(state.abilities, u32=True)
     case.since_boot_ns = now.boot_ns - max(0, now.wall_ns - decision.since_wall_ns)
     turn.state.detector.rest(link.name)
     turn.state.journal_dirty = True
@@ -160,7 +165,7 @@ def _move_along(turn: Turn, case: Case, effective: Effective) -> None:
 def stray(turn: Turn, link: Link, actual: TcActual) -> None:
     """Our root on a link that no decision is known of: adopt a whole limit, clear away a half-made or half-lifted one."""
     effective = turn.state.effective.get(link.name)
-    if effective is None or effective.policy.mode is PolicyMode.OBSERVE or not _whole(turn, link, effective, actual):
+    if effective is None or effective.policy.mode is PolicyMode.OBSERVE or not _whole(effective, actual):
         lift(turn, turn.state.cases.setdefault(link.name, Case(link)), ReleaseReason.POLICY)
         return
     decision = Decision(
@@ -186,14 +191,17 @@ def owed(turn: Turn, link: Link, actual: TcActual) -> None:
         state.journal_dirty = True
 
 
-def _whole(turn: Turn, link: Link, effective: Effective, actual: TcActual) -> bool:
-    """Whether a tree of ours is a finished limit of some rate; a raised one is on its way out, whatever its shape."""
-    tree = actual.tree
-    if tree is None or not any(
-        c.classid == CLASS_LIMIT and c.rate_bps < effective.policy.detect.threshold_bps for c in tree.classes
-    ):
+def _whole(effective: Effective, actual: TcActual) -> bool:
+    """Whether a tree of ours is a finished limit of some rate; what else of it is not as wanted is put right in place.
+
+    A half-made one lacks the default class, which commits it; a raised one is on its way out, whatever its shape.
+    """
+    found = {c.classid: c for c in actual.tree.classes} if actual.tree is not None else {}
+    limit, default = found.get(CLASS_LIMIT), found.get(CLASS_DEFAULT)
+    if actual.tree is None or limit is None or default is None:
         return False
-    return not differences(tree_for(effective.limit, tree.rate_bps, link, turn.state.abilities), actual)
+    below = limit.rate_bps == limit.ceil_bps == default.ceil_bps < effective.policy.detect.threshold_bps
+    return below and (actual.tree.default_classid, default.parent) == (CLASS_DEFAULT, CLASS_LIMIT)
 
 
 # ---- obstacles -----------------------------------------------------------------------------------
@@ -201,12 +209,16 @@ def _whole(turn: Turn, link: Link, effective: Effective, actual: TcActual) -> bo
 
 def obstruct(turn: Turn, case: Case, obstacle: Obstacle) -> None:
     """Note what hinders the case, tell it once, and set the time of the next try."""
+    _fault(turn, case, obstacle)
+    case.backoff.failed(turn.now.boot_ns)
+
+
+def _fault(turn: Turn, case: Case, obstacle: Obstacle) -> None:
     if case.obstacle is None:
         case.obstacle_since_wall_ns = turn.now.wall_ns
     if case.obstacle != obstacle:
         turn.tell(EventKind.FAULT, case.link.name, obstacle.reason, message=obstacle.message)
     case.obstacle = obstacle
-    case.backoff.failed(turn.now.boot_ns)
 
 
 def _clear(turn: Turn, case: Case) -> None:
@@ -237,13 +249,16 @@ def drive(turn: Turn, case: Case) -> None:
 
 
 def _read_due(turn: Turn, case: Case) -> bool:
-    """At the tick that is nearest to the due time: ticks jitter, and the next one may be a whole period later."""
+    """At the tick that is nearest to the due time: ticks jitter, and the next one may be a whole period later.
+
+    A limit that has just come to stand is looked at in the next tick, whatever the period: does traffic go through it?
+    """
     slack_ns = turn.state.rules.config.sampling.interval_ns // 2
     return case.awaiting or (turn.ticking and turn.now.boot_ns + slack_ns >= case.read_t_ns + _read_period_ns(turn, case))
 
 
 def _read_period_ns(turn: Turn, case: Case) -> int:
-    if case.stage in LEAVING:
+    if case.stage in LEAVING or (case.stage is Stage.STANDING and not case.verified):
         return 0
     period_ns = turn.state.rules.config.enforcement.read_back_ns
     effective = turn.state.effective.get(case.link.name)
@@ -330,7 +345,7 @@ def _seen(turn: Turn, case: Case) -> None:
     turn.warn(name, "lifeline", FaultReason.MISSING_MODULE, no_lifeline)
     case.signal(Signal.SEEN)
     case.tree_standing = tree
-    case.direct_packets = state.tc[case.link.ifindex].direct_packets
+    case.direct_packets, case.verified, case.bypassed_ns = state.tc[case.link.ifindex].direct_packets, False, None
     _clear(turn, case)
     detail: dict[str, object] = {"limit_bps": tree.rate_bps}
     if case.put_back:
@@ -352,7 +367,8 @@ def _drive_standing(turn: Turn, case: Case) -> None:
     planned = _plan(turn, case, case.tree_wanted)
     if planned.actions or planned.obstacle is not None:
         case.signal(Signal.LOST)
-        if case.tree_standing == case.tree_wanted and case.fight.repaired(turn.now.boot_ns):
+        undone = planned.obstacle is None and case.tree_standing == case.tree_wanted
+        if undone and case.fight.repaired(turn.now.boot_ns):
             words = _fight_words(case, len(case.fight.repairs_ns), planned)
             turn.warn(case.link.name, "fight", FaultReason.FIGHT, words)
             obstruct(turn, case, Obstacle(FaultReason.FIGHT, words))
@@ -372,12 +388,17 @@ def _fight_words(case: Case, count: int, planned: Plan) -> str:
 
 
 def _watch_bypass(turn: Turn, case: Case) -> None:
-    """Traffic that HTB sends around its classes shows in direct_packets: a limit that does not limit is a fault."""
-    actual = turn.state.tc[case.link.ifindex]
-    before, case.direct_packets = case.direct_packets, actual.direct_packets
+    """Traffic that HTB sends around its classes shows in direct_packets: a limit that does not limit is a fault.
+
+    It is one until none was seen for a while: packets that come now and then are one fault, not many.
+    """
+    actual, now_ns = turn.state.tc[case.link.ifindex], turn.now.boot_ns
+    before, case.direct_packets, case.verified = case.direct_packets, actual.direct_packets, True
     if before is not None and actual.direct_packets > before:
+        case.bypassed_ns = now_ns
+    if case.bypassed_ns is not None and now_ns < case.bypassed_ns + PEACE_NS:
         message = f"{case.link.name}: packets go around the limit's classes; look for sockets with SO_PRIORITY 0x1d1d0000"
-        obstruct(turn, case, Obstacle(FaultReason.OTHER, message))
+        _fault(turn, case, Obstacle(FaultReason.OTHER, message))
     else:
         _clear(turn, case)
 
@@ -406,11 +427,10 @@ def _drive_draining(turn: Turn, case: Case) -> None:
             return
         announce(turn, case)
         case.drain_until_ns = turn.now.boot_ns + turn.state.rules.config.enforcement.drain_ns
-    backlog_bytes = actual.stats.backlog_bytes
-    if backlog_bytes == 0:
+    if actual.queued_bytes == 0:
         _drained(turn, case)
     elif case.drain_until_ns is not None and turn.now.boot_ns >= case.drain_until_ns:
-        turn.tell(EventKind.UNDRAINED, case.link.name, "", backlog_bytes=backlog_bytes)
+        turn.tell(EventKind.UNDRAINED, case.link.name, "", backlog_bytes=actual.queued_bytes)
         _drained(turn, case)
 
 

@@ -284,12 +284,17 @@ def _class_steps(steps: _Steps, classid: int, wanted: TcTree, tree: TcTree) -> I
 def _leaf_steps(steps: _Steps, leaf: Leaf, found: Leaf | None) -> Iterator[Action]:
     if found == leaf:
         return
-    if found is not None and (found.handle, found.kind) == (leaf.handle, leaf.kind):
+    if found is not None and _same_queue(leaf, found):
         yield steps.make(ActionKind.CHANGE_LEAF, leaf)
         return
     if found is not None:
         yield steps.make(ActionKind.DELETE_LEAF, found)
     yield steps.make(ActionKind.ADD_LEAF, leaf)
+
+
+def _same_queue(leaf: Leaf, found: Leaf) -> bool:
+    """Whether only what can be changed in place differs: fq_codel's flows cannot."""
+    return (found.handle, found.kind, found.flows, found.altered) == (leaf.handle, leaf.kind, leaf.flows, leaf.altered)
 
 
 # ---- comparing -----------------------------------------------------------------------------------

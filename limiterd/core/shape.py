@@ -59,6 +59,10 @@ _EXEMPT_QUEUE_BPS: Final = 10**10
 
 _FQ_CODEL_PACKETS: Final = 10_240
 _FQ_CODEL_TARGET_US: Final = 5_000
+_FQ_CODEL_INTERVAL_US: Final = 100_000
+_FQ_CODEL_FLOWS: Final = 1_024
+_FQ_CODEL_LEAST_QUANTUM_BYTES: Final = 256
+_FQ_CODEL_MEMORY_BYTES: Final = 32 << 20
 _CODEL_TIME_NS: Final = 1_024
 """CoDel counts time in units of 2^10 ns."""
 
@@ -155,7 +159,18 @@ def _leaf(item: HtbClass, link: Link, abilities: KernelAbilities) -> Leaf:
     if abilities.fq_codel:
         # CoDel must let one and a half frames pass at the rate, or it drops for want of anything else to do
         target_us = max(_FQ_CODEL_TARGET_US, frame_bytes * 8 * 1_500_000 // item.ceil_bps)
-        return Leaf(handle, item.classid, "fq_codel", limit_packets=_FQ_CODEL_PACKETS, target_us=codel_us(target_us))
+        return Leaf(
+            handle,
+            item.classid,
+            "fq_codel",
+            limit_packets=_FQ_CODEL_PACKETS,
+            target_us=codel_us(target_us),
+            interval_us=codel_us(_FQ_CODEL_INTERVAL_US + target_us - _FQ_CODEL_TARGET_US),
+            flows=_FQ_CODEL_FLOWS,
+            quantum_bytes=max(_FQ_CODEL_LEAST_QUANTUM_BYTES, frame_bytes),
+            memory_bytes=_FQ_CODEL_MEMORY_BYTES,
+            ecn=1,
+        )
     queue_bps = min(item.ceil_bps, _EXEMPT_QUEUE_BPS) if item.classid == CLASS_EXEMPT else item.ceil_bps
     limit_bytes = max(queue_bps // 8 // _QUEUE_PER_SECOND, _QUEUE_GSO_PACKETS * link.gso_max_bytes, _QUEUE_FRAMES * frame_bytes)
     return Leaf(handle, item.classid, "bfifo", limit_bytes=limit_bytes)

@@ -99,7 +99,7 @@ def pause_arguments(parser: argparse.ArgumentParser) -> None:
 def pause(ns: argparse.Namespace) -> int:
     """Stop every new limit."""
     data = ask(ns, "pause", {"reason": ns.reason} if ns.reason else {})
-    report(ns, data, (), "paused: no new limit is set until `limiterctl resume`; standing limits stay")
+    report(ns, data, (), "paused: no new limit is imposed until `limiterctl resume`; those in force stay")
     return EXIT_DONE
 
 

@@ -122,7 +122,7 @@ _PROGRESS: Final[Mapping[str, Callable[[Data], str]]] = {
 
 
 def progress(link: Data) -> str:
-    """What stands or runs on a link: its limit, the time that the excess has lasted, or why there is neither."""
+    """What is in force or under way on a link: its limit, the time that the excess has lasted, or why there is neither."""
     show = _PROGRESS.get(str(link.get("phase")))
     return show(link) if show is not None else NOTHING
 
@@ -226,7 +226,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "sustained": "sustained: too much for too long",
     "guard": "guard: more in bursts than the policy's allowance",
     "operator": "operator: set by hand",
-    "adopted": "adopted: found standing at the start, with nothing on record that says why",
+    "adopted": "adopted: found in force at the start, with nothing on record that says why",
 }
 
 
@@ -238,7 +238,7 @@ def _reason(link: Data) -> str:
 
 
 def shaped(link: Data) -> str:
-    """The shaped class's counters in one line; "" where none stands."""
+    """The shaped class's counters in one line; "" where there is none."""
     stats = record(link.get("shaped"))
     if not stats:
         return ""
@@ -298,7 +298,7 @@ def _config(data: Data) -> Sequence[Notice]:
 def _paused(data: Data) -> Sequence[Notice]:
     if not data.get("paused"):
         return ()
-    return (("yellow", "paused", "no new limit is set until `limiterctl resume`; standing limits stay."),)
+    return (("yellow", "paused", "no new limit is imposed until `limiterctl resume`; those in force stay."),)
 
 
 def _overrides(data: Data, now: float) -> Iterator[Notice]:

@@ -178,7 +178,7 @@ class House:
     def _tick(self) -> None:
         late_ns = self.loop.pace.late_ns
         if late_ns >= _STALLED_NS:
-            text = f"no sample for {late_ns / 1e9:.1f} s: that time is unobserved, and evidence begins again"
+            text = f"the loop stood still for {late_ns / 1e9:.1f} s; time that was not sampled meanwhile is no evidence"
             self.log.warning("stalled", text=text)
         self.keeper.tick()
         now_ns = boot_ns()

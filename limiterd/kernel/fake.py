@@ -80,7 +80,10 @@ class _Htb:
 
 @dataclass(slots=True)
 class FakeLink:
-    """One link; tx_bytes is its device counter, offered_bps what its users try to send."""
+    """One link; tx_bytes is its device counter, offered_bps what its users try to send.
+
+    stalled_bytes is what waits in our tree outside the limit: the device does not take it.
+    """
 
     default_kind: str = "noqueue"
     visible: bool = True
@@ -88,6 +91,7 @@ class FakeLink:
     htb: _Htb | None = None
     tx_bytes: int = 0
     offered_bps: int = 0
+    stalled_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -239,8 +243,9 @@ def _change_class(_: _Machine, link: FakeLink, item: HtbClass) -> None:
     standing = htb.classes.get(item.classid)
     if standing is None:
         raise _RefusalError(errno.ENOENT, "")
-    kept = {"quantum_bytes": standing.quantum_bytes, "prio": standing.prio} if htb.is_inner(item.classid) else {}
-    htb.classes[item.classid] = replace(item, parent=standing.parent, **kept)
+    if htb.is_inner(item.classid):
+        item = replace(item, quantum_bytes=standing.quantum_bytes, prio=standing.prio)
+    htb.classes[item.classid] = replace(item, parent=standing.parent)
 
 
 def _delete_class(_: _Machine, link: FakeLink, classid: int) -> None:
@@ -274,7 +279,7 @@ def _change_leaf(_: _Machine, link: FakeLink, item: Leaf) -> None:
         raise _RefusalError(errno.EEXIST, "NLM_F_REPLACE needed to override")
     if standing.kind != item.kind:
         raise _RefusalError(errno.EINVAL, "Invalid qdisc name: must match existing qdisc")
-    htb.leaves[item.parent] = item
+    htb.leaves[item.parent] = replace(item, flows=standing.flows, altered=standing.altered)
 
 
 def _delete_leaf(_: _Machine, link: FakeLink, item: Leaf) -> None:
@@ -376,6 +381,7 @@ def _actual(ifindex: int, link: FakeLink, now_ns: int) -> TcActual:
         foreign=_foreign(htb, classes, queues),
         read_t_ns=now_ns,
         inner=tuple(sorted({c.parent for c in classes if c.parent in LEAF_OF})),
+        queued_bytes=htb.stats.backlog_bytes + link.stalled_bytes,
     )
 
 

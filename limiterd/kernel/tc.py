@@ -293,6 +293,7 @@ def _ours(
         foreign=_foreign(qdiscs, classes, filters),
         read_t_ns=now_ns,
         inner=tuple(sorted({c.parent for c in classes if c.parent in LEAF_OF})),
+        queued_bytes=wire.stats_of(raw).backlog_bytes,
     )
 
 

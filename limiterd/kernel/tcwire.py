@@ -23,6 +23,7 @@ from limiterd.kernel.netlink import (
     NLM_F_EXCL,
     Message,
     attr,
+    attr_list,
     attrs,
     nested,
     text_of,
@@ -77,6 +78,9 @@ _HTB_VERSION: Final = 3
 _HTB_R2Q: Final = 10
 _LINKLAYER_ETHERNET: Final = 1
 """Spares the rate tables that older tools sent along."""
+_LINKLAYER_MASK: Final = 0x0F
+_PLAIN_SIZES: Final = frozenset({(0, 0, 0), (_LINKLAYER_ETHERNET, 0, 0)})
+"""(link layer, overhead, mpu) of a class that counts packets as long as they are."""
 _RATE32_FULL: Final = 0xFFFFFFFF
 _FIRST_BURST_BYTES: Final = 1_600
 _DIRECT_PACKETS: Final = 1_000
@@ -84,6 +88,13 @@ _DIRECT_PACKETS: Final = 1_000
 
 _FQ_CODEL_TARGET: Final = 1
 _FQ_CODEL_LIMIT: Final = 2
+_FQ_CODEL_INTERVAL: Final = 3
+_FQ_CODEL_ECN: Final = 4
+_FQ_CODEL_FLOWS: Final = 5
+_FQ_CODEL_QUANTUM: Final = 6
+_FQ_CODEL_CE_THRESHOLD: Final = 7
+_FQ_CODEL_MEMORY_LIMIT: Final = 9
+_FQ_CODEL_TIMES: Final = frozenset({_FQ_CODEL_TARGET, _FQ_CODEL_INTERVAL, _FQ_CODEL_CE_THRESHOLD})
 
 _U32_CLASSID: Final = 1
 _U32_HASH: Final = 2
@@ -179,36 +190,51 @@ def delete_root(ifindex: int, handle: int) -> Message:
 
 def restore_root(ifindex: int, saved: RootQdisc) -> Message:
     """A saved root as it was, options and handle, where the link has none or the kernel's own."""
-    options = attr(_TCA_OPTIONS, saved.options) if saved.options else b""
+    raw = _codel_times_up(saved.options) if saved.kind == "fq_codel" else saved.options
+    options = attr(_TCA_OPTIONS, raw) if raw else b""
     # tc qdisc add dev IF root handle H: KIND OPTIONS…
     return _message(RTM_NEWQDISC, _ADD, ifindex, saved.handle, PARENT_ROOT, 0, _kind(saved.kind), options)
 
 
-def _leaf_options(leaf: Leaf) -> bytes:
-    if leaf.kind == "fq_codel":
-        return nested(
-            _TCA_OPTIONS,
-            attr(_FQ_CODEL_LIMIT, _U32.pack(leaf.limit_packets)),
-            attr(_FQ_CODEL_TARGET, _U32.pack(_codel_up(leaf.target_us))),
-        )
-    return attr(_TCA_OPTIONS, _U32.pack(leaf.limit_bytes))
+def _codel_times_up(options: bytes) -> bytes:
+    """The dumped options of an fq_codel so that they are dumped alike again."""
+    return b"".join(
+        attr(kind, _U32.pack(_codel_up(_U32.unpack(value)[0])) if kind in _FQ_CODEL_TIMES else bytes(value))
+        for kind, value in attr_list(options)
+    )
 
 
-def _codel_up(target_us: int) -> int:
+def _leaf_options(leaf: Leaf, *, made: bool) -> bytes:
+    """The number of flows is settled when the queue is made: a change that names it is refused."""
+    if leaf.kind != "fq_codel":
+        return attr(_TCA_OPTIONS, _U32.pack(leaf.limit_bytes))
+    figures = {
+        _FQ_CODEL_TARGET: _codel_up(leaf.target_us),
+        _FQ_CODEL_LIMIT: leaf.limit_packets,
+        _FQ_CODEL_INTERVAL: _codel_up(leaf.interval_us),
+        _FQ_CODEL_ECN: leaf.ecn,
+        **({_FQ_CODEL_FLOWS: leaf.flows} if made else {}),
+        _FQ_CODEL_QUANTUM: leaf.quantum_bytes,
+        _FQ_CODEL_MEMORY_LIMIT: leaf.memory_bytes,
+    }
+    return nested(_TCA_OPTIONS, *(attr(kind, _U32.pack(value)) for kind, value in figures.items()))
+
+
+def _codel_up(read_us: int) -> int:
     """One more microsecond: the kernel rounds down twice, so that the rounded value would come back smaller still."""
-    return target_us + 1
+    return read_us + 1
 
 
 def add_leaf(ifindex: int, leaf: Leaf) -> Message:
     """A queue under one of our classes."""
     # tc qdisc add dev IF parent 1d1d:20 handle 1d20: bfifo limit N
-    return _message(RTM_NEWQDISC, _ADD, ifindex, leaf.handle, leaf.parent, 0, _kind(leaf.kind), _leaf_options(leaf))
+    return _message(RTM_NEWQDISC, _ADD, ifindex, leaf.handle, leaf.parent, 0, _kind(leaf.kind), _leaf_options(leaf, made=True))
 
 
 def change_leaf(ifindex: int, leaf: Leaf) -> Message:
     """Other options for a standing queue; nothing queued is lost."""
     # tc qdisc change dev IF parent 1d1d:20 handle 1d20: bfifo limit N
-    return _message(RTM_NEWQDISC, 0, ifindex, leaf.handle, leaf.parent, 0, _kind(leaf.kind), _leaf_options(leaf))
+    return _message(RTM_NEWQDISC, 0, ifindex, leaf.handle, leaf.parent, 0, _kind(leaf.kind), _leaf_options(leaf, made=False))
 
 
 def delete_leaf(ifindex: int, leaf: Leaf) -> Message:
@@ -387,23 +413,44 @@ def htb_class(classid: int, parent: int, options: bytes) -> HtbClass:
         return HtbClass(classid, parent, 0, 0, 0, 0, 0)
     opt = _HTB_OPT.unpack_from(found[_HTB_PARMS])
     rate, ceil, buffer, cbuffer, quantum, _, prio = opt[5], *opt[11:17]
+    sizes = ((opt[1], opt[2], opt[4]), (opt[7], opt[8], opt[10]))
     rate = _U64.unpack_from(found[_HTB_RATE64])[0] if _HTB_RATE64 in found else rate
     ceil = _U64.unpack_from(found[_HTB_CEIL64])[0] if _HTB_CEIL64 in found else ceil
     rate_bps, ceil_bps = rate * 8, ceil * 8
     return HtbClass(
-        classid, parent, rate_bps, ceil_bps, burst_bytes(buffer, rate_bps), burst_bytes(cbuffer, ceil_bps), quantum, prio
+        classid,
+        parent,
+        rate_bps,
+        ceil_bps,
+        burst_bytes(buffer, rate_bps),
+        burst_bytes(cbuffer, ceil_bps),
+        quantum,
+        prio,
+        resized=any((linklayer & _LINKLAYER_MASK, overhead, mpu) not in _PLAIN_SIZES for linklayer, overhead, mpu in sizes),
     )
 
 
 def leaf(message: TcMsg) -> Leaf:
     """A queue as read; of a kind that is not ours only handle, parent and kind."""
+    sized = _TCA_STAB in message.attributes
     if message.kind == "bfifo":
         limit_bytes = _U32.unpack_from(message.options)[0] if len(message.options) >= _U32.size else 0
-        return Leaf(message.handle, message.parent, "bfifo", limit_bytes=limit_bytes)
+        return Leaf(message.handle, message.parent, "bfifo", limit_bytes=limit_bytes, altered=sized)
     if message.kind == "fq_codel":
-        found = attrs(message.options)
-        target_us, packets = (_U32.unpack_from(found[n])[0] if n in found else 0 for n in (_FQ_CODEL_TARGET, _FQ_CODEL_LIMIT))
-        return Leaf(message.handle, message.parent, "fq_codel", limit_packets=packets, target_us=target_us)
+        found = {kind: _U32.unpack(value)[0] for kind, value in attrs(message.options).items() if len(value) == _U32.size}
+        return Leaf(
+            message.handle,
+            message.parent,
+            "fq_codel",
+            limit_packets=found.get(_FQ_CODEL_LIMIT, 0),
+            target_us=found.get(_FQ_CODEL_TARGET, 0),
+            interval_us=found.get(_FQ_CODEL_INTERVAL, 0),
+            flows=found.get(_FQ_CODEL_FLOWS, 0),
+            quantum_bytes=found.get(_FQ_CODEL_QUANTUM, 0),
+            memory_bytes=found.get(_FQ_CODEL_MEMORY_LIMIT, 0),
+            ecn=found.get(_FQ_CODEL_ECN, 0),
+            altered=sized or _FQ_CODEL_CE_THRESHOLD in found,
+        )
     return Leaf(message.handle, message.parent, message.kind)
 
 

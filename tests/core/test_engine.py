@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from limiterd.core.model import (
     Guard,
     GuardMode,
     Journal,
+    Lifeline,
     Match,
     Memory,
     Override,
@@ -166,6 +168,24 @@ def test_what_does_not_drain_is_told() -> None:
     world.run(1)
     assert world.told(EventKind.UNDRAINED)
     assert world.root() == "noqueue 0:"
+
+
+def test_exempt_traffic_is_waited_for_as_well() -> None:
+    """What waits outside the limit, for a device that does not take it, is drained, or counted after `drain`, like the rest."""
+    for empties in (True, False):
+        world = World()
+        world.fire()
+        world.run(1, {"eth0": 0})
+        world.kernel.links[2].stalled_bytes = 4_500
+        world.release()
+        world.run(0.2)
+        assert world.root() == "htb 1d1d:"
+        if empties:
+            world.kernel.links[2].stalled_bytes = 0
+        world.run(0.5)
+        assert world.root() == "noqueue 0:"
+        told = [event.detail["backlog_bytes"] for event in world.events if event.kind is EventKind.UNDRAINED]
+        assert told == ([] if empties else [4_500])
 
 
 def test_releasing_what_is_not_limited_is_refused() -> None:
@@ -586,16 +606,46 @@ def test_silence_of_the_kernel_is_a_fault_and_sampling_goes_on() -> None:
 
 
 def test_traffic_around_the_classes_is_a_fault() -> None:
-    """direct_packets that grow under a standing limit are a fault; it ends when they stop growing."""
+    """Packets that pass a standing limit by, now and then: one fault, which ends a minute after the last of them."""
+    world = World()
+    world.fire()
+    htb = world.kernel.links[2].htb
+    assert htb is not None
+    for _ in range(4):
+        htb.direct_packets += 5
+        world.run(10)
+        assert world.view().phase is Phase.FAULT
+    assert world.told(EventKind.FAULT, EventKind.FAULT_CLEARED) == [(EventKind.FAULT, "other")]
+    world.run(53)
+    assert world.view().phase is Phase.LIMITED
+    assert len(world.told(EventKind.FAULT, EventKind.FAULT_CLEARED)) == 2
+
+
+def test_a_bypassed_limit_is_still_repaired_at_once() -> None:
+    """A limit that packets pass by is deleted: it stands again in the next tick but one, without a pause."""
     world = World()
     world.fire()
     htb = world.kernel.links[2].htb
     assert htb is not None
     htb.direct_packets += 5
-    world.run(1.2)
+    world.run(3)
+    act(world, ActionKind.DELETE_ROOT, 0x1D1D0000)
+    world.run(0.2)
+    assert world.rate() == 20 * MBIT
+
+
+def test_a_new_limit_is_verified_in_the_next_tick_whatever_the_period() -> None:
+    """With an hour between two looks, a limit that does not limit from its first moment on is a fault within two ticks."""
+    world = World(rules_of(enforcement=Enforcement(read_back_ns=3600 * SECOND)))
+    world.run(2)
+    world.kernel.offer(2, 150 * MBIT)
+    while not world.told(EventKind.LIMITED):
+        world.tick()
+    htb = world.kernel.links[2].htb
+    assert htb is not None
+    htb.direct_packets += 5
+    world.run(0.2)
     assert world.view().phase is Phase.FAULT
-    world.run(1.2)
-    assert world.view().phase is Phase.LIMITED
 
 
 # ---- start, adoption, links ----------------------------------------------------------------------
@@ -627,6 +677,43 @@ def test_a_restart_without_journal_adopts_by_shape() -> None:
     world.run(0.7)
     assert world.root() == "noqueue 0:"
     assert world.told(EventKind.LEFTOVER)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"limit": replace(LIMIT, exempt=(Match(to="10.0.0.0/8"),))},
+        {"limit": replace(LIMIT, lifeline=Lifeline(500_000, (Match(protocol="tcp", port=22),)))},
+        {"limit": replace(LIMIT, rate_bps=30 * MBIT)},
+        {"detect": replace(DETECT, window_ns=3 * SECOND)},
+        {"name": "another"},
+    ],
+)
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_was_changed_while_it_was_down_is_changed_in_place(change: dict[str, Any], *, journal: bool) -> None:
+    """Restarted under another configuration, with or without its journal: the limit is adopted and becomes as wanted."""
+    world = World()
+    world.fire()
+    world.disk = world.disk if journal else Journal()
+    world.rules = rules_of(replace(POLICY, **change))
+    del world.kernel.sent[:]
+    world.boot()
+    assert world.view().phase is Phase.LIMITED
+    assert ActionKind.DELETE_ROOT not in {action.kind for action in world.kernel.sent}
+    assert world.told(EventKind.ADOPTED)
+    assert world.view().limit_bps == world.rules.config.policies[0].limit.rate_bps
+
+
+@pytest.mark.parametrize("mtu", [9000, 1400])
+def test_another_leaf_or_mtu_is_no_reason_to_lift(mtu: int) -> None:
+    """The link's MTU changed, and fq_codel was loaded, while no daemon ran and its journal was lost: adopted all the same."""
+    world = World()
+    world.fire()
+    world.disk = Journal()
+    world.links = (replace(world.link(), mtu=mtu),)
+    world.kernel._machine.able = replace(world.kernel._machine.able, fq_codel=True)
+    world.boot()
+    assert world.view().phase is Phase.LIMITED
 
 
 @pytest.mark.parametrize("mode", [PolicyMode.OBSERVE, PolicyMode.ENFORCE])
@@ -1053,3 +1140,33 @@ def test_a_blocked_limit_that_comes_to_stand_is_no_fault_any_more() -> None:
     converge(world.kernel, world.link(), tree)
     world.touch()
     assert world.view().phase is Phase.LIMITED
+
+
+def test_a_foreign_root_in_our_place_is_no_repair() -> None:
+    """Five repairs within a minute, then a root that is not ours: that fault, and no fight, for nothing more was undone."""
+    world = World()
+    world.fire()
+    for _ in range(5):
+        act(world, ActionKind.DELETE_ROOT, HANDLE_ROOT)
+    world.kernel.apply([Action(ActionKind.DELETE_ROOT, 2, "eth0", HANDLE_ROOT)])
+    act(world, ActionKind.RESTORE_ROOT, PFIFO)
+    obstacle = world.state.cases["eth0"].obstacle
+    assert obstacle is not None
+    assert obstacle.reason is FaultReason.FOREIGN_QDISC
+    assert ("eth0", "fight") not in world.state.warnings
+
+
+def test_a_lost_lifeline_is_warned_of_once() -> None:
+    """Without u32 each further limit leaves the warnings of those that stand alone, and is not tried with filters first."""
+    world = three_links()
+    world.kernel._machine.able = replace(world.kernel._machine.able, u32=False)
+    world.kernel.offer(3, 0)
+    world.kernel.offer(4, 0)
+    world.run(2.4)
+    assert world.view("eth0").phase is Phase.LIMITED
+    del world.events[:], world.kernel.sent[:]
+    world.run(2.4, {"eth1": 150 * MBIT})
+    assert world.view("eth1").phase is Phase.LIMITED
+    assert {event.interface for event in world.events if event.kind is EventKind.FOREIGN} == {"eth1"}
+    assert not world.told(EventKind.FAULT_CLEARED)
+    assert ActionKind.ADD_FILTER not in {action.kind for action in world.kernel.sent}

@@ -199,3 +199,17 @@ def test_saved_roots_of_links_with_one_mac_are_not_mixed_up(*, swapped: bool) ->
         world.run(1)
         assert world.root("eth1") == "pfifo 5:"
     assert world.disk.saved == ()
+
+
+def test_a_limit_goes_along_when_name_and_mac_change_at_once() -> None:
+    """Renamed and given another MAC between two ticks, it is the same link: since, strikes and a limit by hand stay."""
+    world = World()
+    world.limit(rate_bps=10 * MBIT)
+    before = world.view()
+    with_mac(world, OTHER_MAC)
+    world.rename("eth0", "eth9")
+    world.run(0.2)
+    after = world.view("eth9")
+    assert (after.phase, after.reason, after.manual) == (Phase.LIMITED, "operator", True)
+    assert (after.limit_bps, after.since_wall_ns, after.strikes) == (10 * MBIT, before.since_wall_ns, before.strikes)
+    assert world.disk.decisions[0].mac == OTHER_MAC

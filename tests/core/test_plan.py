@@ -336,6 +336,41 @@ def test_each_drift_is_named_and_repaired_in_place(action: Action, words: str, s
     assert converge(kernel, ETH0, tree) == 1
 
 
+@pytest.mark.parametrize(
+    ("figure", "steps"),
+    [
+        ({"memory_bytes": 1}, [ActionKind.CHANGE_LEAF]),
+        ({"interval_us": 1}, [ActionKind.CHANGE_LEAF]),
+        ({"ecn": 0}, [ActionKind.CHANGE_LEAF]),
+        ({"flows": 1}, [ActionKind.DELETE_LEAF, ActionKind.ADD_LEAF]),
+        ({"altered": True}, [ActionKind.DELETE_LEAF, ActionKind.ADD_LEAF]),
+    ],
+)
+def test_every_figure_of_a_queue_is_minded(figure: dict[str, int], steps: list[ActionKind]) -> None:
+    """fq_codel with a memory of one byte is a black hole: found and put right, in place where the kernel can."""
+    kernel = FakeKernel(fq_codel=True)
+    kernel.add_link(2)
+    tree = tree_for(Limit(), 200_000_000, ETH0, KernelAbilities(fq_codel=True))
+    converge(kernel, ETH0, tree)
+    htb = kernel.links[2].htb
+    assert htb is not None
+    htb.leaves[CLASS_DEFAULT] = replace(htb.leaves[CLASS_DEFAULT], **figure)  # type: ignore[arg-type]  # figures by name
+    assert next(iter(figure)) in "; ".join(differences(tree, seen(kernel, ETH0)))
+    assert kinds(planned(kernel, ETH0, tree)) == steps
+    assert converge(kernel, ETH0, tree) == 1
+
+
+def test_a_class_that_counts_other_sizes_is_put_right() -> None:
+    """An overhead of 500 bytes a packet would take a third of the limit: drift, changed back in place."""
+    kernel, tree = standing()
+    htb = kernel.links[2].htb
+    assert htb is not None
+    htb.classes[CLASS_LIMIT] = replace(htb.classes[CLASS_LIMIT], resized=True)
+    assert differences(tree, seen(kernel, ETH0)) == ("class 1d1d:1: resized True, wanted False",)
+    assert kinds(planned(kernel, ETH0, tree)) == [ActionKind.CHANGE_CLASS]
+    assert converge(kernel, ETH0, tree) == 1
+
+
 def test_a_replaced_queue_is_replaced_back() -> None:
     """Another qdisc in the place of our queue goes, and ours comes."""
     kernel, tree = standing()

@@ -124,9 +124,20 @@ def test_bfifo_is_sized_in_time(limit: Limit, rate_bps: int, link: Link) -> None
 
 
 def test_fq_codel_is_used_where_the_kernel_has_it() -> None:
-    """The leaf is fq_codel with CoDel's usual 5 ms, as the kernel rounds it."""
+    """The leaf is fq_codel with CoDel's usual 5 and 100 ms, as the kernel rounds them, and every other figure given."""
     leaf = leaf_of(tree_for(Limit(), 200_000_000, ETH0, KernelAbilities(fq_codel=True)), LEAF_DEFAULT)
-    assert leaf == Leaf(LEAF_DEFAULT, CLASS_DEFAULT, "fq_codel", limit_packets=10_240, target_us=4_999)
+    assert leaf == Leaf(
+        LEAF_DEFAULT,
+        CLASS_DEFAULT,
+        "fq_codel",
+        limit_packets=10_240,
+        target_us=4_999,
+        interval_us=99_999,
+        flows=1_024,
+        quantum_bytes=1_514,
+        memory_bytes=1 << 25,
+        ecn=1,
+    )
 
 
 def test_fq_codel_lets_a_frame_and_a_half_pass_at_a_low_rate() -> None:

@@ -320,6 +320,20 @@ def test_next_to_nothing_passes_between_root_and_class(shaped: Shaped) -> None:
     assert statistics.median(passed) <= 2
 
 
+def test_what_waits_outside_the_limit_is_seen(shaped: Shaped) -> None:
+    """Exempt traffic that queues (here because a foreign hand slowed its class) counts as queued, and not as the limit's."""
+    shaped.will_be(Limit(exempt=(Match(to="10.77.1.0/24"),)))
+    shaped.hold(200 * MBIT)
+    slow = "class change dev eth0 parent 1d1d: classid 1d1d:30 htb rate 1mbit ceil 1mbit"
+    shaped.near_tc(*slow.split())
+    flow = shaped.lab.udp(shaped.pair.near, shaped.pair.far, 20 * MBIT)
+    wait_for(lambda: shaped.read().queued_bytes > 50_000, "a queue")
+    assert shaped.read().stats.backlog_bytes == 0
+    flow.set_rate(0)
+    shaped.release()
+    assert missing(flow.stop()) == 0
+
+
 # ---- who is limited ------------------------------------------------------------------------------
 
 

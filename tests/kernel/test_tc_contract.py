@@ -38,8 +38,10 @@ from limiterd.core.ports import TcPort
 from limiterd.core.shape import raised
 from limiterd.kernel.fake import FakeKernel
 from limiterd.kernel.lab import Namespace, Pair, inside, run
-from limiterd.kernel.netlink import Ack, Message
+from limiterd.kernel.netlink import Ack, Message, attr, attrs
 from limiterd.kernel.tc import TcKernel
+from limiterd.kernel.tcwire import add_leaf, decode, restore_root
+from limiterd.kernel.tcwire import leaf as wire_leaf
 from tests.core.states import (
     BFIFO,
     CLASS_FOREIGN,
@@ -486,6 +488,24 @@ def test_single_qdiscs_come_back_exactly(real: World, command: str) -> None:
     assert seen(real.kernel, real.link).ours
     carry_out(real.kernel, planned(real.kernel, real.link, None, saved).actions)
     assert (tc(real, "-d", "qdisc", "show", "dev", "eth0"), tc(real, "-d", "class", "show", "dev", "eth0")) == before
+    again = seen(real.kernel, real.link).root
+    assert saved is not None
+    assert again == (saved if "handle" in command else replace(saved, handle=again.handle if again else 0))
+
+
+@given(st.integers(0, 2**31), st.integers(0, 2**22), st.integers(0, 2**22), st.one_of(st.none(), st.integers(0, 2**22)))
+def test_restored_codel_times_read_back_as_they_were(limit: int, target: int, interval: int, threshold: int | None) -> None:
+    """CoDel keeps times in units of 1 024 ns: whatever it keeps, its dump brings the very same back, takeover after takeover."""
+
+    def dumped(units: dict[int, int]) -> bytes:
+        shown = {n: value * 1_024 // 1_000 if n in {1, 3, 7} else value for n, value in units.items()}
+        return b"".join(attr(n, value.to_bytes(4, "little")) for n, value in shown.items())
+
+    units = {1: target, 2: limit, 3: interval} | ({} if threshold is None else {7: threshold})
+    message = restore_root(2, RootQdisc("fq_codel", 0x50000, dumped(units)))
+    options = attrs(attrs(message.body[20:])[2])
+    kept = {n: int.from_bytes(value, "little") for n, value in options.items()}
+    assert {n: value * 1_000 // 1_024 if n in {1, 3, 7} else value for n, value in kept.items()} == units
 
 
 @pytest.mark.root
@@ -607,6 +627,29 @@ def test_what_only_looks_like_a_filter_of_ours_is_replaced(real: World) -> None:
     assert len(differences(tree_of(real, USUAL), seen(real.kernel, real.link))) == 1
     assert converge(real.kernel, real.link, USUAL.tree(real.link)) == 1
     assert "indev" not in tc(real, "filter", "show", "dev", "eth0", "parent", "1d1d:")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("odd", ["mpu 20000 overhead 500", "overhead 100", "linklayer atm", "mpu 3000"])
+def test_packet_sizes_that_others_made_up_are_seen(real: World, odd: str) -> None:
+    """The burst and the rates are ours to the byte, but packets are counted longer than they are: drift, repaired in place."""
+    tree = tree_of(real, USUAL)
+    converge(real.kernel, real.link, tree)
+    command = f"class change dev eth0 parent 1d1d: classid 1d1d:1 htb rate 200mbit ceil 200mbit burst 64k cburst 64k {odd}"
+    tc(real, *command.split())
+    assert "resized True" in "; ".join(differences(tree, seen(real.kernel, real.link)))
+    assert converge(real.kernel, real.link, tree) == 1
+    assert "overhead" not in tc(real, "-d", "class", "show", "dev", "eth0")
+
+
+@given(st.integers(1, 2**31), st.integers(1, 2**24), st.integers(0, 1), st.binary(min_size=1, max_size=3))
+def test_the_figures_of_a_queue_survive_the_wire(packets: int, others: int, ecn: int, odd: bytes) -> None:
+    """fq_codel's figures read back as they were sent, the times a microsecond up; what has no four bytes is passed over."""
+    sent = Leaf(LEAF_DEFAULT, CLASS_DEFAULT, "fq_codel", 0, packets, others, others, others, others, others, ecn)
+    body = add_leaf(2, sent).body
+    found = wire_leaf(decode(memoryview(body + attr(10, odd))))
+    assert found == replace(sent, target_us=others + 1, interval_us=others + 1)
+    assert wire_leaf(decode(memoryview(body + attr(8, b"")))).altered  # a size table, which older kernels let a queue have
 
 
 @pytest.mark.root

@@ -23,7 +23,8 @@ class HtbClass:
     """An HTB class as wanted or as read: rates in bit/s, burst and cburst in bytes, quantum in bytes.
 
     The parent of a class right below the root is HANDLE_ROOT. Wanted values are rounded as the kernel stores them
-    (whole bytes per second, bursts in ticks), so that what is read back compares equal.
+    (whole bytes per second, bursts in ticks), so that what is read back compares equal. resized: it counts other sizes than
+    the packets' own (overhead, mpu, a link layer), which no class of ours does.
     """
 
     classid: int
@@ -34,11 +35,15 @@ class HtbClass:
     cburst_bytes: int
     quantum_bytes: int
     prio: int = 0
+    resized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A leaf qdisc under one of our classes: limit_bytes for bfifo; limit_packets and target_us for fq_codel; else 0."""
+    """A leaf qdisc under one of our classes: limit_bytes for bfifo, the other figures for fq_codel; 0 where they mean nothing.
+
+    altered: it has a size table or marks by a threshold, as no queue of ours does, and nothing takes that off in place.
+    """
 
     handle: int
     parent: int
@@ -46,6 +51,12 @@ class Leaf:
     limit_bytes: int = 0
     limit_packets: int = 0
     target_us: int = 0
+    interval_us: int = 0
+    flows: int = 0
+    quantum_bytes: int = 0
+    memory_bytes: int = 0
+    ecn: int = 0
+    altered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,7 @@ class TcActual:
     tree is what was found below our root (None where the root is not ours); foreign describes the objects inside our tree
     that are not ours, for people; inner names those of our leaf classes that foreign classes were put under: HTB sends
     the traffic of such a class past the limit. stats are of the shaped classes; direct_packets counts what passed our
-    root unshaped.
+    root unshaped; queued_bytes is what waits in the whole tree, exempt and unshaped traffic included.
     """
 
     ifindex: int
@@ -128,6 +139,7 @@ class TcActual:
     foreign: tuple[str, ...] = ()
     read_t_ns: int = 0
     inner: tuple[int, ...] = ()
+    queued_bytes: int = 0
 
     @property
     def ours(self) -> bool:
