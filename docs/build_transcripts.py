@@ -180,11 +180,11 @@ def stalled(scene: Scene) -> None:
     scene.blocked.on()
     wait_for(lambda: "no_answer" in str(scene.rig.status()["faults"]), "the stall is seen")
     scene.ctl("status")
-    scene.ctl("release eth0 --reason 'INC-2044'")
+    scene.ctl("release eth0 --reason 'INC-2044: known backup'")
     scene.tc("class show dev eth0 classid 1d1d:1", "the limit is in force without the daemon")
     if scene.rig.process is not None:
         scene.rig.process.send_signal(signal.SIGSTOP)
-    scene.ctl("status", "had the whole process stopped")
+    scene.ctl("status", "where the whole process is stopped")
     scene.rig.stop(signal.SIGKILL)
     scene.blocked.off()
     scene.rig.start()

@@ -202,7 +202,7 @@ def test_no_daemon_exits_3_and_says_what_to_do(tmp_path: Path, capsys: pytest.Ca
     first, second = said.err.splitlines()
     assert str(tmp_path / "none") in first
     assert "systemctl status limiterd" in first
-    assert "limits that stand in the kernel go on" in second
+    assert "limits in force stay in the kernel" in second
 
 
 @pytest.mark.parametrize("exit_code", [1, 2, 77, 78])
@@ -614,7 +614,7 @@ def test_explain_answers_in_the_order_of_the_questions() -> None:
 
 def test_a_flows_process_has_a_user_with_a_name() -> None:
     """A uid that this machine knows is shown with its name, another one as the number."""
-    assert explain.process({"process": {"pid": 7, "name": "rsync", "uid": 0}}) == "rsync (pid 7, root (uid 0))"
+    assert explain.process({"process": {"pid": 7, "name": "rsync", "uid": 0}}) == "rsync (pid 7, user root, uid 0)"
     assert explain.process({"process": "gone", "uid": 4_000_000_000}) == "a process that is gone (uid 4000000000)"
 
 

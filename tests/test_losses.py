@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from limiterd.daemon.losses import Losses
 from limiterd.daemon.problems import Problems
 
@@ -12,13 +14,28 @@ def test_a_loss_is_a_warning_for_a_minute_and_told_twice() -> None:
     reported: list[str] = []
     problems = Problems(lambda: 0, lambda topic, text: told.append((topic, text)))
     losses = Losses(problems, reported.append)
+
+    def follow(second: int, count: int) -> None:
+        losses.follow(second * 10**9, [("log", count, 1, "lines are lost")])
+
     for second, count in ((0, 0), (1, 5), (2, 9), (40, 9), (50, 10), (109, 10)):
-        losses.follow(second * 10**9, [("log", count, "lines are lost")])
+        follow(second, count)
     assert [(fault.message, fault.warning) for fault in problems.all()] == [("lines are lost", True)]
     assert (told, reported) == ([("log", "lines are lost")], [])
-    losses.follow(110 * 10**9, [("log", 10, "lines are lost")])
+    follow(110, 10)
     assert not problems.all()
     assert (told[1:], reported) == ([("log", None)], ["lines are lost (10 in all)"])
-    losses.follow(111 * 10**9, [("log", 12, "lines are lost")])
-    losses.follow(171 * 10**9, [("log", 12, "lines are lost")])
+    follow(111, 12)
+    follow(171, 12)
     assert reported[1:] == ["lines are lost (2 in all)"]
+
+
+def test_a_few_losses_are_no_burst() -> None:
+    """Where so many make a burst, fewer within a minute say nothing, and a counter that begins again is none."""
+    problems = Problems(lambda: 0, lambda *_: None)
+    losses = Losses(problems, pytest.fail)
+    for second, count in ((0, 3), (30, 9), (100, 12), (101, 1), (170, 9), (240, 9)):
+        losses.follow(second * 10**9, [("samples", count, 10, "samples are dropped")])
+        assert not problems.all()
+    losses.follow(310 * 10**9, [("samples", 19, 10, "samples are dropped")])
+    assert problems.all()

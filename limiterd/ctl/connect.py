@@ -103,7 +103,7 @@ def advise(message: str, exit_code: int) -> str:
     return message.rstrip(".") + advice
 
 
-_MEANWHILE: Final = "\nlimits that stand in the kernel go on without it: tc qdisc show | grep 1d1d:"
+_MEANWHILE: Final = "\nlimits in force stay in the kernel without it: tc qdisc show | grep 1d1d:"
 _STALLED: Final = f"; it may be stalled. See: systemctl status limiterd, journalctl -u limiterd -e{_MEANWHILE}"
 _ADVICE: Final[Mapping[int, str]] = {
     EXIT_UNREACHABLE: f"; is limiterd running? See: systemctl status limiterd{_MEANWHILE}",

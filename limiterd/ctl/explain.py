@@ -199,7 +199,7 @@ def _user(uid: object) -> str:
     if not isinstance(uid, int):
         return ""
     try:
-        return f"{clean(pwd.getpwuid(uid).pw_name)} (uid {uid})"
+        return f"user {clean(pwd.getpwuid(uid).pw_name)}, uid {uid}"
     except (KeyError, OverflowError):
         return f"uid {uid}"
 

@@ -54,6 +54,8 @@ _HOUSEKEEPING_NS: Final = 1_000_000_000
 _STALLED_NS: Final = 3_000_000_000
 _LOOK_NS: Final = 1_000_000_000
 """How long people wait for the loop before they are shown its last frame."""
+_SOME: Final = 10
+"""So many within a minute are worth a warning, where a few are everyday."""
 _EXIT_NS: Final = 1_200_000_000
 _SETTLE_PAUSE_S: Final = 0.02
 
@@ -211,21 +213,19 @@ class House:
             ("evidence", self.evidence.problem or None),
         ):
             self.problems.note(topic, trouble)
-        self.losses.follow(
-            boot_ns(),
-            (
-                ("chronicle", self.chronicle.lost, "events are not logged: the log or the audit trail is too slow"),
-                ("log", self.log.dropped, "log lines are lost: standard error is read too slowly"),
-                (
-                    "events lost",
-                    self.kernel.events.resyncs,
-                    "outside changes come too fast to be read one by one",
-                ),
-                ("samples", self.kernel.sampler.dropped, "samples are dropped: reading the counters takes too long"),
-                ("clients", self.control.counts.get(("none", "error"), 0), "control clients are told `busy`: too many at once"),
-            ),
-        )
+        self.losses.follow(boot_ns(), self._lost())
         self.keeper.frame()
+
+    def _lost(self) -> tuple[tuple[str, int, int, str], ...]:
+        busy = self.control.counts.get(("none", "error"), 0)
+        dropped, overrun = self.kernel.sampler.dropped, self.kernel.events.resyncs
+        return (
+            ("chronicle", self.chronicle.lost, 1, "events are not logged: the log or the audit trail is too slow"),
+            ("log", self.log.dropped, 1, "log lines are lost: standard error is read too slowly"),
+            ("events lost", overrun, 1, "outside changes come too fast to be read one by one"),
+            ("samples", dropped, _SOME, "samples are dropped: reading the counters takes too long"),
+            ("clients", busy, _SOME, "control clients are told `busy`: too many at once"),
+        )
 
     def summary(self) -> str:
         """One line for systemctl status."""

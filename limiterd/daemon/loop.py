@@ -123,7 +123,7 @@ class Loop:
             if not future.cancel():
                 return _begun(future)  # type: ignore[return-value]  # as above
             raise EnvironmentFault(
-                f"the daemon's loop did not answer within {timeout_s:g} s; it may be stalled", operation="loop"
+                f"the daemon's loop did not answer within {timeout_s:g} s; it may be stalled: limiterctl status", operation="loop"
             ) from None
 
     def _poke(self) -> None:

@@ -13,11 +13,12 @@ LASTS_NS: Final = 60_000_000_000
 
 @dataclass(slots=True)
 class _Burst:
-    """Until when a topic's loss shows (0: there is none), the count when it began, and the last one seen."""
+    """The count before a topic's burst, the last one seen, until when the burst goes on, and whether it shows."""
 
-    until_ns: int = 0
     before: int = 0
     seen: int = 0
+    until_ns: int = 0
+    shows: bool = False
 
 
 class Losses:
@@ -28,15 +29,16 @@ class Losses:
         self._report = report
         self._bursts: dict[str, _Burst] = {}
 
-    def follow(self, now_ns: int, counts: Iterable[tuple[str, int, str]]) -> None:
-        """Look at (topic, count so far, what is lost and why) of each; call it every second or so."""
-        for topic, count, text in counts:
+    def follow(self, now_ns: int, counts: Iterable[tuple[str, int, int, str]]) -> None:
+        """Look at each (topic, count so far, how many make a burst, what is lost and why); call it every second or so."""
+        for topic, count, least, text in counts:
             burst = self._bursts.setdefault(topic, _Burst())
+            if now_ns >= burst.until_ns:
+                if burst.shows:
+                    self._report(f"{text} ({burst.seen - burst.before} in all)")
+                burst.before = min(burst.seen, count)
             if count > burst.seen:
-                burst.before = burst.before if burst.until_ns else burst.seen
                 burst.until_ns = now_ns + LASTS_NS
             burst.seen = count
-            if burst.until_ns and now_ns >= burst.until_ns:
-                burst.until_ns = 0
-                self._report(f"{text} ({count - burst.before} in all)")
-            self._problems.note(topic, text if burst.until_ns else None, warning=True)
+            burst.shows = now_ns < burst.until_ns and count - burst.before >= least
+            self._problems.note(topic, text if burst.shows else None, warning=True)
