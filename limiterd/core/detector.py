@@ -42,6 +42,9 @@ class Outcome:
     dropped: int = 0
 
 
+_QUIET: Final = Outcome()
+
+
 class Rule:
     """A Detect in the arithmetic's units, shared by all links of the same parameters.
 
@@ -331,10 +334,14 @@ class Detector:
                 del histories[link.name]
             else:
                 noted.append((link, firing))
+        if not (firings or noted or reading.epochs or reading.dropped):
+            return _QUIET
         return Outcome(tuple(firings), tuple(noted), tuple(reading.epochs), reading.dropped)
 
     def pending(self) -> Mapping[str, int]:
         """Per link with a live candidate: the ns from the earliest one to the last kept sample."""
+        if not self._histories:
+            return {}
         ages = ((name, history.pending_ns()) for name, history in self._histories.items())
         return {name: age_ns for name, age_ns in ages if age_ns is not None}
 

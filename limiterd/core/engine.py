@@ -65,7 +65,8 @@ def start(rules: Rules, journal: Journal, abilities: KernelAbilities, now: Now) 
 def step(state: State, rules: Rules, inputs: Inputs) -> Output:
     """One step; state is changed in place. Deterministic: the same state and arguments give the same output."""
     turn = Turn(state, inputs.now, ticking=inputs.tick or inputs.snapshot is not None, rooted=inputs.roots is not None)
-    _take_results(turn, inputs.results)
+    if inputs.results:
+        _take_results(turn, inputs.results)
     if rules is not state.rules:
         take_rules(turn, rules)
     snapshot = inputs.snapshot
@@ -78,7 +79,8 @@ def step(state: State, rules: Rules, inputs: Inputs) -> Output:
         _take_roots(turn, inputs.roots)
     for ifindex, actual in inputs.tc.items():
         _take_tc(turn, ifindex, actual)
-    _take_silence(turn, inputs.unanswered)
+    if inputs.unanswered:
+        _take_silence(turn, inputs.unanswered)
     for case in tuple(state.cases.values()):
         drive(turn, case)
     return turn.output()

@@ -15,7 +15,7 @@ of all links at once (a gap, a clock that did not advance, the first snapshot) j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import itemgetter, sub
 from typing import Final, NamedTuple
 
@@ -134,7 +134,7 @@ class Meter:
         """The watched links that do not rest."""
         return self._watched - self._resting
 
-    def read(self, snapshot: Snapshot, floor_bps: int, wanted: Iterable[str]) -> Reading:
+    def read(self, snapshot: Snapshot, floor_bps: int, wanted: Collection[str]) -> Reading:
         """Take in a snapshot.
 
         Returns the intervals of the `wanted` links and, at least, those of every link that ran at floor_bps or above.
@@ -144,7 +144,7 @@ class Meter:
         t_ns, times_before, before = snapshot.t_ns, self.times_ns, self.counters
         now = self._pick(snapshot.tx_bytes)
         picked = self._picked(now, t_ns - self._t_ns, floor_bps, wanted)
-        times = self._times_kept(t_ns, now)
+        times = self._times_kept(t_ns, now) if self.sampling.counter_refresh_ns else [t_ns] * len(now)
         intervals: list[Interval] = []
         epochs: list[tuple[Link, EpochReason]] = []
         repeated: list[int] = []
@@ -166,9 +166,12 @@ class Meter:
         if repeated:
             now = _restored(now, before, repeated)
         self._t_ns, self.times_ns, self.counters, self._returned = t_ns, times, now, ()
-        return Reading(intervals, epochs, len(repeated) + self._unrefreshed())
+        dropped = len(repeated)
+        if sampling.counter_refresh_ns:
+            dropped += self._unrefreshed()
+        return Reading(intervals, epochs, dropped)
 
-    def _picked(self, now: Sequence[int], elapsed_ns: int, floor_bps: int, wanted: Iterable[str]) -> Iterable[int]:
+    def _picked(self, now: Sequence[int], elapsed_ns: int, floor_bps: int, wanted: Collection[str]) -> Iterable[int]:
         """The positions to judge one by one: all of them where the clock tells something about every link."""
         sampling = self.sampling
         if not 0 < elapsed_ns <= sampling.max_gap_ns - sampling.counter_refresh_ns:
@@ -178,15 +181,15 @@ class Meter:
         floor_bytes = -(-floor_bps * elapsed_ns // BIT_NS_PER_BYTE)
         deltas = map(sub, now, self.counters)
         hits = [i for i, delta in zip(self._all, deltas, strict=True) if not 0 <= delta < floor_bytes]
+        if not (wanted or self._due or self._returned):
+            return hits
         position = self.positions.get
         others = {*map(position, wanted), *map(position, self._due), *self._returned}
         return hits + [i for i in others.difference(hits) if i is not None]
 
     def _times_kept(self, t_ns: int, now: Sequence[int]) -> list[int]:
-        """The stamps of the last kept samples, as far as no epoch opens."""
+        """The stamps of the last kept samples, as far as no epoch opens, where counters may be late."""
         refresh_ns = self.sampling.counter_refresh_ns
-        if not refresh_ns:
-            return [t_ns] * len(now)
         return [
             t_ns if counter != kept or t_ns - kept_ns >= refresh_ns else kept_ns
             for counter, kept, kept_ns in zip(now, self.counters, self.times_ns, strict=True)
@@ -194,8 +197,6 @@ class Meter:
 
     def _unrefreshed(self) -> int:
         """How many samples the last reading dropped because their counters had not been refreshed yet."""
-        if not self.sampling.counter_refresh_ns:
-            return 0
         times, t_ns = self.times_ns, self._t_ns
         resting = sum(times[self.positions[name]] != t_ns for name in self._resting if name in self.positions)
         return len(times) - times.count(t_ns) - resting

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from limiterd.core.case import HOLDING, Case
 from limiterd.core.detector import Detector
@@ -136,6 +137,10 @@ class Output:
     journal_dirty: bool = False
 
 
+NOTHING: Final = Output()
+"""What nearly every step decides."""
+
+
 @dataclass(slots=True)
 class Turn:
     """One step in the making. ticking: a tick, with a snapshot or without; rooted: every root qdisc was dumped for it."""
@@ -168,4 +173,6 @@ class Turn:
     def output(self) -> Output:
         """Close the turn."""
         dirty, self.state.journal_dirty = self.state.journal_dirty, False
+        if not (dirty or self.actions or self.reads or self.events):
+            return NOTHING
         return Output(tuple(self.actions), frozenset(self.reads), tuple(self.events), dirty)

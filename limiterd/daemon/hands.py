@@ -18,7 +18,7 @@ from limiterd.core.errors import EnvironmentFault
 from limiterd.core.histogram import Buckets
 from limiterd.core.model import NOT_SENT, Action, ActionKind, ActionResult, Event, EventKind, Journal, Now, Rules, TcActual
 from limiterd.core.ports import TcPort
-from limiterd.core.state import Inputs, Output, State
+from limiterd.core.state import NOTHING, Inputs, Output, State
 
 MAX_ROUNDS: Final = 12
 """A limit takes two rounds (act, read back), a takeover or a release up to five; what is left waits for the next tick."""
@@ -46,6 +46,8 @@ class Hands:
         silent = False
         for _ in range(MAX_ROUNDS):
             output = step(state, rules, inputs)
+            if output is NOTHING:
+                return
             self.publish(state, output)
             reads = output.reads - vanished
             if silent or (not output.actions and not reads):

@@ -8,7 +8,7 @@ from other threads, which hand in a function and wait for its result: nobody els
 from __future__ import annotations
 
 import contextlib
-import selectors
+import select
 import signal
 import socket
 import threading
@@ -74,12 +74,13 @@ class Loop:
     def __init__(self, interval_ns: int, tick: Callable[[], None]) -> None:
         self.pace = Pace(interval_ns, boot_ns())
         self._tick = tick
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
         self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+        self.watch(self._wake_read.fileno(), self._on_wake)
         self._signals: dict[int, Callable[[], None]] = {}
         self._stopping = False
         self._thread = threading.get_ident()
@@ -89,11 +90,14 @@ class Loop:
 
     def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         """Call handler whenever the descriptor is readable."""
-        self._selector.register(descriptor, selectors.EVENT_READ, handler)
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._handlers[descriptor] = handler
 
     def unwatch(self, descriptor: int) -> None:
         """Stop watching a descriptor, which may be closed by now."""
-        self._selector.unregister(descriptor)
+        del self._handlers[descriptor]
+        with contextlib.suppress(OSError):  # a closed descriptor left the set by itself
+            self._epoll.unregister(descriptor)
 
     def on_signal(self, number: int, handler: Callable[[], None]) -> None:
         """Call handler in the loop, not in the signal's own context; a signal that comes before run() is kept for it."""
@@ -152,8 +156,8 @@ class Loop:
     def _turn(self) -> None:
         """Sleep until the tick or until something comes; what has come is served before the tick, so that it sees it."""
         wait_s = 0.0 if self._calls else max(0, self.pace.due_ns - boot_ns()) / 1e9
-        for key, _ in self._selector.select(wait_s):
-            key.data()
+        for descriptor, _ in self._epoll.poll(wait_s):
+            self._handlers[descriptor]()
         now_ns = boot_ns()
         if now_ns >= self.pace.due_ns:
             self.pace.arrive(now_ns)
@@ -193,7 +197,7 @@ class Loop:
             signal.set_wakeup_fd(-1)
         self._over = True
         self._fail_waiting()
-        self._selector.close()
+        self._epoll.close()
         self._wake_read.close()
         self._wake_write.close()
 

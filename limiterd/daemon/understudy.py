@@ -49,7 +49,7 @@ class Understudy:
 
     def taken(self) -> tuple[Attempt, ...]:
         """What the loop has not had yet, in its order."""
-        return tuple(self._taken.popleft() for _ in range(len(self._taken)))
+        return tuple(self._taken.popleft() for _ in range(len(self._taken))) if self._taken else ()
 
     def close(self) -> None:
         """End the thread."""

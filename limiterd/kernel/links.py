@@ -292,8 +292,9 @@ class NetlinkSampler:
         _SEQUENCE.pack_into(self._request, _SEQUENCE_AT, sequence)
         try:
             # tc equivalent: ip stats show group link
-            self._socket.raw.send(self._request)
-            end = self._collect(sequence)
+            raw = self._socket.raw
+            raw.send(self._request)
+            end = self._collect(raw, sequence)
             if end > 0:
                 if end != self._columns.end:
                     self._columns = Columns(self._view[:end])
@@ -308,14 +309,14 @@ class NetlinkSampler:
         except OSError as error:
             raise self._socket.recovered(error, "sample") from error
 
-    def _collect(self, sequence: int) -> int:
+    def _collect(self, raw: socket.socket, sequence: int) -> int:
         """Receive the whole dump end to end; where its records end, or negative: where a dump of odd messages ends."""
         at, odd = 0, False
         while True:
             if len(self._view) - at < _DATAGRAM_BYTES:
                 self._grow(2 * len(self._view))
             free = self._view[at:]
-            got = self._socket.raw.recv_into(free, 0, socket.MSG_TRUNC)
+            got = raw.recv_into(free, 0, socket.MSG_TRUNC)
             if got > len(free):
                 self._grow(2 * (at + got))
                 raise MalformedMessage(f"netlink: a datagram of {got} bytes did not fit; the next sample has room for it")
