@@ -1,7 +1,7 @@
 """limiterctl install-service and uninstall-service: the systemd unit for installations that no package manager made.
 
 Rule: a plan first, then its steps; `--dry-run` prints the plan and ends. The unit is the one in systemd/, with the paths
-of this installation. Installing is not consenting: nothing is enabled or started. Uninstalling lifts standing limits and
+of this installation. Installing is not consenting: nothing is enabled or started. Uninstalling lifts all limits and
 keeps configuration and state unless `--purge` is given. A file that somebody else wrote is never overwritten or deleted.
 
 Under a package manager (apt install limiterd) none of this is needed; with `--root DIR` the files go below DIR, for

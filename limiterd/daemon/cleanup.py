@@ -1,4 +1,4 @@
-"""`limiterd --cleanup`: lift what stands in the kernel under our handle, without a daemon.
+"""`limiterd --cleanup`: lift what is left in the kernel under our handle, without a daemon.
 
 Used when the package is removed. It goes the way of every release (raise the rate, let the queue drain, remove, restore
 what a takeover saved), driven by the same engine with a configuration that watches nothing. Beside a running daemon
@@ -92,5 +92,5 @@ def clean_up(path: str) -> int:
         why = case.obstacle.message if case.obstacle is not None else "its queue does not drain"
         _say(f"{case.link.name}: the limit could not be removed: {why}")
     if not told and not state.cases:
-        sys.stdout.write("no limit of ours stands in this network namespace\n")
+        sys.stdout.write("no limit of limiterd is in force in this network namespace\n")
     return EXIT_FAILED if state.cases else EXIT_DONE

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--cleanup",
         action="store_true",
-        help="without a daemon, remove every limit that stands in this network namespace under our handle, and exit",
+        help="remove all limits that limiterd left in this network namespace, and exit; no daemon may be running",
     )
     made.add_argument("--version", action="version", version=f"limiterd {__version__}")
     return made

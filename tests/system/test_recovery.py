@@ -184,7 +184,7 @@ def test_cleanup_without_a_daemon(pair: Pair, tmp_path: Path) -> None:
         daemon.stop(signal.SIGKILL)
         assert cleaned_up(daemon).stdout.startswith("eth0: ")
         assert daemon.root() == before
-        assert cleaned_up(daemon).stdout == "no limit of ours stands in this network namespace\n"
+        assert cleaned_up(daemon).stdout == "no limit of limiterd is in force in this network namespace\n"
 
 
 def test_cleanup_beside_a_daemon_is_refused(pair: Pair, tmp_path: Path) -> None:
