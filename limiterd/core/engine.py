@@ -70,8 +70,10 @@ def step(state: State, rules: Rules, inputs: Inputs) -> Output:
     if rules is not state.rules:
         take_rules(turn, rules)
     snapshot = inputs.snapshot
-    if snapshot is not None and snapshot.links is not state.links:
-        take_links(turn, snapshot.links)
+    if snapshot is not None:
+        links = snapshot.links if inputs.links is None else inputs.links
+        if links is not state.links:
+            take_links(turn, links)
     take_calendar(turn)
     if snapshot is not None:
         _take_verdicts(turn, snapshot)

@@ -115,11 +115,13 @@ class Inputs:
     """What is new at a step. Without a snapshot it only settles: plans again from results and from what was read.
 
     roots, where given, is every visible root qdisc (at start and after a resync); tc are full reads of single links.
-    tick: a tick whose sample failed or was dropped; standing limits are looked after all the same.
+    links, where given, are all that are there, of which the snapshot has samples of some only. tick: a tick whose sample
+    failed or was dropped; standing limits are looked after all the same.
     """
 
     now: Now
     snapshot: Snapshot | None = None
+    links: tuple[Link, ...] | None = None
     roots: Mapping[int, RootQdisc] | None = None
     tc: Mapping[int, TcActual] = field(default_factory=dict)
     unanswered: frozenset[int] = frozenset()

@@ -17,6 +17,7 @@ from limiterd.core.model import (
     Override,
     OverrideAction,
     Sampling,
+    Snapshot,
 )
 from limiterd.core.release import Quiet
 from limiterd.core.state import Inputs
@@ -162,3 +163,21 @@ def test_a_reading_in_the_midst_of_a_slice_does_not_break_the_quiet() -> None:
     assert quiet.lasted_ns() == 5 * SECOND
     quiet.read(ClassStats(), 8 * SECOND + 1, 20 * MBIT, 500_000)
     assert quiet.lasted_ns() == 0, "nobody looked for longer than three seconds"
+
+
+# ---- samples -------------------------------------------------------------------------------------
+
+
+def test_a_link_without_a_sample_is_not_gone() -> None:
+    """Where a snapshot has samples of some links only, the others are there all the same: limits and evidence stay."""
+    world = World()
+    world.add(3, "eth1")
+    world.fire()
+    world.kernel.offer(3, 150 * MBIT)
+    for _ in range(24):
+        for name in ("eth0", "eth1"):
+            world.pass_time(TICK_NS // 2)
+            some = Snapshot(world.now.boot_ns, (world.link(name),), [world.kernel.links[world.link(name).ifindex].tx_bytes])
+            world.hands.settle(world.state, world.rules, Inputs(world.now, some, world.links))
+    assert not world.told(EventKind.LINK_GONE, EventKind.LINK_BACK)
+    assert (world.rate(), world.rate("eth1")) == (20 * MBIT, 20 * MBIT)
