@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Final, NamedTuple, cast
 
 from limiterd import __version__
-from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE, LimiterdError
+from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, LimiterdError
 from limiterd.ctl.connect import common_arguments
 from limiterd.ctl.terminal import complain, discard_output, tolerant_streams
 
@@ -152,6 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         discard_output()
+    except OSError as error:  # a full disk behind standard output, most of all
+        discard_output()
+        complain(f"{error.filename or 'the output cannot be written'}: {error.strerror or error}")
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return code

@@ -110,6 +110,8 @@ def _record(ns: argparse.Namespace, config: Config, sampler: Sampler, stream: IO
         if snapshot.t_ns - flushed_ns >= _FLUSH_EVERY_NS:
             stream.flush()
             flushed_ns = snapshot.t_ns
+    if writer is None:  # ended before the first sample: a recording all the same
+        Writer(stream, host=platform.node(), started_wall_ns=time.time_ns())
     if ns.duration is not None and ns.duration < interval_ns:
         complain(f"note: {format_duration(ns.duration)} is shorter than the interval of {format_duration(interval_ns)}")
     return ticks, seen

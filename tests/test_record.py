@@ -43,8 +43,8 @@ def test_record_writes_what_replay_reads(tmp_path: Path, settings_file: str, cap
             recorder.send_signal(signal.SIGINT)
             assert recorder.wait(10) == 0
     recording = open_recording(str(out))
-    assert recording.started_wall_ns is not None
-    assert abs(recording.started_wall_ns - before_ns) < 30 * 10**9
+    assert recording.header.started_wall_ns is not None
+    assert abs(recording.header.started_wall_ns - before_ns) < 30 * 10**9
     ticks = [snapshot for _, snapshot in recording]
     assert [link.name for link in ticks[0].links] == ["lo"]
     assert all(p.t_ns < q.t_ns for p, q in pairwise(ticks))
@@ -83,3 +83,26 @@ def test_record_says_when_nothing_matched(settings_file: str, capsys: pytest.Cap
     out, err = capsys.readouterr()
     assert "no link matched" in err
     assert all(json.loads(line)["links"] == [] for line in out.splitlines()[1:])
+
+
+def test_a_recording_without_a_sample_is_one(tmp_path: Path, settings_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended before the first sample came, the file has its header: replay reads it."""
+
+    class Silent:
+        """A sampler all of whose snapshots are dropped."""
+
+        def sample(self) -> None:
+            """Nothing."""
+
+        def close(self) -> None:
+            """Nothing to close."""
+
+    monkeypatch.setattr("limiterd.record.open_sampler", lambda *_: Silent())
+    out = tmp_path / "out.jsonl"
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert main(["record", "--output", str(out), "--config", settings_file, "--duration", "20ms"]) == 0
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(number, handler)
+    assert list(open_recording(str(out))) == []
