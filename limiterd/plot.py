@@ -1,10 +1,11 @@
-"""Draws rate, threshold, limit and what happened over time, with matplotlib (the extra limiterd[plot])."""
+"""Draws rate, threshold, limit, phases and what happened over time, with matplotlib (the extra limiterd[plot])."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ _COLOURS: Final = {
     "released": "tab:green",
 }
 _WORDS: Final = {"limit": "fires", "would_limit": "would limit"}
+_SHADES: Final = {"pending": "tab:orange", "limited": "tab:red", "exempt": "tab:green", "fault": "tab:purple"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """A limit that stood."""
+class Level:
+    """A rate that held for a while: a threshold, or a limit that stood."""
 
     since_ns: int
     until_ns: int
@@ -44,13 +46,26 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Shade:
+    """A phase that lasted for a while."""
+
+    since_ns: int
+    until_ns: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
-    """One link: (t0_ns, t1_ns, bytes) stretches, its threshold, the limits that stood and what happened."""
+    """One link: (t0_ns, t1_ns, bytes) stretches, its thresholds, the limits that stood, its phases and what happened.
+
+    All times are ns since the recording's first tick.
+    """
 
     name: str
     stretches: tuple[tuple[int, int, int], ...]
-    threshold_bps: int
-    limits: tuple[Span, ...] = ()
+    thresholds: tuple[Level, ...]
+    limits: tuple[Level, ...] = ()
+    phases: tuple[Shade, ...] = ()
     marks: tuple[Mark, ...] = ()
 
 
@@ -64,7 +79,7 @@ def require() -> None:
         )
 
 
-def draw(curves: Sequence[Curve], path: str, *, first_ns: int, title: str) -> int:
+def draw(curves: Sequence[Curve], path: str, *, title: str) -> int:
     """Write the picture (PNG or SVG by its suffix); how many links were left out. Raises EnvironmentFault."""
     require()
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - optional
@@ -73,10 +88,10 @@ def draw(curves: Sequence[Curve], path: str, *, first_ns: int, title: str) -> in
     shown = curves[:MAX_PANELS]
     figure = Figure(figsize=(12, 1.2 + 2.8 * max(1, len(shown))), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a $ in a name is no formula
     axes = figure.subplots(max(1, len(shown)), 1, sharex=True, squeeze=False)
     for axis, curve in zip(axes[:, 0], shown, strict=False):
-        _panel(axis, curve, first_ns)
+        _panel(axis, curve)
     axes[-1, 0].set_xlabel("seconds since the recording's first tick")
     try:
         figure.savefig(path, format=Path(path).suffix[1:])
@@ -85,26 +100,48 @@ def draw(curves: Sequence[Curve], path: str, *, first_ns: int, title: str) -> in
     return len(curves) - len(shown)
 
 
-def _panel(axis: Axes, curve: Curve, first_ns: int) -> None:
-    def seconds(t_ns: int) -> float:
-        return (t_ns - first_ns) / NS_PER_SECOND
+def _panel(axis: Axes, curve: Curve) -> None:
+    named: set[str] = set()
 
-    times = [seconds(t) for t0, t1, _ in curve.stretches for t in (t0, t1)]
+    def once(label: str) -> str | None:
+        """The legend names everything once."""
+        new = label not in named
+        named.add(label)
+        return label if new else None
+
+    times = [_seconds(t) for t0, t1, _ in curve.stretches for t in (t0, t1)]
     rates = [rate for t0, t1, size in curve.stretches for rate in [8e9 * size / (t1 - t0)] * 2]
     axis.plot(times, rates, linewidth=0.8, color="tab:blue", label="recorded rate")
-    axis.axhline(curve.threshold_bps, linestyle="--", linewidth=0.8, color="grey", label="threshold")
-    for i, span in enumerate(curve.limits):
-        left, right = seconds(span.since_ns), seconds(span.until_ns)
-        axis.axvspan(left, right, color="tab:red", alpha=0.12, label="limited" if i == 0 else None)
-        axis.hlines(span.rate_bps, left, right, color="tab:red", linewidth=1.2, label="limit" if i == 0 else "")
-    told: set[str] = set()
+    axis.plot(*_steps(curve.thresholds), linestyle="--", linewidth=0.8, color="grey", label="threshold")
+    for shade in curve.phases:
+        span = _seconds(shade.since_ns), _seconds(shade.until_ns)
+        axis.axvspan(*span, color=_SHADES[shade.phase], alpha=0.12, linewidth=0, label=once(shade.phase))
+    if curve.limits:
+        axis.plot(*_steps(curve.limits), linewidth=1.2, color="tab:red", label="limit")
     for mark in curve.marks:
         colour = _COLOURS.get(mark.what)
         if colour is not None:
-            label = _WORDS.get(mark.what, mark.what) if mark.what not in told else None
-            axis.axvline(seconds(mark.t_ns), color=colour, linewidth=1, label=label)
-            told.add(mark.what)
+            axis.axvline(_seconds(mark.t_ns), color=colour, linewidth=1, label=once(_WORDS.get(mark.what, mark.what)))
     axis.set_ylim(bottom=0)
     axis.set_ylabel("bit/s")
-    axis.set_title(curve.name.replace("$", r"\$"), loc="left", fontsize="medium")
+    axis.set_title(curve.name, loc="left", fontsize="medium", parse_math=False)
     axis.legend(loc="upper right", fontsize="x-small")
+
+
+def _seconds(t_ns: int) -> float:
+    return t_ns / NS_PER_SECOND
+
+
+def _steps(levels: Sequence[Level]) -> tuple[list[float], list[float]]:
+    """A step line's points, with a hole where nothing held."""
+    times: list[float] = []
+    rates: list[float] = []
+    until_ns: int | None = None
+    for level in levels:
+        if until_ns is not None and level.since_ns > until_ns:
+            times.append(_seconds(until_ns))
+            rates.append(nan)
+        times += [_seconds(level.since_ns), _seconds(level.until_ns)]
+        rates += [level.rate_bps] * 2
+        until_ns = level.until_ns
+    return times, rates

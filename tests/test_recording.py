@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import threading
+import tracemalloc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from limiterd.core.model import Link, Snapshot
-from limiterd.recording import Recording, RecordingError, Writer, open_recording, query, resolution_ns
+from limiterd.recording import Recording, RecordingError, Writer, open_recording, query
+from limiterd.recording.prometheus import resolution_ns
 
 HEADER = '{"limiterd_recording": 1, "host": "gpu-7", "clock": "boottime", "started_at": "2026-11-23T12:00:00Z"}'
 STARTED_NS = 1_795_435_200 * 10**9
@@ -50,7 +52,7 @@ def test_json_lines_are_read_as_they_stand(tmp_path: Path) -> None:
     """Ticks come in the file's order, with backward clocks and counters; host and start come from the header."""
     path = write(tmp_path / "r", HEADER, '{"t":5,"links":[[2,"eth0",7],[3,"eth1",9]]}', '{"t":4,"links":[[2,"eth0",1]]}', "")
     recording = open_recording(path)
-    assert (recording.host, recording.started_wall_ns) == ("gpu-7", STARTED_NS)
+    assert (recording.header.host, recording.header.started_wall_ns) == ("gpu-7", STARTED_NS)
     assert rows(recording) == [(5, {"eth0": 7, "eth1": 9}), (4, {"eth0": 1})]
 
 
@@ -72,7 +74,7 @@ def test_started_at_may_be_absent(tmp_path: Path) -> None:
     """Without started_at the wall clock is unknown."""
     recording = open_recording(write(tmp_path / "r", '{"limiterd_recording": 1}'))
     assert rows(recording) == []
-    assert recording.started_wall_ns is None
+    assert recording.header.started_wall_ns is None
 
 
 @pytest.mark.parametrize(
@@ -89,14 +91,20 @@ def test_started_at_may_be_absent(tmp_path: Path) -> None:
         ('{"links":[]}', "t is null"),
         ('{"t":1}', "links"),
         ('{"t":1,"links":{"a":1}}', "links"),
+        ('{"t":1,"links":{}}', "links is {}"),
+        ('{"t":1,"links":null}', "links is null"),
+        ('{"t":1,"links":0}', "links is 0"),
+        ('{"t":1,"links":""}', "links is"),
+        ('{"t":1,"links":false}', "links is false"),
         ('{"t":1,"links":[[2,"eth0"]]}', "no [ifindex"),
         ('{"t":1,"links":["abc"]}', "no [ifindex"),
         ('{"t":1,"links":[[-2,"eth0",1]]}', "ifindex"),
         ('{"t":1,"links":[[2,7,1]]}', "interface"),
-        ('{"t":1,"links":[[2,"eth0",1],[3,"eth0",1]]}', "twice"),
+        ('{"t":1,"links":[[2,"eth0",1],[3,"eth0",1]]}', "interface stands twice"),
+        ('{"t":1,"links":[[2,"eth0",1],[2,"eth1",1]]}', "ifindex stands twice"),
         ("[1]", "not a JSON object"),
         ('{"t":1,"li', "not a JSON object"),
-        (b"\x00\xff\xfe", "not a JSON object"),
+        (b"\x00\xff\xfe", "not UTF-8 text"),
         ("[" * 100_000, "not a JSON object"),
     ],
 )
@@ -128,6 +136,7 @@ def test_a_truncated_recording_says_so(tmp_path: Path) -> None:
         ('{"limiterd_recording": 1, "started_at": "2026-11-23T12:00:00"}', "zone"),
         ('{"limiterd_recording": 1', "not a JSON object"),
         ('{"t":1,"links":[]}', "header is missing"),
+        ('{"t":1,"links":[]}\n{"t":2,"links":[]}', "header is missing"),
         ("time,name,bytes", "no recording"),
         (b"\x7fELF\x02\x01\x01", "no recording"),
         ('{"a": 1}', "neither a recording nor"),
@@ -194,6 +203,39 @@ def test_csv_interfaces_sampled_at_different_instants_are_lanes_of_their_own(tmp
     assert [names for _, names in lanes] == [["a"], ["b"], ["a"], ["b"]]
 
 
+def test_csv_interfaces_that_start_together_may_tick_apart(tmp_path: Path) -> None:
+    """Who first appears together is one lane; a row that is missing at an instant does not mean that its link is gone."""
+    path = write(tmp_path / "r", CSV, "0,a,1", "0,b,1", "1,a,2", "1.5,b,2", "2,a,3", "2,b,3", "3,c,1")
+    ticks = list(open_recording(path))
+    assert [[link.name for link in snapshot.links] for _, snapshot in ticks] == [["a", "b"], ["a"], ["b"], ["a", "b"], ["c"]]
+    lane = ticks[0][0]
+    assert [other is lane for other, _ in ticks] == [True, True, True, True, False]
+    assert lane.links is ticks[0][1].links is ticks[3][1].links
+
+
+def test_csv_patterns_of_rows_are_remembered_within_bounds(tmp_path: Path) -> None:
+    """However rows are grouped, each tick has its own links, and the lane all of them."""
+    names = [f"e{i}" for i in range(12)]
+    instants = [[name for i, name in enumerate(names) if k == 0 or k >> i & 1] for k in range(200)]
+    path = write(tmp_path / "r", CSV, *(f"{k},{name},{k}" for k, chosen in enumerate(instants) for name in chosen))
+    ticks = list(open_recording(path))
+    assert [[link.name for link in snapshot.links] for _, snapshot in ticks] == [chosen for chosen in instants if chosen]
+    assert {len(lane.links or ()) for lane, _ in ticks} == {12}
+
+
+def test_a_csv_whose_last_line_has_no_end_is_noted(tmp_path: Path) -> None:
+    """The row is taken, with a note: a file that was cut off within a number looks just like it."""
+    path = tmp_path / "r"
+    path.write_text(f"{CSV}\n1,a,100\n2,a,20")
+    recording = open_recording(str(path))
+    assert rows(recording) == [(10**9, {"a": 100}), (2 * 10**9, {"a": 20})]
+    assert [note.partition(": ")[0] for note in recording.notes] == [f"{path}:3"]
+    path.write_text(f"{CSV}\n1,a,100\n")
+    recording = open_recording(str(path))
+    assert len(rows(recording)) == 1
+    assert recording.notes == []
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -238,8 +280,8 @@ def test_prometheus_series_are_named_instance_and_device(tmp_path: Path) -> None
     """Each instance is a lane of its own host; times and counters are exact."""
     text = answer(("a:9100", "eth0", [(1.5, "10"), (2.5, "20")]), ("b:9100", "eth0", [(1.5, "1e3")]))
     recording = open_recording(write(tmp_path / "r", text))
-    assert recording.qualified
-    assert recording.started_wall_ns == 15 * 10**8
+    assert recording.header.qualified
+    assert recording.header.started_wall_ns == 15 * 10**8
     seen = [(lane.host, snapshot.t_ns, snapshot.links[0].name, snapshot.tx_bytes[0]) for lane, snapshot in recording]
     assert seen == [
         ("a", 15 * 10**8, "a:9100/eth0", 10),
@@ -253,7 +295,7 @@ def test_the_real_resolution_is_found_behind_repeats(tmp_path: Path) -> None:
     points = [(t, str(t // 15 * 1000)) for t in range(0, 300, 5)]
     recording = open_recording(write(tmp_path / "r", answer(("a", "eth0", points))))
     assert [dict(lane.resolution_ns) for lane, _ in recording] == [{"a/eth0": 15 * 10**9}] * len(points)
-    assert resolution_ns([(0, 1), (5, 1)]) is None
+    assert resolution_ns([(0, 0, 1), (5, 0, 1)]) is None
 
 
 def test_a_device_without_a_point_holds_its_value_and_then_is_gone(tmp_path: Path) -> None:
@@ -272,8 +314,59 @@ def test_a_bad_point_ends_the_reading_after_what_came_before(tmp_path: Path, val
     path = write(tmp_path / "r", text)
     count, words = failing(open_recording(path))
     assert count == 2
-    assert words.startswith(f"{path}:{2 if value else 1}: ")
+    assert words.startswith(f"{path}:2: ")
     assert "b/eth0" in words
+
+
+def test_a_bad_point_costs_nothing_before_it(tmp_path: Path) -> None:
+    """The points of the very series that holds it are handed out first, and the line is the bad figure's."""
+    path = tmp_path / "r"
+    path.write_text(json.dumps(json.loads(answer(("a", "eth0", [(1, "7"), (2, "8"), (3, "-8")]))), indent=1))
+    line = 1 + next(k for k, text in enumerate(path.read_text().splitlines()) if "-8" in text)
+    count, words = failing(open_recording(str(path)))
+    assert count == 2
+    assert words.startswith(f"{path}:{line}: a/eth0: ")
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 16])
+def test_an_answer_is_read_in_pieces_of_any_size(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the pieces end, within a number, a text or a character, the points are the same; cut off, those before it."""
+    monkeypatch.setattr("limiterd.recording.base.CHUNK_BYTES", size)
+    monkeypatch.setattr("limiterd.recording.base.MAX_FIRST_BYTES", size + 1)
+    series = {"values": [[k + 0.125, str(10**k)] for k in range(19)], "metric": {"instance": "ä:1", "device": "naïve"}}
+    head = {"data": {"result": [series], "stats": [1.5, {}], "resultType": "matrix"}, "status": "success", "warnings": []}
+    text = json.dumps(head, ensure_ascii=False, indent=1) if size > 1 else json.dumps(head)
+    path = write(tmp_path / "r", text)
+    whole = rows(open_recording(path))
+    assert whole == [(k * 10**9 + 125_000_000, {"ä:1/naïve": 10**k}) for k in range(19)]
+    cut = answer(("a", "eth0", [(k, str(10**k)) for k in range(19)])).encode()
+    cut = cut[: cut.index(b"[17,") - 1]
+    (tmp_path / "cut").write_bytes(cut)
+    count, words = failing(open_recording(str(tmp_path / "cut")))
+    assert count == 17
+    assert words.startswith(f"{tmp_path / 'cut'}:1: not JSON")
+    assert "cut off" in words
+
+
+def test_an_answer_takes_less_memory_than_its_text(tmp_path: Path) -> None:
+    """Points are kept as two numbers each, never the text and all its objects."""
+    points = [(1_800_000_000 + k, str(10**12 + k * 10**6)) for k in range(40_000)]
+    path = write(tmp_path / "r", answer(("a:9100", "eth0", points)))
+    size = Path(path).stat().st_size
+    del points
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in open_recording(path)) == 40_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size
+
+
+def test_points_out_of_order_are_put_in_order(tmp_path: Path) -> None:
+    """A series that was joined by hand is sorted by time; of two points of one instant the later in the file stays."""
+    path = write(tmp_path / "r", answer(("", "eth0", [(3, "30"), (1, "10"), (2, "19"), (2, "20")])))
+    assert rows(open_recording(path)) == [(t * 10**9, {"eth0": 10 * t}) for t in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +377,16 @@ def test_a_bad_point_ends_the_reading_after_what_came_before(tmp_path: Path, val
         ('{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"device":"a"},"values":[[1,"1"', "cut off"),
         ('{"status":"success","data":{"resultType":"matrix","result":[{"metric":{},"values":[[1,"1"]]}]}}', "device"),
         ('{"status":"success","data":{"resultType":"matrix","result":[7]}}', "without metric"),
+        ('{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"device":"a"}}]}}', "without metric or values"),
+        ('{"status":"success","data":{"resultType":"matrix","result":[{"metric":7,"values":[]}]}}', "device"),
+        ('{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1,"1"]}]}}', "matrix"),
+        ('{"status":"success","data":{"resultType":"matrix","result":{}}}', "matrix"),
+        ('{"status":"success","data":{"resultType":"matrix"}} x', "matrix"),
+        ('{"status":"success","data":{"resultType":"matrix","result":[]}} x', "extra data"),
+        ('{"status":"success","data":}', "not JSON"),
+        ('{"status" "success"}', ": is missing"),
+        ('{"status":"' + "x" * (2 << 20), "not JSON"),
+        ('{"status":' + "[" * 100_000, "not JSON"),
     ],
 )
 def test_an_answer_that_is_no_range_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -351,6 +454,48 @@ def test_a_server_that_does_not_answer_is_given_up() -> None:
         pytest.raises(RecordingError, match="timed out"),
     ):
         query(url, start_s=0, end_s=60, step_s=Decimal(1), timeout_s=0.2)
+
+
+def test_what_a_server_answered_before_its_failure_is_kept() -> None:
+    """Of three pieces the second fails: the first is replayed, then the failure is told."""
+    first = answer(("a:9100", "eth0", [(0, "1"), (9_999, "2")]))
+    with server((200, first), (503, "overloaded")) as (url, _):
+        told: list[tuple[int, int]] = []
+        recording = query(
+            url, start_s=0, end_s=25_000, step_s=Decimal(1), progress=lambda done, total: told.append((done, total))
+        )
+        count, words = failing(recording)
+    assert count == 2
+    assert "HTTP 503: overloaded" in words
+    assert told == [(0, 3), (1, 3)]
+
+
+def test_a_server_that_drips_is_given_up() -> None:
+    """An answer that comes byte by byte ends with the time-out, not with the answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # until the client has had enough
+                while True:
+                    self.wfile.write(b" ")
+                    gone.wait(0.02)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
+            """Keep quiet."""
+
+    gone = threading.Event()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(RecordingError, match="too slow"):
+                query(f"http://127.0.0.1:{http.server_address[1]}", start_s=0, end_s=60, step_s=Decimal(1), timeout_s=0.3)
+        finally:
+            gone.set()
+            http.shutdown()
+            thread.join()
 
 
 def test_a_server_that_is_down_or_not_http_is_an_error() -> None:

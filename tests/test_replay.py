@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 
 import pytest
 
 from limiterd import plot
 from limiterd.cli import main
-from limiterd.core.model import Detect, Event, EventKind, Link, Snapshot
-from limiterd.plot import Curve, Mark, Span
+from limiterd.config import load_rules
+from limiterd.core.model import Detect, Event, EventKind, Link, Phase, Snapshot
+from limiterd.plot import Curve, Level, Mark, Shade
+from limiterd.recording import open_recording
 from limiterd.replay.curves import MAX_POINTS, Curves
 from limiterd.replay.possible import Possible
+from limiterd.replay.runner import LOOK_AHEAD, Look, Run, Told
 
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
 HEADER = '{"limiterd_recording": 1, "host": "gpu-7", "started_at": "2026-11-23T12:00:00Z"}'
 TENTH = 10**8
 GBIT_TENTH = 12_500_000
@@ -243,7 +251,7 @@ def test_people_get_a_summary_then_the_events(tmp_path: Path, capsys: pytest.Cap
     assert header.split()[:3] == ["link", "policy", "limits"]
     assert row.split()[:3] == ["eth0", "fair-use", "1"]
     assert "2.48GB" in row or "2.47GB" in row
-    assert "2026-11-23 12:00:10.200Z  eth0 limit       sustained mean 1.2gbit" in out
+    assert "2026-11-23 12:00:10.200Z  eth0 limit        sustained mean 1.2gbit" in out
     assert "demand_ended" in out
 
 
@@ -259,7 +267,18 @@ def test_two_policies_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sorted(limits) == sorted([(mild, 11_200_000_000), (strict, 6_200_000_000)])
     assert main(["replay", file, "--config", mild, "--compare", strict]) == 0
     out = capsys.readouterr().out
-    assert out.count("link  policy") == 2
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[:4] for line in lines if line and line[0] == "eth0"] == [
+        ["eth0", "A", "fair-use", "1"],
+        ["eth0", "B", "fair-use", "1"],
+    ]
+    assert "the two differ on eth0" in out
+    shown = [line[2:5] for line in lines if len(line) > 4 and line[0] == "2026-11-23"]
+    assert shown == [["B", "eth0", "limit"], ["B", "eth0", "limited"], ["A", "eth0", "limit"], ["A", "eth0", "limited"]]
+    assert main(["replay", file, "--config", mild, "--compare", mild]) == 0
+    out = capsys.readouterr().out
+    assert "the two differ nowhere" in out
+    assert out.count(" AB  eth0 limit ") == 1, "what both do is told once"
 
 
 def test_a_plot_without_matplotlib_says_how_to_get_it(
@@ -270,6 +289,200 @@ def test_a_plot_without_matplotlib_says_how_to_get_it(
     file = recording(tmp_path, [(1200, 10)])
     assert main(["replay", file, "--config", config(tmp_path), "--plot", str(tmp_path / "out.png")]) == 1
     assert "limiterd[plot]" in capsys.readouterr().err
+
+
+def test_a_progress_bar_takes_no_line_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a terminal on standard error and a file on standard output, the file gets what it gets without a terminal."""
+    arguments = [recording(tmp_path, [(1200, 300)]), "--config", config(tmp_path, "    mode: observe\n")]
+    plain = replayed(capsys, *arguments)
+    monkeypatch.setattr("limiterd.replay.LONG_BYTES", 1)
+    monkeypatch.setattr("limiterd.replay._BAR_EVERY_TICKS", 16)
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as screen, os.fdopen(ours, "rb", buffering=0) as seen:
+        monkeypatch.setattr("sys.stderr", screen)
+        assert replayed(capsys, *arguments) == plain
+        assert b"replay" in seen.read(4096)
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        assert replayed(capsys, *arguments) == plain
+        os.set_blocking(ours, False)
+        assert seen.read(4096) is None, "no bar among the events"
+
+
+def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
+    """Output that cannot be written is one sentence and exit code 1."""
+    command = [sys.executable, "-m", "limiterd.cli", "replay", recording(tmp_path, [(1200, 150)]), "--config", config(tmp_path)]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run([*command, "--json"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "limiterctl: the output cannot be written: No space left on device\n"
+
+
+def test_times_go_on_over_a_reboot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A clock that runs back shortens nothing: durations and the instants shown are by a clock that runs on."""
+    lines = [HEADER]
+    for start_ns in (10**15, 10**9):
+        lines += [json.dumps({"t": start_ns + k * TENTH, "links": [[2, "eth0", k * 15_000_000]]}) for k in range(201)]
+    file = tmp_path / "r"
+    file.write_text("\n".join(lines) + "\n")
+    assert main(["replay", str(file), "--config", config(tmp_path, "    mode: observe\n")]) == 0
+    out = capsys.readouterr().out
+    assert "402 ticks over 40s" in out
+    assert "2026-11-23 12:00:30.200Z  eth0 would_limit" in out
+    assert main(["replay", str(file), "--config", config(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[-2] == "30s"
+
+
+def test_a_rate_that_an_override_changes_is_shown_to_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The list of events has the new rate; JSON keeps to its vocabulary."""
+    path = config(tmp_path, overrides=OVERRIDE.format(hosts="limit: 500mbit").replace("action: exempt", "action: limit"))
+    file = recording(tmp_path, [(1200, 250)])
+    assert [event["event"] for event in replayed(capsys, file, "--config", path)] == ["epoch", "limit", "limited"]
+    assert main(["replay", file, "--config", path]) == 0
+    out = capsys.readouterr().out
+    assert "2026-11-23 12:00:15.000Z  eth0 rate_changed sustained at 500mbit" in out
+    assert "2026-11-23 12:00:20.000Z  eth0 rate_changed sustained at 200mbit" in out
+
+
+def test_possible_comes_in_its_place_among_the_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is only known once the spacing is known is told at its own tick, not behind later ones."""
+    file = tmp_path / "r.csv"
+    file.write_text("t_seconds,interface,tx_bytes\n" + "".join(f"{t},eth0,{t * 150_000_000}\n" for t in range(0, 200, 5)))
+    stamps = [event["t"] for event in replayed(capsys, str(file), "--config", config(tmp_path))]
+    assert stamps == sorted(stamps, key=lambda t: int(str(t)))
+    assert len(stamps) > 2 * LOOK_AHEAD
+
+
+def test_samples_between_slice_and_max_gap_are_judged_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every 2 s the rule still holds by the samples as they stand; that each slice is one interval is said once for all links."""
+    lines = [HEADER]
+    for k in range(30):
+        links = [[2 + i, name, k * 300_000_000] for i, name in enumerate(("eth0", "eth1", "eth2", "eth3", "eth4", "eth5", "lo"))]
+        lines.append(json.dumps({"t": k * 2 * 10**9, "links": links}))
+    file = tmp_path / "r"
+    file.write_text("\n".join(lines) + "\n")
+    assert main(["replay", str(file), "--config", config(tmp_path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert sum(json.loads(line)["event"] == "limit" for line in out.splitlines()) == 6
+    assert err.count("note: ") == 1
+    assert "eth0, eth1, eth2, eth3 and 2 more: its samples are 2 s apart, further than the slice of 1 s" in err
+
+
+def test_csv_interfaces_that_tick_apart_do_not_disturb_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """eth0 is judged, limited and released as if it were alone, though eth1's rows fall between its own."""
+    rows, counter = [], 0
+    for k in range(500):
+        rows.append((k * 100, "eth0", counter))
+        counter += 15_000_000 if k < 300 else 1_000
+    alone, both = tmp_path / "alone.csv", tmp_path / "both.csv"
+    head = "t_seconds,interface,tx_bytes"
+    others = [(0, "eth1", 0), *((k * 250 + 30, "eth1", k) for k in range(1, 190))]
+
+    def text(some: Sequence[tuple[int, str, int]]) -> str:
+        return "\n".join([head, *(f"{t // 1000}.{t % 1000:03d},{name},{count}" for t, name, count in sorted(some))]) + "\n"
+
+    alone.write_text(text(rows))
+    both.write_text(text([*rows, *others]))
+    policy = config(tmp_path, AUTO)
+    expected = replayed(capsys, str(alone), "--config", policy)
+    assert [event["event"] for event in expected] == ["epoch", "limit", "limited", "released", "epoch"]
+    found = replayed(capsys, str(both), "--config", policy)
+    assert [event for event in found if event["interface"] == "eth0"] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f'{HEADER}\n{{"t":1,"links":[[2,"eth0",5]]}}\n', "eth0  fair-use       -"),
+        (f'{HEADER}\n{{"t":1,"links":[[2,"lo",5]]}}\n', "no link of the recording is watched by a policy"),
+        (f"{HEADER}\n", "the recording holds no ticks"),
+        ('{"status":"success","data":{"resultType":"matrix","result":[]}}', "the recording holds no ticks"),
+    ],
+)
+def test_a_recording_without_events_is_summed_up_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    """A watched link at rest has its row; an unwatched one, and no ticks at all, are told apart."""
+    file = tmp_path / "r"
+    file.write_text(text)
+    assert main(["replay", str(file), "--config", config(tmp_path)]) == 0
+    assert words in capsys.readouterr().out
+
+
+def test_an_override_s_threshold_judges_coarse_samples_too() -> None:
+    """Another threshold begins another chain; the same one does not."""
+    gbit_s = 125_000_000
+    chain = Possible(Detect(), 4 * 10**9, scraped=False)
+    raised = Detect(threshold_bps=2 * 10**9)
+    told = []
+    for t in range(0, 44, 4):
+        chain.judge_by(raised if t < 20 else Detect())
+        told.append(chain.add(t * 10**9, t * gbit_s))
+    assert [t * 4 for t, mean in enumerate(told) if mean is not None] == [32]
+
+
+def looks(tmp_path: Path, overrides: str, rates: Sequence[tuple[int, int]]) -> list[tuple[float, Look]]:
+    """When what is true of eth0 changes, and to what."""
+    changes: list[tuple[float, Look]] = []
+
+    def watcher(at_ns: int, _snapshot: Snapshot, there: Mapping[str, Look]) -> None:
+        if not changes or changes[-1][1] != there["eth0"]:
+            changes.append((at_ns / 1e9, there["eth0"]))
+
+    rules = load_rules(config(tmp_path, overrides=overrides), host="gpu-7", paced=False)
+    run = Run(rules, started_wall_ns=1_795_435_200 * 10**9, qualified=False, watcher=watcher)
+    for lane, snapshot in open_recording(recording(tmp_path, rates)):
+        run.feed(lane, snapshot)
+    run.close()
+    return changes
+
+
+def test_phases_thresholds_and_limits_are_followed(tmp_path: Path) -> None:
+    """What a plot draws: each phase, the threshold with its overrides and the limit with its own, tick by tick."""
+    gbit, mbit = 10**9, 10**6
+    assert looks(tmp_path, OVERRIDE.format(hosts=""), [(1200, 320)]) == [
+        (0.0, Look(Phase.CONFORMING, gbit, None)),
+        (0.1, Look(Phase.PENDING, gbit, None)),
+        (10.2, Look(Phase.LIMITED, gbit, 200 * mbit)),
+        (15.0, Look(Phase.EXEMPT, gbit, None)),
+        (20.0, Look(Phase.CONFORMING, gbit, None)),
+        (20.1, Look(Phase.PENDING, gbit, None)),
+        (30.2, Look(Phase.LIMITED, gbit, 200 * mbit)),
+    ]
+    limit_only = OVERRIDE.format(hosts="limit: 500mbit").replace("action: exempt", "action: limit")
+    assert looks(tmp_path, limit_only, [(1200, 220)])[2:] == [
+        (10.2, Look(Phase.LIMITED, gbit, 200 * mbit)),
+        (15.0, Look(Phase.LIMITED, gbit, 500 * mbit)),
+        (20.0, Look(Phase.LIMITED, gbit, 200 * mbit)),
+    ]
+    threshold = OVERRIDE.format(hosts="threshold: 5gbit").replace("action: exempt", "action: limit")
+    assert looks(tmp_path, threshold, [(1200, 160)])[2:] == [
+        (10.2, Look(Phase.LIMITED, gbit, 200 * mbit)),
+        (15.0, Look(Phase.CONFORMING, 5 * gbit, None)),
+    ]
+
+
+def test_a_plot_has_the_phases_and_steps(tmp_path: Path) -> None:
+    """Every phase is shaded once in the legend, threshold and limit are lines with steps, and a $ in a name is no formula."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axis = figure.subplots()
+    curve = Curve(
+        "a$b_$c",
+        ((0, 10**9, 125_000_000),),
+        (Level(0, 5 * 10**9, 10**9), Level(5 * 10**9, 9 * 10**9, 2 * 10**9)),
+        (Level(2 * 10**9, 3 * 10**9, 7), Level(4 * 10**9, 5 * 10**9, 8)),
+        tuple(Shade(k * 10**9, (k + 1) * 10**9, phase) for k, phase in enumerate(["pending", "limited", "exempt", "fault"] * 2)),
+        (Mark(10**9, "limit"), Mark(2 * 10**9, "limit"), Mark(3 * 10**9, "rate_changed")),
+    )
+    plot._panel(axis, curve)
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["recorded rate", "threshold", "pending", "limited", "exempt", "fault", "limit", "fires"]
+    drawn = {line.get_label(): line for line in axis.get_lines()}
+    assert list(drawn["threshold"].get_ydata()) == [10**9, 10**9, 2 * 10**9, 2 * 10**9]
+    assert list(drawn["limit"].get_xdata()) == [2, 3, 3, 4, 5]
+    assert [rate for rate in drawn["limit"].get_ydata() if not isnan(rate)] == [7, 7, 8, 8], "a hole where no limit stood"
+    plot.draw([curve], str(tmp_path / "out.svg"), title="a$b_$c.jsonl")
 
 
 @pytest.mark.parametrize("suffix", plot.SUFFIXES)
@@ -285,14 +498,21 @@ def test_a_plot_is_drawn(tmp_path: Path, suffix: str) -> None:
 def test_curves_stay_bounded_and_keep_every_byte() -> None:
     """A long recording is thinned by merging neighbours: few points, and the bytes of all of them."""
     curves, links = Curves(), (Link(2, "eth0"),)
-    for k in range(5 * MAX_POINTS):
-        curves.sample(Snapshot(k * TENTH, links, [k * 1000]))
-    curves.event(Event(EventKind.LIMIT, 5, "eth0"))
-    curves.event(Event(EventKind.LIMITED, 6, "eth0", detail={"limit_bps": 7}))
-    curve = curves.curves({"eth0": 10**9})[0]
+    ticks = 5 * MAX_POINTS
+    for k in range(ticks):
+        phase = Phase.EXEMPT if k > ticks // 2 else Phase.PENDING if k % 2 else Phase.CONFORMING
+        look = Look(phase, 10**9, 7 if k > ticks // 2 else None)
+        curves.tick(k * TENTH, Snapshot(k * TENTH, links, [k * 1000]), {"eth0": look})
+    curves.event(Told(5, Event(EventKind.LIMIT, 5, "eth0")))
+    curve = curves.curves()[0]
+    end_ns = (ticks - 1) * TENTH
     assert len(curve.stretches) <= MAX_POINTS
-    assert sum(size for _, _, size in curve.stretches) > 0.99 * 5 * MAX_POINTS * 1000
-    assert curve == Curve("eth0", curve.stretches, 10**9, (Span(6, curves._last_ns, 7),), (Mark(5, "limit"), Mark(6, "limited")))
+    assert sum(size for _, _, size in curve.stretches) > 0.99 * ticks * 1000
+    assert len(curve.phases) <= MAX_POINTS, "flicker that nobody could see is dropped"
+    assert curve.phases[-1] == Shade(end_ns // 2 + TENTH // 2 + TENTH, end_ns, "exempt")
+    assert curve.thresholds == (Level(0, end_ns, 10**9),)
+    assert curve.limits == (Level(curve.phases[-1].since_ns, end_ns, 7),)
+    assert curve.marks == (Mark(5, "limit"),)
 
 
 def test_bad_arguments_are_usage_errors(tmp_path: Path) -> None:
@@ -307,9 +527,11 @@ def test_a_span_belongs_to_a_server(tmp_path: Path, capsys: pytest.CaptureFixtur
     """--from with a file, and a server without --from, are refused in words."""
     file = recording(tmp_path, [(0, 1)])
     assert main(["replay", file, "--from", "1h", "--config", config(tmp_path)]) == 1
+    assert main(["replay", file, "--step", "15s", "--query", "up", "--timeout", "1s", "--config", config(tmp_path)]) == 1
     assert main(["replay", "http://127.0.0.1:1", "--config", config(tmp_path)]) == 1
     err = capsys.readouterr().err
-    assert "belong to a Prometheus server" in err
+    assert "--from: only for the URL of a Prometheus server" in err
+    assert "--step, --query, --timeout: only for the URL" in err
     assert "--from is needed" in err
 
 

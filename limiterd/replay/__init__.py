@@ -21,17 +21,18 @@ from typing import Final
 from limiterd import plot
 from limiterd.config import load_rules
 from limiterd.core.errors import EXIT_DONE, UnitError
-from limiterd.core.model import Event, Link, Rules, Snapshot
-from limiterd.core.policy import effective
+from limiterd.core.model import Rules
 from limiterd.core.units import NS_PER_SECOND, parse_duration
 from limiterd.ctl.connect import DEFAULT_CONFIG, json_argument
 from limiterd.ctl.format import clean, span
 from limiterd.ctl.terminal import complain, say, terminal
-from limiterd.recording import METRIC, Recording, RecordingError, open_recording, query
+from limiterd.recording import METRIC, Progress, Recording, RecordingError, open_recording, query
 from limiterd.replay.curves import Curves
-from limiterd.replay.report import Clock, Report, as_json, epochs, event_lines, table
-from limiterd.replay.runner import Run, by_device
+from limiterd.replay.report import Clock, Report, Side, as_json, event_lines, table
+from limiterd.replay.runner import Run, Told
 
+STEP_S: Final = 15
+TIMEOUT_S: Final = 30
 LONG_BYTES: Final = 8 << 20
 """From this size on a recording takes long enough for a progress bar."""
 
@@ -48,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", metavar="FILE", default=DEFAULT_CONFIG, help=f"the policy to try (default: {DEFAULT_CONFIG})")
     parser.add_argument("--compare", metavar="OTHER.yaml", help="a second policy, side by side with the first")
-    parser.add_argument("--plot", metavar="OUT.png|svg", type=_picture, help="draw rate, threshold and limits over time")
+    parser.add_argument("--plot", metavar="OUT.png|svg", type=_picture, help="draw rate, threshold, limit and phases over time")
     live = parser.add_argument_group("a Prometheus server")
     live.add_argument("--from", dest="start", metavar="TIME", type=_instant, help="RFC 3339, Unix seconds, or ago: 24h")
     live.add_argument("--to", dest="end", metavar="TIME", type=_instant, help="the same (default: now)")
-    live.add_argument("--step", metavar="DURATION", type=_step, default=Decimal(15), help="between points (default: 15s)")
-    live.add_argument("--query", metavar="SELECTOR", default=METRIC, help=f"the series to ask for (default: {METRIC})")
-    live.add_argument("--timeout", metavar="DURATION", type=_step, default=Decimal(30), help="for each answer (default: 30s)")
+    live.add_argument("--step", metavar="DURATION", type=_step, help=f"between points (default: {STEP_S}s)")
+    live.add_argument("--query", metavar="SELECTOR", help=f"the series to ask for (default: {METRIC})")
+    live.add_argument("--timeout", metavar="DURATION", type=_step, help=f"for each answer (default: {TIMEOUT_S}s)")
     json_argument(parser)
 
 
@@ -95,14 +96,14 @@ def run(ns: argparse.Namespace) -> int:
         plot.require()
     configs = [ns.config, *([ns.compare] if ns.compare else [])]
     rules = [load_rules(config, host=platform.node(), paced=False) for config in configs]
-    recording = _open(ns)
-    replay = _Replay(recording, configs, rules, as_json_lines=ns.json, drawing=bool(ns.plot))
     failure: RecordingError | None = None
-    try:
-        with _progress(recording) as advance:
-            replay.run(advance)
-    except RecordingError as error:
-        failure = error
+    with _progress(ns) as progress:
+        recording = _open(ns, progress)
+        replay = _Replay(recording, configs, rules, as_json_lines=ns.json, drawing=bool(ns.plot))
+        try:
+            replay.run(progress)
+        except RecordingError as error:
+            failure = error
     replay.finish()
     if ns.plot:
         replay.draw(ns.plot)
@@ -111,41 +112,54 @@ def run(ns: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _open(ns: argparse.Namespace) -> Recording:
-    if "://" not in ns.recording:
-        if ns.start is not None or ns.end is not None:
-            raise RecordingError(f"{ns.recording}: --from and --to belong to a Prometheus server's URL; this is a file")
-        return open_recording(ns.recording)
+def _is_server(recording: str) -> bool:
+    return "://" in recording
+
+
+def _open(ns: argparse.Namespace, progress: Progress) -> Recording:
+    if not _is_server(ns.recording):
+        live = {"--from": ns.start, "--to": ns.end, "--step": ns.step, "--query": ns.query, "--timeout": ns.timeout}
+        given = [name for name, value in live.items() if value is not None]
+        if given:
+            raise RecordingError(f"{ns.recording}: {', '.join(given)}: only for the URL of a Prometheus server; this is a file")
+        return open_recording(ns.recording, progress)
     end_s = int(time.time()) if ns.end is None else ns.end
     if ns.start is None or ns.start >= end_s:
         raise RecordingError(f"{ns.recording}: --from is needed for a server, and before --to; write for example --from 24h")
-    return query(ns.recording, start_s=ns.start, end_s=end_s, step_s=ns.step, selector=ns.query, timeout_s=float(ns.timeout))
-
-
-class _Advance:
-    """Moves the progress bar, if there is one."""
-
-    def to(self, read_bytes: int) -> None:
-        """So much of the recording is read."""
+    return query(
+        ns.recording,
+        start_s=ns.start,
+        end_s=end_s,
+        step_s=ns.step or Decimal(STEP_S),
+        selector=ns.query or METRIC,
+        timeout_s=float(ns.timeout or TIMEOUT_S),
+        progress=progress,
+    )
 
 
 @contextmanager
-def _progress(recording: Recording) -> Iterator[_Advance]:
-    if recording.size_bytes < LONG_BYTES or not sys.stderr.isatty():
-        yield _Advance()
+def _progress(ns: argparse.Namespace) -> Iterator[Progress]:
+    """A bar on standard error for what takes long, where that is a terminal and the events do not go to one."""
+    if not sys.stderr.isatty() or (ns.json and sys.stdout.isatty()) or not _takes_long(ns.recording):
+        yield lambda _done, _total: None
         return
     from rich.console import Console  # noqa: PLC0415 - only on a terminal
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bar  # noqa: PLC0415
 
-    columns = (TextColumn("replay"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("replay", total=recording.size_bytes)
+    columns = (TextColumn("replay"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("replay", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
-        class Bar(_Advance):
-            def to(self, read_bytes: int) -> None:
-                progress.update(task, completed=read_bytes)
 
-        yield Bar()
+def _takes_long(recording: str) -> bool:
+    if _is_server(recording):
+        return True
+    try:
+        return Path(recording).stat().st_size >= LONG_BYTES
+    except OSError:
+        return False  # opening it says why
 
 
 class _Replay:
@@ -154,62 +168,41 @@ class _Replay:
     def __init__(
         self, recording: Recording, configs: list[str], rules: list[Rules], *, as_json_lines: bool, drawing: bool
     ) -> None:
+        header = recording.header
         self._recording = recording
         self._json = as_json_lines
-        self._runs = [Run(r, started_wall_ns=recording.started_wall_ns, qualified=recording.qualified) for r in rules]
-        self._reports = [Report(config) for config in configs]
         self._curves = Curves() if drawing else None
-        self._rules = [by_device(r) if recording.qualified else r for r in rules]
-        self._clock = Clock(0, recording.started_wall_ns)
-        self._thresholds: dict[str, int] = {}
-        self._links: tuple[Link, ...] = ()
+        self._runs = [Run(r, started_wall_ns=header.started_wall_ns, qualified=header.qualified) for r in rules]
+        if self._curves is not None:
+            self._runs[0].watcher = self._curves.tick
+        self._reports = [Report(config) for config in configs]
         self._ticks = 0
-        self._first_ns: int | None = None
-        self._end_ns = 0
-        if recording.started_wall_ns is None and any(r.overrides for r in rules):
+        if header.started_wall_ns is None and any(r.overrides for r in rules):
             complain("note: the recording does not say when it was made (started_at), so overrides are ignored")
 
-    def run(self, advance: _Advance) -> None:
+    def run(self, progress: Progress) -> None:
         """Feed every tick to every policy."""
-        recording, runs = self._recording, tuple(enumerate(self._runs))
-        for lane, snapshot in recording:
-            if self._first_ns is None:
-                self._begin(snapshot)
+        runs = tuple(enumerate(self._runs))
+        lines = self._recording.lines
+        for lane, snapshot in self._recording:
             self._ticks += 1
-            self._end_ns = snapshot.t_ns
-            if self._curves is not None:
-                self._trace(snapshot, self._curves)
             for i, policy in runs:
                 events = policy.feed(lane, snapshot)
                 if events:
                     self._tell(i, events)
-            if not self._ticks % _BAR_EVERY_TICKS:
-                advance.to(recording.read_bytes)
+            if not self._ticks % _BAR_EVERY_TICKS and lines is not None:
+                progress(lines.read_bytes, lines.size_bytes)
 
-    def _begin(self, snapshot: Snapshot) -> None:
-        self._first_ns = snapshot.t_ns
-        self._clock = Clock(snapshot.t_ns, self._recording.started_wall_ns)
-
-    def _trace(self, snapshot: Snapshot, curves: Curves) -> None:
-        curves.sample(snapshot)
-        if snapshot.links is self._links:
-            return
-        self._links = snapshot.links
-        for link in snapshot.links:
-            applies = effective(self._rules[0], link.name, self._recording.started_wall_ns or 0)
-            if applies is not None:
-                self._thresholds[link.name] = applies.detect.threshold_bps
-
-    def _tell(self, i: int, events: Sequence[Event]) -> None:
+    def _tell(self, i: int, events: Sequence[Told]) -> None:
         report = self._reports[i]
-        for event in events:
-            if self._json:
+        for told in events:
+            if not self._json:
+                report.add(told)
+            elif (line := as_json(told.event)) is not None:
                 of = {"config": report.title} if len(self._reports) > 1 else {}
-                sys.stdout.write(json.dumps(as_json(event) | of) + "\n")
-            else:
-                report.add(event)
+                sys.stdout.write(json.dumps(line | of) + "\n")
             if self._curves is not None and i == 0:
-                self._curves.event(event)
+                self._curves.event(told)
 
     # ---- the end ----
 
@@ -217,40 +210,48 @@ class _Replay:
         """Tell what is left to tell: with --json the last events, else the whole report."""
         for i, policy in enumerate(self._runs):
             self._tell(i, policy.close())
-            for note in policy.notes:
-                complain(f"note: {note}")
-        if self._json:
-            return
-        for report, policy in zip(self._reports, self._runs, strict=True):
-            say(self._summary(report, policy))
-        for report in self._reports:
-            say(self._events(report))
+        for note in dict.fromkeys([*self._recording.notes, *(note for policy in self._runs for note in policy.notes())]):
+            complain(f"note: {note}")
+        if not self._json:
+            say(self._lines())
 
-    def _summary(self, report: Report, policy: Run) -> Iterator[str]:
+    def _lines(self) -> Iterator[str]:
+        """The report for people."""
         shown = terminal()
-        ticks = f"{self._ticks} ticks over {span(max(0, self._end_ns - self._clock.first_ns) / NS_PER_SECOND)}"
-        yield shown.palette.paint(f"{clean(report.title)}", "bold") + f": {clean(self._recording.name)}, {ticks}"
-        width = shown.width if shown.is_terminal else None
-        yield from table(report, self._end_ns, policy.over_bytes, self._clock, width, shown.palette)
-        others = epochs(report)
-        if others:
-            yield f"fresh epochs: {others}"
-        yield ""
+        marks = [chr(ord("A") + i) for i in range(len(self._runs))]
+        sides = [
+            Side(mark, report, policy.watched, policy.over_bytes, policy.end_ns)
+            for mark, report, policy in zip(marks, self._reports, self._runs, strict=True)
+        ]
+        ticks = f"{self._ticks} ticks over {span(max(side.end_ns for side in sides) / NS_PER_SECOND)}"
+        for side in sides:
+            of = f"{side.mark}: " if len(sides) > 1 else ""
+            yield shown.palette.paint(f"{of}{clean(side.report.title)}", "bold") + f": {clean(self._recording.name)}, {ticks}"
+        clock = Clock(self._recording.header.started_wall_ns)
+        if any(side.watched for side in sides):
+            yield from table(sides, clock, shown.width if shown.is_terminal else None, shown.palette)
+        else:
+            yield self._why_nothing()
+        for side in sides:
+            others = side.report.fresh_epochs()
+            if others:
+                yield f"{f'{side.mark}: ' if len(sides) > 1 else ''}fresh epochs: {others}"
+        if any(side.report.kept for side in sides):
+            yield ""
+        yield from event_lines(sides, clock, shown.palette)
+        left_out = sum(side.report.left_out for side in sides)
+        if left_out:
+            yield f"… and {left_out} events more; --json prints them all"
 
-    def _events(self, report: Report) -> Iterator[str]:
-        if not report.kept:
-            return
-        if len(self._reports) > 1:
-            yield f"{clean(report.title)}:"
-        yield from event_lines(report.kept, self._clock, terminal().palette)
-        if report.left_out:
-            yield f"… and {report.left_out} events more; --json prints them all"
+    def _why_nothing(self) -> str:
+        if self._ticks:
+            return "no link of the recording is watched by a policy"
+        return "the recording holds no ticks" if self._recording.lines is not None else "the query found no series"
 
     def draw(self, path: str) -> None:
         """Write the picture of the first policy."""
         if self._curves is None:
             return
-        curves = self._curves.curves(self._thresholds)
-        left_out = plot.draw(curves, path, first_ns=self._clock.first_ns, title=self._recording.name)
+        left_out = plot.draw(self._curves.curves(), path, title=self._recording.name)
         if left_out:
             complain(f"note: {left_out} links more are not drawn; {plot.MAX_PANELS} fit into a picture")

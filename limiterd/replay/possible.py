@@ -28,6 +28,12 @@ class Possible:
         self._best: tuple[int, int] | None = None
         self._last: tuple[int, int] | None = None
 
+    def judge_by(self, detect: Detect) -> None:
+        """Another threshold or window (an override's) begins another chain."""
+        if detect != self._detect:
+            self._detect = detect
+            self._last = None
+
     def add(self, t_ns: int, tx_bytes: int) -> int | None:
         """Take in a sample; the mean in bit/s where an excess was possible up to it (the chain then starts anew)."""
         last, sample = self._last, (t_ns, tx_bytes)

@@ -5,17 +5,19 @@ acts as a fluid: what was recorded goes through up to the limit's rate, and ther
 recorded counters themselves stay as they are: a link under a limit is not judged, and a release begins a fresh epoch.
 
 Two clocks move with the recording: the engine's runs on where the recording's steps back (a reboot), the wall's is
-anchored at started_at. Where that is unknown overrides are left out.
+anchored at started_at. Where that is unknown overrides are left out. The first ticks of a lane are held back until they
+tell how far apart its samples are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median_low
-from typing import Final
+from typing import Final, NamedTuple
 
+from limiterd.core.case import Stage, calm_phase
 from limiterd.core.engine import start
 from limiterd.core.model import (
     CLASS_LIMIT,
@@ -26,12 +28,12 @@ from limiterd.core.model import (
     KernelAbilities,
     Link,
     Now,
-    Policy,
+    Phase,
     Reason,
     Rules,
     Snapshot,
 )
-from limiterd.core.policy import effective
+from limiterd.core.policy import Effective, effective, policy_for
 from limiterd.core.state import Inputs
 from limiterd.daemon.hands import Hands
 from limiterd.kernel.fake import FakeKernel
@@ -44,6 +46,7 @@ REPORTED: Final = frozenset(
         EventKind.WOULD_LIMIT,
         EventKind.NOTED,
         EventKind.LIMITED,
+        EventKind.RATE_CHANGED,
         EventKind.RELEASED,
         EventKind.POSSIBLE,
         EventKind.EPOCH,
@@ -53,8 +56,28 @@ LOOK_AHEAD: Final = 16
 """Ticks of a lane that tell how far apart its samples are."""
 
 PACKET_BYTES: Final = 1_514
+NAMES_IN_A_NOTE: Final = 4
 _BEGINS: Final = frozenset({EventKind.LIMITED, EventKind.ADOPTED, EventKind.RESTORED})
 _ENDS: Final = frozenset({EventKind.RELEASED, EventKind.LINK_GONE})
+
+
+class Told(NamedTuple):
+    """An event at the recording's own stamp, and the ns that have gone by since its first tick: they never run back."""
+
+    at_ns: int
+    event: Event
+
+
+class Look(NamedTuple):
+    """What is true of a watched link at a tick; limit_bps None: no limit stands."""
+
+    phase: Phase
+    threshold_bps: int
+    limit_bps: int | None
+
+
+Watcher = Callable[[int, Snapshot, Mapping[str, Look]], None]
+"""Who is shown every tick: how many ns in, its samples, and each watched link that is there."""
 
 
 @dataclass(slots=True)
@@ -67,35 +90,48 @@ class Flow:
 
 
 class Run:
-    """One set of rules over all lanes of a recording. notes are sentences for people about what could not be judged."""
+    """One set of rules over all lanes of a recording. watched are the links that a policy applies to, and its name."""
 
-    def __init__(self, rules: Rules, *, started_wall_ns: int | None, qualified: bool) -> None:
+    def __init__(self, rules: Rules, *, started_wall_ns: int | None, qualified: bool, watcher: Watcher | None = None) -> None:
         if started_wall_ns is None:
             rules = replace(rules, overrides=())
         self.rules = by_device(rules) if qualified else rules
-        self.notes: list[str] = []
+        self.watched: dict[str, str] = {}
         self.over_bytes: dict[str, int] = {}
+        self.watcher = watcher
+        self.first_ns: int | None = None
+        self._notes: dict[str, list[str]] = {}
         self._started_wall_ns = started_wall_ns or 0
         self._lanes: dict[str, _LaneRun] = {}
-        self._first_ns: int | None = None
 
-    def feed(self, lane: Lane, snapshot: Snapshot) -> Sequence[Event]:
-        """Take in one tick; the events it led to that a replay reports."""
+    def feed(self, lane: Lane, snapshot: Snapshot) -> Sequence[Told]:
+        """Take in one tick; the events it led to that a replay reports, and those of ticks that were held back."""
         run = self._lanes.get(lane.key)
         if run is None:
-            if self._first_ns is None:
-                self._first_ns = snapshot.t_ns
-            wall_ns = self._started_wall_ns + snapshot.t_ns - self._first_ns
+            if self.first_ns is None:
+                self.first_ns = snapshot.t_ns
+            wall_ns = self._started_wall_ns + snapshot.t_ns - self.first_ns
             run = self._lanes[lane.key] = _LaneRun(self, lane, Now(snapshot.t_ns, max(0, wall_ns)))
         return run.feed(snapshot)
 
-    def limit_bps(self, name: str) -> int | None:
-        """The rate of the limit that stands on the link now."""
-        return next((rate for run in self._lanes.values() if (rate := run.limit_bps(name)) is not None), None)
+    def close(self) -> Sequence[Told]:
+        """The events of ticks that were still held back at the end of the recording."""
+        return [told for run in self._lanes.values() for told in run.close()]
 
-    def close(self) -> Sequence[Event]:
-        """The events that were still held back at the end of the recording."""
-        return [event for run in self._lanes.values() for event in run.close()]
+    @property
+    def end_ns(self) -> int:
+        """How long the recording is, by the clock that never runs back."""
+        return max((run.at_ns for run in self._lanes.values()), default=0)
+
+    def note(self, name: str, what: str) -> None:
+        """Something about a link that people should know."""
+        self._notes.setdefault(what, []).append(name)
+
+    def notes(self) -> Iterable[str]:
+        """Sentences for people about what could not be judged, or not as usual."""
+        for what, names in self._notes.items():
+            more = len(names) - NAMES_IN_A_NOTE
+            yield f"{', '.join(names[:NAMES_IN_A_NOTE])}{f' and {more} more' if more > 0 else ''}: {what}"
 
 
 def by_device(rules: Rules) -> Rules:
@@ -120,10 +156,11 @@ class _LaneRun:
         self._told: list[Event] = []
         self._flows: dict[str, Flow] = {}
         self._links: tuple[Link, ...] = ()
-        self._fine: tuple[tuple[Link, ...], list[int], tuple[Link, ...]] | None = None
-        self._coarse: dict[str, Possible] = {}
-        self._stamps: list[int] = []
-        self._early: list[Snapshot] = []
+        self._split: tuple[tuple[Link, ...], list[int], list[int], tuple[Link, ...]] = ((), [], [], ())
+        self._meters: dict[str, Possible | None] = {}
+        self._spacing_ns: Mapping[str, int] = lane.resolution_ns
+        self._usual_ns = 0
+        self._early: list[Snapshot] | None = None if lane.resolution_ns else []
         self._rules = self._rules_of(lane)
         self._kernel = FakeKernel(abilities=KernelAbilities(fq_codel=True), now_ns=lambda: self._now.boot_ns)
         self._state = start(self._rules, Journal(), self._kernel.abilities(), now)
@@ -144,30 +181,60 @@ class _LaneRun:
             rules = replace(rules, config=replace(rules.config, sampling=replace(sampling, counter_refresh_ns=spacing_ns)))
         return replace(rules, host=lane.host or rules.host)
 
-    # ---- a tick ----
+    @property
+    def at_ns(self) -> int:
+        """The ns since the recording's first tick."""
+        return self._now.boot_ns - (self._run.first_ns or 0)
 
-    def feed(self, snapshot: Snapshot) -> Sequence[Event]:
+    # ---- ticks ----
+
+    def feed(self, snapshot: Snapshot) -> Sequence[Told]:
+        if self._early is None:
+            return self._tick(snapshot)
+        self._early.append(snapshot)
+        return self.close() if len(self._early) == LOOK_AHEAD else ()
+
+    def close(self) -> Sequence[Told]:
+        """Play what was held back."""
+        early, self._early = self._early, None
+        if early is None:
+            return ()
+        self._spacing_ns = _spacings(early)
+        self._usual_ns = min(self._spacing_ns.values(), default=0)
+        return [told for snapshot in early for told in self._tick(snapshot)]
+
+    def _tick(self, snapshot: Snapshot) -> Sequence[Told]:
         t_ns = snapshot.t_ns
         ahead_ns = max(0, t_ns - self._last_ns)
         self._last_ns = t_ns
         self._now = Now(self._now.boot_ns + ahead_ns, self._now.wall_ns + ahead_ns)
-        possible = self._look(snapshot)
-        snapshot = self._finely(snapshot) if self._lane.resolution_ns else snapshot
-        if snapshot.links is not self._links:
-            self._plug(snapshot.links)
+        if snapshot.links is not self._split[0]:
+            self._sort(snapshot.links)
+        _, coarse, kept, fine = self._split
+        possible = self._possible(snapshot, coarse) if coarse else ()
+        samples = snapshot
+        if self._lane.resolution_ns:
+            samples = Snapshot(t_ns, fine, [snapshot.tx_bytes[i] for i in kept])
+        present = samples.links if self._lane.links is None else self._lane.links
+        if present is not self._links:
+            self._plug(present)
         if self._flows:
-            self._flow(snapshot)
+            self._flow(samples)
         told = self._told
         told.clear()
-        self._hands.settle(self._state, self._rules, Inputs(self._now, snapshot))
+        self._hands.settle(self._state, self._rules, Inputs(self._now, samples, present))
+        if self._run.watcher is not None:
+            names = [link.name for link in (snapshot.links if self._lane.links is None else present)]
+            self._run.watcher(self.at_ns, snapshot, self._looks(names))
         if not told and not possible:
             return ()
         for event in told:
             if event.kind in _BEGINS and (link := self._state.by_name.get(event.interface)) is not None:
-                self._flows[link.name] = Flow(link.ifindex, t_ns, _counter(snapshot, link.name))
+                self._flows[link.name] = Flow(link.ifindex, t_ns, _counter(samples, link.name))
             elif event.kind in _ENDS:
                 self._flows.pop(event.interface, None)
-        return [replace(event, t_ns=t_ns) for event in told if event.kind in REPORTED] + possible
+        kept_events = [replace(event, t_ns=t_ns) for event in told if event.kind in REPORTED]
+        return [Told(self.at_ns, event) for event in (*kept_events, *possible)]
 
     def _plug(self, links: tuple[Link, ...]) -> None:
         """Let the kernel have exactly these links."""
@@ -197,79 +264,78 @@ class _LaneRun:
             self._run.over_bytes[name] = self._run.over_bytes.get(name, 0) + over
             htb.stats = _through(htb.stats, sent, over)
 
-    def limit_bps(self, name: str) -> int | None:
-        flow = self._flows.get(name)
-        htb = self._kernel.links[flow.ifindex].htb if flow is not None and flow.ifindex in self._kernel.links else None
-        return htb.classes[CLASS_LIMIT].rate_bps if htb is not None and CLASS_LIMIT in htb.classes else None
+    # ---- looking ----
+
+    def _looks(self, names: Iterable[str]) -> dict[str, Look]:
+        pending = self._state.detector.pending()
+        return {name: self._look(name, applies, pending) for name in names if (applies := self._applies(name)) is not None}
+
+    def _applies(self, name: str) -> Effective | None:
+        """What governs the link now; of links whose samples are too coarse the engine knows nothing."""
+        return self._state.effective.get(name) or effective(self._rules, name, self._now.wall_ns)
+
+    def _look(self, name: str, applies: Effective, pending: Mapping[str, int]) -> Look:
+        case = self._state.cases.get(name)
+        phase_of = calm_phase if case is None else case.phase
+        standing = case.tree_standing if case is not None and case.stage is Stage.STANDING else None
+        phase = phase_of(pending=name in pending, exempt=applies.exempt)
+        return Look(phase, applies.detect.threshold_bps, None if standing is None else standing.rate_bps)
 
     # ---- coarse samples ----
 
-    def _policy(self, name: str) -> Policy | None:
-        """The policy that judges the link now; None where none does or an override exempts it."""
-        applies = effective(self._rules, name, self._now.wall_ns)
-        return None if applies is None or applies.exempt else replace(applies.policy, detect=applies.detect)
+    def _sort(self, links: tuple[Link, ...]) -> None:
+        """Tell apart the links whose samples allow for nothing better than `possible`, and the others."""
+        coarse = [i for i, link in enumerate(links) if self._meter_of(link.name) is not None]
+        kept = sorted(set(range(len(links))) - set(coarse))
+        self._split = (links, coarse, kept, tuple(links[i] for i in kept))
 
-    def _finely(self, snapshot: Snapshot) -> Snapshot:
-        """Only the links whose samples are fine enough for the rule."""
-        if self._fine is None or self._fine[0] is not snapshot.links:
-            kept = [i for i, link in enumerate(snapshot.links) if not self._too_coarse(link.name)]
-            self._fine = (snapshot.links, kept, tuple(snapshot.links[i] for i in kept))
-        _, kept, links = self._fine
-        return Snapshot(snapshot.t_ns, links, [snapshot.tx_bytes[i] for i in kept])
+    def _meter_of(self, name: str) -> Possible | None:
+        """The meter of a link whose samples are too coarse for the rule."""
+        if name not in self._meters:
+            self._meters[name] = self._new_meter(name)
+        return self._meters[name]
 
-    def _too_coarse(self, name: str) -> bool:
-        applies = effective(self._rules, name, self._now.wall_ns)
-        spacing_ns = self._lane.resolution_ns.get(name, 0)
-        return applies is not None and spacing_ns > applies.detect.slice_ns
-
-    def _look(self, snapshot: Snapshot) -> list[Event]:
-        """What can at least be called possible where samples are too far apart for the rule."""
-        if self._lane.resolution_ns:
-            return self._possible(snapshot, [i for i, link in enumerate(snapshot.links) if self._too_coarse(link.name)])
-        if len(self._stamps) < LOOK_AHEAD:
-            self._stamps.append(snapshot.t_ns)
-            self._early.append(snapshot)
-            return [] if len(self._stamps) < LOOK_AHEAD else self._decide()
-        return self._possible(snapshot, range(len(snapshot.links))) if self._coarse else []
-
-    def _decide(self) -> list[Event]:
-        """Look, once the lane's first ticks are in, whether they are so far apart that every sample opens an epoch."""
-        early, self._early = self._early, []
-        gaps = [q - p for p, q in pairwise(self._stamps)]
-        if not gaps or median_low(gaps) <= self._rules.config.sampling.max_gap_ns:
-            return []
-        return [event for snapshot in early for event in self._possible(snapshot, range(len(snapshot.links)))]
-
-    def close(self) -> Sequence[Event]:
-        return self._decide()
+    def _new_meter(self, name: str) -> Possible | None:
+        policy = policy_for(self._rules, name)
+        if policy is None:
+            return None
+        self._run.watched[name] = policy.name
+        scraped = bool(self._lane.resolution_ns)
+        spacing_ns = self._spacing_ns.get(name, self._usual_ns)
+        slice_ns, max_gap_ns = policy.detect.slice_ns, self._rules.config.sampling.max_gap_ns
+        apart = f"its samples are {spacing_ns / 1e9:g} s apart, further than the"
+        if spacing_ns > (slice_ns if scraped else max_gap_ns):
+            beyond = f"slice of {slice_ns / 1e9:g} s" if scraped else f"max_gap of {max_gap_ns / 1e9:g} s"
+            unseen = "what happened between them was not seen, so an excess can be called possible at most"
+            self._run.note(name, f"{apart} {beyond}: {unseen}")
+            return Possible(policy.detect, spacing_ns, scraped=scraped)
+        if spacing_ns > slice_ns:
+            self._run.note(name, f"{apart} slice of {slice_ns / 1e9:g} s: each slice of the rule is then a single interval")
+        return None
 
     def _possible(self, snapshot: Snapshot, positions: Iterable[int]) -> list[Event]:
+        """What can at least be called possible where samples are too far apart for the rule."""
         events: list[Event] = []
         for i in positions:
             name = snapshot.links[i].name
-            policy = self._policy(name)
-            if policy is None:
+            applies, meter = effective(self._rules, name, self._now.wall_ns), self._meter_of(name)
+            if applies is None or applies.exempt or meter is None:
                 continue
-            meter = self._coarse.get(name)
-            if meter is None:
-                meter = self._coarse[name] = self._meter(name, policy)
+            meter.judge_by(applies.detect)
             mean_bps = meter.add(snapshot.t_ns, snapshot.tx_bytes[i])
             if mean_bps is not None:
                 detail = {"mean_bps": mean_bps}
-                events.append(Event(EventKind.POSSIBLE, snapshot.t_ns, name, Reason.SUSTAINED, policy.name, detail))
+                events.append(Event(EventKind.POSSIBLE, snapshot.t_ns, name, Reason.SUSTAINED, applies.policy.name, detail))
         return events
 
-    def _meter(self, name: str, policy: Policy) -> Possible:
-        gaps = [q - p for p, q in pairwise(self._stamps)]
-        spacing_ns = self._lane.resolution_ns.get(name) or median_low(gaps)
-        limit, of = (
-            ("slice", policy.detect.slice_ns) if self._lane.resolution_ns else ("max_gap", self._rules.config.sampling.max_gap_ns)
-        )
-        self._run.notes.append(
-            f"{name}: its samples are {spacing_ns / 1e9:g} s apart, further than the {limit} of {of / 1e9:g} s: "
-            "what happened between them was not seen, so an excess can be called possible at most"
-        )
-        return Possible(policy.detect, spacing_ns, scraped=bool(self._lane.resolution_ns))
+
+def _spacings(snapshots: Sequence[Snapshot]) -> dict[str, int]:
+    """The usual distance of each link's samples, where there are two of them."""
+    stamps: dict[str, list[int]] = {}
+    for snapshot in snapshots:
+        for link in snapshot.links:
+            stamps.setdefault(link.name, []).append(snapshot.t_ns)
+    return {name: median_low([q - p for p, q in pairwise(times)]) for name, times in stamps.items() if len(times) > 1}
 
 
 def _counter(snapshot: Snapshot, name: str) -> int:

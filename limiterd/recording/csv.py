@@ -1,0 +1,113 @@
+"""CSV: `t_seconds,interface,tx_bytes`, decimals exact to the nanosecond.
+
+Interfaces that first appear together are one lane; the rows of an instant are one tick of it. The format cannot say that a
+link is gone, so an interface without a row at an instant of its lane is there all the same, just not sampled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from limiterd.core.model import Link, Snapshot
+from limiterd.core.units import NS_PER_SECOND
+from limiterd.recording.base import Header, Lane, Lines, RecordingError, Tick, shown
+
+HEADER: Final = "t_seconds,interface,tx_bytes"
+_SECONDS: Final = re.compile(r"(\d+)(?:\.(\d*))?", re.ASCII)
+_COUNTER: Final = re.compile(r"\d+", re.ASCII)
+_PATTERNS_MAX: Final = 64
+
+
+def is_header(first: bytes) -> bool:
+    """Whether a file's first line is the header of this format."""
+    return first.decode("utf-8-sig", "replace").strip().replace(" ", "") == HEADER
+
+
+def read(lines: Lines) -> tuple[Header, Iterator[Tick]]:
+    """The ticks behind the header line."""
+    return Header(), _ticks(lines)
+
+
+def _ticks(lines: Lines) -> Iterator[Tick]:
+    lanes = _Lanes()
+    rows: dict[str, int] = {}
+    at_ns = 0
+    line = b"\n"
+    try:
+        for line in lines.rest():
+            if line.isspace():
+                continue
+            t_ns, name, tx_bytes = _row(lines, line)
+            if rows and (t_ns != at_ns or name in rows):
+                yield from lanes.ticks(at_ns, rows)
+                rows = {}
+            at_ns = t_ns
+            rows[name] = tx_bytes
+    except RecordingError:
+        yield from lanes.ticks(at_ns, rows)
+        raise
+    yield from lanes.ticks(at_ns, rows)
+    if not line.endswith(b"\n"):
+        lines.notes.append(f"{lines.name}:{lines.number}: the last line has no end; if the file was cut off, its number is wrong")
+
+
+def _row(lines: Lines, line: bytes) -> tuple[int, str, int]:
+    try:
+        fields = [part.strip() for part in line.decode().split(",")]
+    except UnicodeDecodeError:
+        raise lines.error("not UTF-8 text") from None
+    if len(fields) != 3:
+        raise lines.error(f"{len(fields)} fields where 3 are needed: {HEADER}")
+    seconds, name, counter = fields[0], fields[1].strip('"'), fields[2]
+    match = _SECONDS.fullmatch(seconds)
+    if match is None:
+        raise lines.error(f"t_seconds is {shown(seconds)}; a decimal number ≥ 0 is needed")
+    if not name:
+        raise lines.error("the interface's name is missing")
+    if _COUNTER.fullmatch(counter) is None:
+        raise lines.error(f"tx_bytes of {shown(name)} is {shown(counter)}; an integer ≥ 0 is needed")
+    fraction = match[2] or ""
+    if fraction[9:].strip("0"):
+        raise lines.error(f"t_seconds {seconds} is finer than a nanosecond; nine decimals are the most")
+    return int(match[1]) * NS_PER_SECOND + int(fraction[:9].ljust(9, "0")), name, int(counter)
+
+
+class _Lanes:
+    """Sorts the rows of one instant into snapshots, one for each lane."""
+
+    def __init__(self) -> None:
+        self._lane_of: dict[str, Lane] = {}
+        self._links: dict[str, Link] = {}
+        self._tuples: dict[tuple[str, ...], tuple[Link, ...]] = {}
+
+    def ticks(self, t_ns: int, rows: Mapping[str, int]) -> Iterator[Tick]:
+        """The ticks of this instant."""
+        if any(name not in self._lane_of for name in rows):
+            self._admit(rows)
+        lanes = {self._lane_of[name].key: self._lane_of[name] for name in rows}
+        for lane in lanes.values():
+            names = tuple(rows) if len(lanes) == 1 else tuple(name for name in rows if self._lane_of[name] is lane)
+            yield lane, Snapshot(t_ns, self._tuple(lane, names), [rows[name] for name in names])
+
+    def _tuple(self, lane: Lane, names: tuple[str, ...]) -> tuple[Link, ...]:
+        """The same tuple for the same names, and the lane's own where all of it is sampled."""
+        links = self._tuples.get(names)
+        if links is None:
+            if len(self._tuples) >= _PATTERNS_MAX:
+                self._tuples.clear()
+            links = self._tuples[names] = tuple(self._links[name] for name in names)
+            if links == lane.links:
+                links = self._tuples[names] = lane.links
+        return links
+
+    def _admit(self, rows: Mapping[str, int]) -> None:
+        lane = next((self._lane_of[name] for name in rows if name in self._lane_of), None)
+        lane = lane or Lane(key=str(len(self._lane_of)), links=())
+        new = [name for name in rows if name not in self._lane_of]
+        for name in new:
+            self._lane_of[name] = lane
+            self._links[name] = Link(len(self._links) + 1, name)
+        lane.links = (*(lane.links or ()), *(self._links[name] for name in new))
+        self._tuples.clear()
