@@ -175,7 +175,12 @@ class ControlServer:
 
     @property
     def problem(self) -> str | None:
-        """Why clients cannot be served now."""
+        """Why clients, or some of them, cannot be served now."""
+        if self._problem is None and self._owned.excluded:
+            return (
+                f"members of control.admin_group alone cannot reach {self._config.socket}: its file system keeps no access "
+                "lists; make them members of control.group too"
+            )
         return self._problem
 
     def lock(self) -> None:
@@ -187,7 +192,7 @@ class ControlServer:
         try:
             self.lock()
             self._access = access_of(self._config)
-            self._listener = self._owned.bind(self._socket_gid())
+            self._listener = self._owned.bind(*self._socket_gids())
             self._selector, self._wake = _selector_and_wake(self._listener)
         except EnvironmentFault as error:
             self._problem = str(error)
@@ -198,15 +203,16 @@ class ControlServer:
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
-    def _socket_gid(self) -> int | None:
-        return self._access.admin_gid if self._access.read_gid is None else self._access.read_gid
+    def _socket_gids(self) -> tuple[int | None, int | None]:
+        read_gid, admin_gid = self._access.read_gid, self._access.admin_gid
+        return (admin_gid, None) if read_gid is None else (read_gid, admin_gid)
 
     def reconfigure(self, config: ControlConfig) -> None:
         """Take other groups over from the next question on; the path stays. Raises EnvironmentFault and changes nothing."""
         access = access_of(config)
         before, self._access = self._access, access
         try:
-            self._owned.admit(self._socket_gid())
+            self._owned.admit(*self._socket_gids())
         except EnvironmentFault:
             self._access = before
             raise
@@ -284,7 +290,7 @@ class ControlServer:
             self._listener.close()
             self._listener = None
         try:
-            self._listener = self._owned.bind(self._socket_gid())
+            self._listener = self._owned.bind(*self._socket_gids())
         except EnvironmentFault as error:
             self._problem = str(error)
             return

@@ -5,7 +5,8 @@ bind. Where anybody else could have put things under these names (a run director
 owner, something that is no socket) it refuses and says what to do, rather than follow or delete.
 
 The socket is born 0600, gets its group, and only then opens to 0660: at no instant can a wrong group connect. The mode is set on
-the descriptor before bind, which the kernel takes over, and not by umask, which would strike other threads' files too.
+the descriptor before bind, which the kernel takes over, and not by umask, which would strike other threads' files too. A file
+has one group; another one is let in by an access list (acl(5)), where the file system keeps such.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,23 @@ LOCKED: Final = "instance"
 """The operation of the fault that says another instance runs."""
 _OPERATION: Final = "control"
 _BACKLOG: Final = 128
+_ACL: Final = "system.posix_acl_access"
+_ACL_VERSION: Final = 2
+_ACL_ENTRY: Final = struct.Struct("<HHI")
+_NOBODY: Final = 0xFFFFFFFF
+_READ_WRITE: Final = 6
+
+
+def _access_list(gid: int) -> bytes:
+    """user::rw- group::rw- group:GID:rw- mask::rw- other::---, as linux/posix_acl_xattr.h lays it out."""
+    entries = (
+        (0x01, _READ_WRITE, _NOBODY),
+        (0x04, _READ_WRITE, _NOBODY),
+        (0x08, _READ_WRITE, gid),
+        (0x10, _READ_WRITE, _NOBODY),
+        (0x20, 0, _NOBODY),
+    )
+    return struct.pack("<I", _ACL_VERSION) + b"".join(_ACL_ENTRY.pack(*entry) for entry in entries)
 
 
 def _trusted(uid: int) -> bool:
@@ -73,6 +92,8 @@ class OwnedSocket:
         self._lock_path = self.path.with_name(self.path.name + ".lock")
         self._lock: int | None = None
         self._inode: tuple[int, int] | None = None
+        self.excluded = False
+        """Whether the second group is left out, because the file system keeps no access lists."""
 
     def lock(self) -> None:
         """Become the one instance; does nothing when it is already.
@@ -116,8 +137,8 @@ class OwnedSocket:
             if error.errno != errno.ENOSPC:  # the pid in it is a courtesy; the lock itself needs no room
                 raise fault(f"{self._lock_path} cannot be locked", error, _OPERATION) from error
 
-    def bind(self, gid: int | None) -> socket.socket:
-        """Listen at the path, open to this group (None: the daemon's own), in place of a stale socket.
+    def bind(self, gid: int | None, also_gid: int | None = None) -> socket.socket:
+        """Listen at the path, open to this group (None: the daemon's own) and that one, in place of a stale socket.
 
         Raises EnvironmentFault(operation="control"). The lock must be held.
         """
@@ -131,7 +152,7 @@ class OwnedSocket:
             listener.bind(str(self.path))
             found = self.path.lstat()
             self._inode = (found.st_dev, found.st_ino)
-            self.admit(gid)
+            self.admit(gid, also_gid)
             listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()
@@ -160,18 +181,31 @@ class OwnedSocket:
         except OSError as error:
             raise fault(f"the stale socket {self.path} cannot be removed", error, _OPERATION) from error
 
-    def admit(self, gid: int | None) -> None:
-        """Open the bound socket to another group. Raises EnvironmentFault(operation="control")."""
+    def admit(self, gid: int | None, also_gid: int | None = None) -> None:
+        """Open the bound socket to other groups. Raises EnvironmentFault(operation="control")."""
         wanted = os.getegid() if gid is None else gid
         try:
             self.path.chmod(0o600)
             try:
                 if self.path.lstat().st_gid != wanted:  # the service's system call filter allows no chown unless a group is set
                     os.chown(self.path, -1, wanted, follow_symlinks=False)
+                self._admit_also(None if also_gid == wanted else also_gid)
             finally:  # where the new group was refused, the old one is still served
                 self.path.chmod(0o660)
         except OSError as error:
             raise fault(f"{self.path} cannot be given to group {gid}", error, _OPERATION) from error
+
+    def _admit_also(self, gid: int | None) -> None:
+        self.excluded = False
+        try:
+            if gid is None:
+                os.removexattr(self.path, _ACL, follow_symlinks=False)
+            else:
+                os.setxattr(self.path, _ACL, _access_list(gid), follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in {errno.ENODATA, errno.EOPNOTSUPP}:
+                raise
+            self.excluded = gid is not None
 
     def stands(self) -> bool:
         """Whether the path still leads to the socket that was bound."""

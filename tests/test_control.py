@@ -540,6 +540,9 @@ def test_all_groups_of_a_real_process_count(daemon: Daemon, tmp_path: Path) -> N
     assert daemon.calls[-1].peer.gids == {plain, group.gr_gid, admins.gr_gid}
     assert server.counts["release", "denied"] == 1
 
+    assert server.problem is None
+    assert _as_user(nobody, [admins.gr_gid], _called(path, "release")) == 0  # of the admin group alone
+
     server.reconfigure(ControlConfig(path, admins.gr_name, None))
     assert Path(path).stat().st_gid == admins.gr_gid
     assert _as_user(nobody, [group.gr_gid], _called(path, "status")) == 77
@@ -548,6 +551,26 @@ def test_all_groups_of_a_real_process_count(daemon: Daemon, tmp_path: Path) -> N
     with pytest.raises(EnvironmentFault, match="no group 'nonsense'"):
         server.reconfigure(ControlConfig(path, "nonsense", None))
     assert _as_user(nobody, [admins.gr_gid], _called(path, "status")) == 0
+    server.close()
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("real_root")
+def test_without_access_lists_the_second_group_is_told(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that keeps none: the first group is served, and the problem says what the others must do."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    for name in ("setxattr", "removexattr"):
+        monkeypatch.setattr(os, name, refuse)
+    server = server_at(path, group="users", admin_group="daemon")
+    server.start()
+    found = Path(path).stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, grp.getgrnam("users").gr_gid)
+    assert "members of control.admin_group alone cannot reach" in str(server.problem)
+    server.reconfigure(ControlConfig(path, "users", None))
+    assert server.problem is None
     server.close()
 
 

@@ -383,7 +383,7 @@ def test_a_forced_manual_limit_stands_in_an_observing_policy() -> None:
         ("nope", None, "no such link"),
         ("lo", None, "no policy"),
         ("eth0", 1, "cut it off"),
-        ("eth0", 100 * MBIT, "not below the threshold"),
+        ("eth0", 100 * MBIT, "must be below the threshold"),
     ],
 )
 def test_manual_limits_that_make_no_sense_are_refused(name: str, rate: int | None, match: str) -> None:
