@@ -36,17 +36,19 @@ class Verb(NamedTuple):
 
 VERBS: Final[Mapping[str, Verb]] = {
     "status": Verb(
-        "what every watched link is doing, one row per link",
+        "show what every watched link is doing, one row per link",
         "limiterd.ctl.status:status_arguments",
         "limiterd.ctl.status:status",
     ),
     "top": Verb("live view of status, with charts", "limiterd.ctl.top:top_arguments", "limiterd.ctl.top:top"),
     "explain": Verb(
-        "why a link is in its phase, and what would lift its limit",
+        "explain why a link is in its phase, and what would lift its limit",
         "limiterd.ctl.explain:explain_arguments",
         "limiterd.ctl.explain:explain",
     ),
-    "history": Verb("the audit trail, newest first", "limiterd.ctl.history:history_arguments", "limiterd.ctl.history:history"),
+    "history": Verb(
+        "show the audit trail, newest first", "limiterd.ctl.history:history_arguments", "limiterd.ctl.history:history"
+    ),
     "reload": Verb(
         "apply the configuration and the overrides now, or change nothing and say why",
         "limiterd.ctl.hand:reload_arguments",
@@ -63,21 +65,23 @@ VERBS: Final[Mapping[str, Verb]] = {
     ),
     "request": Verb("submit an increase request", "limiterd.ctl.requests:request_arguments", "limiterd.ctl.requests:request"),
     "requests": Verb(
-        "the increase requests and what became of them",
+        "list the increase requests and what became of them",
         "limiterd.ctl.requests:requests_arguments",
         "limiterd.ctl.requests:requests",
     ),
     "approve": Verb(
         "turn an increase request into an override", "limiterd.ctl.requests:approve_arguments", "limiterd.ctl.requests:approve"
     ),
-    "deny": Verb("turn an increase request down", "limiterd.ctl.requests:deny_arguments", "limiterd.ctl.requests:deny"),
+    "deny": Verb("reject an increase request", "limiterd.ctl.requests:deny_arguments", "limiterd.ctl.requests:deny"),
     "check": Verb(
         "validate configuration and overrides, without a daemon", "limiterd.ctl.check:check_arguments", "limiterd.ctl.check:check"
     ),
-    "replay": Verb("what a policy would have done to recorded traffic", "limiterd.replay:add_arguments", "limiterd.replay:run"),
+    "replay": Verb(
+        "show what a policy would have done to recorded traffic", "limiterd.replay:add_arguments", "limiterd.replay:run"
+    ),
     "record": Verb("record the watched links' counters for replay", "limiterd.record:add_arguments", "limiterd.record:run"),
     "demo": Verb(
-        "see the policy at work on real traffic, in namespaces of its own", "limiterd.demo:add_arguments", "limiterd.demo:run"
+        "show the policy at work on real traffic, in its own namespaces", "limiterd.demo:add_arguments", "limiterd.demo:run"
     ),
     "install-service": Verb(
         "set limiterd up as a systemd service on this machine",

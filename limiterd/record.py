@@ -13,12 +13,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Final
 
+from limiterd import DEFAULT_CONFIG
 from limiterd.config import load
 from limiterd.core.errors import EXIT_DONE, EnvironmentFault, UnitError
 from limiterd.core.model import Config, Link, Rules, Snapshot
 from limiterd.core.policy import policy_for
 from limiterd.core.units import NS_PER_SECOND, format_duration, parse_duration
-from limiterd.ctl.connect import DEFAULT_CONFIG
 from limiterd.ctl.terminal import complain
 from limiterd.kernel.links import LinkTable, Sampler, boottime_ns, open_sampler
 from limiterd.recording import Writer

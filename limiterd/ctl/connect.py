@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from limiterd import DEFAULT_CONFIG
 from limiterd.core.errors import EXIT_NOPERM, EXIT_UNREACHABLE, LimiterdError, PeerError
 from limiterd.ctl.terminal import complain
 
-DEFAULT_CONFIG: Final = "/etc/limiterd/limiterd.yaml"
 DEFAULT_SOCKET: Final = "/run/limiterd/control.sock"
 ASK_TIMEOUT_S: Final = 5.0
 APPLY_TIMEOUT_S: Final = 30.0

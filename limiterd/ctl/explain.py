@@ -32,7 +32,7 @@ FLOWS: Final = (
 
 def explain_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `explain`."""
-    parser.add_argument("interface", metavar="IFACE")
+    parser.add_argument("interface", metavar="IFACE", help="the link")
     watch_argument(parser)
     json_argument(parser)
 

@@ -29,10 +29,10 @@ def reload(ns: argparse.Namespace) -> int:
 
 def limit_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `limit`."""
-    parser.add_argument("interface", metavar="IFACE")
+    parser.add_argument("interface", metavar="IFACE", help="the link")
     parser.add_argument("--rate", type=rate_bps, metavar="R", help="the limit, like 200mbit (default: the policy's)")
     parser.add_argument("--reason", required=True, metavar="TEXT", help=_REASON_HELP)
-    parser.add_argument("--force", action="store_true", help="also under a policy in observe mode")
+    parser.add_argument("--force", action="store_true", help="also under a policy in observe mode, or while limits are paused")
     json_argument(parser)
 
 
@@ -69,7 +69,7 @@ def _kept(ns: argparse.Namespace, row: Data) -> int:
 def release_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `release`."""
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("interface", nargs="?", metavar="IFACE")
+    which.add_argument("interface", nargs="?", metavar="IFACE", help="the limited link")
     which.add_argument("--all", action="store_true", help="every limited link")
     parser.add_argument("--reason", required=True, metavar="TEXT", help=_REASON_HELP)
     json_argument(parser)
@@ -97,7 +97,7 @@ def pause_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def pause(ns: argparse.Namespace) -> int:
-    """Stop every new limit."""
+    """Impose no new limits."""
     data = ask(ns, "pause", {"reason": ns.reason} if ns.reason else {})
     report(ns, data, (), "paused: no new limit is imposed until `limiterctl resume`; those in force stay")
     return EXIT_DONE

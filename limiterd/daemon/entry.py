@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from limiterd import __version__
-
-DEFAULT_CONFIG = "/etc/limiterd/limiterd.yaml"
+from limiterd import DEFAULT_CONFIG, __version__
 
 
 def parser() -> argparse.ArgumentParser:

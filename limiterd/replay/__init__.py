@@ -18,12 +18,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Final
 
-from limiterd import plot
+from limiterd import DEFAULT_CONFIG, plot
 from limiterd.config import load_rules
 from limiterd.core.errors import EXIT_DONE, UnitError
 from limiterd.core.model import Rules
 from limiterd.core.units import NS_PER_SECOND, parse_duration
-from limiterd.ctl.connect import DEFAULT_CONFIG, json_argument
+from limiterd.ctl.connect import json_argument
 from limiterd.ctl.format import clean, span
 from limiterd.ctl.terminal import complain, say, terminal
 from limiterd.recording import METRIC, Progress, Recording, RecordingError, open_recording, query
