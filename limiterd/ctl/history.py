@@ -173,7 +173,7 @@ def _check(head: str | None, directory: Path) -> Data:
 
 def entries(data: Data) -> list[dict[str, object]]:
     """The trail's entries in the daemon's answer."""
-    return records(data.get("entries", data.get("events", data.get("data"))))
+    return records(data.get("entries"))
 
 
 def render(data: Data, *, width: int = 80, palette: Palette = PLAIN, now: float = 0.0) -> list[str]:

@@ -24,7 +24,7 @@ from limiterd.control import ControlServer
 from limiterd.core import status
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
 from limiterd.core.histogram import Buckets
-from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, Reason, Rules, Status
+from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, PolicyMode, Reason, Rules, Status
 from limiterd.core.state import Output, State
 from limiterd.core.status import Frame, Surroundings
 from limiterd.daemon import words
@@ -201,7 +201,9 @@ class House:
     def _keep_house(self) -> None:
         """Once a second: what the service manager shows, the adapters' own troubles, and a frame should the loop stall."""
         self.notifier.status(self.summary())
-        self.problems.note("netlink", words.refused(self.kernel.refusal), FaultReason.PERMISSION)
+        enforces = any(policy.mode is PolicyMode.ENFORCE for policy in self.rules.config.policies)
+        hindered = FaultReason.PERMISSION if enforces else FaultReason.OTHER  # who only observes needs no tc
+        self.problems.note("netlink", words.refused(self.kernel.refusal), hindered)
         self.refusals.settle()
         for topic, trouble in (
             ("psutil", words.fallback(self.kernel.refusal, self.kernel.sampler.why)),

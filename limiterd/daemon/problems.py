@@ -23,7 +23,7 @@ class Problems:
             known = self._open.get(topic)
             if text is None and known is None:
                 return
-            if known is not None and known.message == text:
+            if known is not None and (known.message, known.reason) == (text, reason):
                 return
             if text is None:
                 del self._open[topic]

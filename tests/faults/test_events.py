@@ -78,7 +78,9 @@ def test_limits_are_looked_after_while_nothing_can_be_sampled(pair: Pair, tmp_pa
         daemon.ask("limit", interface="eth0", reason="test")
         spoilt.on()
         wait_for(lambda: "no sample" in problems(daemon), "the problem in status")
-        assert daemon.metrics()['limiterd_kernel_errors_total{errno="EIO",operation="sample"}'] >= 1
+        shown = daemon.metrics()
+        assert shown['limiterd_kernel_errors_total{errno="EIO",operation="sample"}'] >= 1
+        assert shown['limiterd_faults{interface="",reason="no_answer"}'] == 1
         run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
         repaired(daemon, 1)
         spoilt.off()

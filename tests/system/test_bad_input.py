@@ -153,4 +153,7 @@ def test_where_netlink_is_refused_psutil_observes(lab: Lab, pair: Pair, tmp_path
         lab.tcp(pair.near, pair.far, rate_bps=200_000_000)
         name = 'limiterd_detections_total{interface="eth0",reason="sustained"}'
         wait_for(lambda: daemon.metrics()[name] >= 1, "a detection", longest_s=10)
-        assert any("netlink is refused" in fault["message"] for fault in daemon.status()["faults"])
+        assert [f["reason"] for f in daemon.status()["faults"] if "netlink is refused" in f["message"]] == ["other"]
+        daemon.configure(FAST)
+        daemon.ask("reload")
+        wait_for(lambda: 'limiterd_faults{interface="",reason="permission"}' in daemon.metrics(), "an enforcing policy lacks tc")
