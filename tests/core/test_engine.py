@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from limiterd.core.commands import pause, release_all, resume
-from limiterd.core.engine import release_for_exit, thinned
+from limiterd.core.engine import release_for_exit, step, thinned
 from limiterd.core.errors import PeerError
 from limiterd.core.faults import OPERATION_OF
 from limiterd.core.limits import MEMORIES_MAX
@@ -40,7 +40,7 @@ from limiterd.core.model import (
     Sampling,
     SavedQdisc,
 )
-from limiterd.core.state import Inputs
+from limiterd.core.state import NOTHING, Inputs
 from limiterd.core.status import build
 from tests.core.states import converge
 from tests.world import AUTO, DETECT, LIMIT, MBIT, POLICY, START, World, observing, rules_of
@@ -961,8 +961,8 @@ def test_a_refused_removal_shows_as_a_fault_meanwhile() -> None:
     assert world.view().phase is Phase.FAULT
     assert world.disk.decisions == ()
     world.kernel.silent = False
-    for step in range(6):
-        world.kernel.refuse(step, errno.EPERM)
+    for number in range(6):
+        world.kernel.refuse(number, errno.EPERM)
     world.run(0.5)
     assert world.view().phase is Phase.FAULT
     world.run(80)
@@ -1170,3 +1170,13 @@ def test_a_lost_lifeline_is_warned_of_once() -> None:
     assert {event.interface for event in world.events if event.kind is EventKind.FOREIGN} == {"eth1"}
     assert not world.told(EventKind.FAULT_CLEARED)
     assert ActionKind.ADD_FILTER not in {action.kind for action in world.kernel.sent}
+
+
+def test_a_reading_of_a_link_that_nobody_knows_changes_nothing() -> None:
+    """A link may come and go between two samples, and be read in between: nothing is made of it."""
+    world = World(rules_of())
+    world.add(1, "lo")
+    world.run(0.2)
+    output = step(world.state, world.state.rules, Inputs(world.now, roots={99: PFIFO}))
+    assert output is NOTHING
+    assert 99 not in world.state.tc
