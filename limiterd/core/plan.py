@@ -19,6 +19,7 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Final
 
@@ -71,17 +72,19 @@ def plan(link: Link, wanted: TcTree | None, actual: TcActual | None, saved: Root
     """
     if actual is None:
         return Plan()
-    steps = _Steps(link)
     if wanted is None:
-        return Plan(tuple(_removal(steps, actual, saved)))
+        return Plan(_actions(link, _removal(actual, saved)))
     if wanted.refused:
-        return _refused(steps, wanted, actual, saved)
+        return _refused(link, wanted, actual, saved)
     if actual.ours:
-        return Plan(tuple(_repairs(steps, wanted, actual)), drift=differences(wanted, actual))
+        drift = differences(wanted, actual)
+        steps = _repairs(wanted, actual.tree, actual.inner, _handles(actual.tree)) if drift else ()
+        return Plan(_actions(link, steps), drift=drift)
     hindrance = _hindrance(actual.foreign_root, saved, takeover=takeover)
     if hindrance:
         return Plan(obstacle=(FaultReason.FOREIGN_QDISC, f"{link.name}: {hindrance}"), drift=differences(wanted, actual))
-    return Plan((*_taking(steps, actual.foreign_root), *_install(steps, wanted)), drift=differences(wanted, actual))
+    steps = (*_taking(actual.foreign_root), *_install(wanted))
+    return Plan(_actions(link, steps), drift=differences(wanted, actual))
 
 
 def dismantling(link: Link, actual: TcActual | None) -> tuple[Action, ...]:
@@ -92,12 +95,7 @@ def dismantling(link: Link, actual: TcActual | None) -> tuple[Action, ...]:
     """
     if actual is None or actual.tree is None or actual.foreign or actual.inner:
         return ()
-    steps, tree = _Steps(link), actual.tree
-    found = _by_classid(tree)
-    return (
-        *_clearing(steps, tree.filters, {f.prio for f in tree.filters}),
-        *(steps.make(ActionKind.DELETE_CLASS, classid) for classid in _DISMANTLING_ORDER if classid in found),
-    )
+    return _actions(link, _dismantling(actual.tree, _handles(actual.tree)))
 
 
 def differences(wanted: TcTree, actual: TcActual | None) -> tuple[str, ...]:
@@ -108,9 +106,14 @@ def differences(wanted: TcTree, actual: TcActual | None) -> tuple[str, ...]:
     tree = None if actual is None else actual.tree
     if actual is None or tree is None:
         return ("the limit's root qdisc is missing",)
+    return _differences(wanted, tree, actual.inner)
+
+
+@lru_cache(maxsize=256)
+def _differences(wanted: TcTree, tree: TcTree, inner: tuple[int, ...]) -> tuple[str, ...]:
     classes = {c.classid: c for c in tree.classes}
     leaves = {leaf.parent: leaf for leaf in tree.leaves}
-    words = _rebuild_reasons(wanted, actual, tree)
+    words = _rebuild_reasons(wanted, tree, inner)
     words += [w for c in wanted.classes if (w := _class_difference(c, classes.get(c.classid)))]
     words += [w for leaf in wanted.leaves if (w := _leaf_difference(leaf, leaves.get(leaf.parent)))]
     missing, surplus = _filter_balance(wanted, tree)
@@ -176,42 +179,39 @@ def name_of(handle: int) -> str:
 
 
 # ---- the steps -----------------------------------------------------------------------------------
+#
+# Steps know no link, and are remembered: a thousand links are mostly given, shown and relieved of the same tree.
+
+Step = tuple[ActionKind, HtbClass | Leaf | Filter | RootQdisc | int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    """Makes the actions of one link."""
-
-    link: Link
-
-    def make(self, kind: ActionKind, item: HtbClass | Leaf | Filter | RootQdisc | int | None) -> Action:
-        return Action(kind, self.link.ifindex, self.link.name, item)
-
-    def save_root(self, root: RootQdisc) -> Action:
-        return self.make(ActionKind.SAVE_ROOT, root)
-
-    def delete_root(self, handle: int) -> Action:
-        return self.make(ActionKind.DELETE_ROOT, handle)
+def _actions(link: Link, steps: Iterable[Step]) -> tuple[Action, ...]:
+    return tuple([Action(kind, link.ifindex, link.name, item) for kind, item in steps])
 
 
-def _removal(steps: _Steps, actual: TcActual, saved: RootQdisc | None) -> Iterator[Action]:
+def _handles(tree: TcTree | None) -> tuple[int, ...]:
+    """What tells apart trees that are equal: the kernel's names for their filters."""
+    return () if tree is None else tuple([f.handle for f in tree.filters])
+
+
+def _removal(actual: TcActual, saved: RootQdisc | None) -> Iterator[Step]:
     if actual.ours:
-        yield steps.delete_root(HANDLE_ROOT)
+        yield ActionKind.DELETE_ROOT, HANDLE_ROOT
     if saved is not None and actual.foreign_root is None:
-        yield steps.make(ActionKind.RESTORE_ROOT, saved)
+        yield ActionKind.RESTORE_ROOT, saved
 
 
-def _refused(steps: _Steps, wanted: TcTree, actual: TcActual, saved: RootQdisc | None) -> Plan:
+def _refused(link: Link, wanted: TcTree, actual: TcActual, saved: RootQdisc | None) -> Plan:
     """A limit that must not be: what stands of it goes first, then the obstacle is told."""
-    actions = tuple(_removal(steps, actual, saved)) if actual.ours else ()
-    obstacle = None if actions else (FaultReason.MISSING_MODULE, f"{steps.link.name}: {wanted.refused}")
+    actions = _actions(link, _removal(actual, saved)) if actual.ours else ()
+    obstacle = None if actions else (FaultReason.MISSING_MODULE, f"{link.name}: {wanted.refused}")
     return Plan(actions, obstacle, differences(wanted, actual))
 
 
-def _taking(steps: _Steps, foreign: RootQdisc | None) -> Iterator[Action]:
+def _taking(foreign: RootQdisc | None) -> Iterator[Step]:
     if foreign is not None:
-        yield steps.save_root(foreign)
-        yield steps.delete_root(foreign.handle)
+        yield ActionKind.SAVE_ROOT, foreign
+        yield ActionKind.DELETE_ROOT, foreign.handle
 
 
 def _hindrance(foreign: RootQdisc | None, saved: RootQdisc | None, *, takeover: bool) -> str:
@@ -228,68 +228,73 @@ def _hindrance(foreign: RootQdisc | None, saved: RootQdisc | None, *, takeover: 
     return ""
 
 
-def _install(steps: _Steps, wanted: TcTree) -> Iterator[Action]:
+@lru_cache(maxsize=256)
+def _install(wanted: TcTree) -> tuple[Step, ...]:
     """A whole tree on a link without an explicit root."""
-    yield steps.make(ActionKind.ADD_ROOT, wanted.default_classid)
-    yield from _converge(steps, wanted, TcTree(wanted.default_classid, (), ()))
+    return ((ActionKind.ADD_ROOT, wanted.default_classid), *_converge(wanted, TcTree(wanted.default_classid, (), ())))
 
 
-def _repairs(steps: _Steps, wanted: TcTree, actual: TcActual) -> Iterator[Action]:
-    tree = actual.tree
-    if tree is None or _rebuild_reasons(wanted, actual, tree):
-        yield steps.delete_root(HANDLE_ROOT)
-        yield from _install(steps, wanted)
-    else:
-        yield from _converge(steps, wanted, tree)
+@lru_cache(maxsize=256)
+def _repairs(wanted: TcTree, tree: TcTree | None, inner: tuple[int, ...], _handles: tuple[int, ...]) -> tuple[Step, ...]:
+    if tree is None or _rebuild_reasons(wanted, tree, inner):
+        return ((ActionKind.DELETE_ROOT, HANDLE_ROOT), *_install(wanted))
+    return tuple(_converge(wanted, tree))
 
 
-def _converge(steps: _Steps, wanted: TcTree, tree: TcTree) -> Iterator[Action]:
+@lru_cache(maxsize=256)
+def _dismantling(tree: TcTree, _handles: tuple[int, ...]) -> tuple[Step, ...]:
+    found = _by_classid(tree)
+    classes = ((ActionKind.DELETE_CLASS, classid) for classid in _DISMANTLING_ORDER if classid in found)
+    return (*_clearing(tree.filters, {f.prio for f in tree.filters}), *classes)
+
+
+def _converge(wanted: TcTree, tree: TcTree) -> Iterator[Step]:
     """Steps inside our standing root: exempt traffic first, then the limit, then its lifeline, then what must go."""
     blocked = _blocked_prios(wanted, tree)
     kept = replace(tree, filters=tuple(f for f in tree.filters if f.prio not in blocked))
     missing, surplus = _filter_balance(wanted, kept)
-    yield from _clearing(steps, (f for f in tree.filters if f.prio in blocked), blocked)
+    yield from _clearing((f for f in tree.filters if f.prio in blocked), blocked)
     for classid in _INSTALL_ORDER:
-        yield from _class_steps(steps, classid, wanted, tree)
-        yield from (steps.make(ActionKind.ADD_FILTER, f) for f in missing if _class_of(f) == classid)
-    yield from _clearing(steps, surplus, {f.prio for f in surplus} - {f.prio for f in wanted.filters})
+        yield from _class_steps(classid, wanted, tree)
+        yield from ((ActionKind.ADD_FILTER, f) for f in missing if _class_of(f) == classid)
+    yield from _clearing(surplus, {f.prio for f in surplus} - {f.prio for f in wanted.filters})
     for classid in (CLASS_LIFELINE, CLASS_EXEMPT):
         if classid in _by_classid(tree) and classid not in _by_classid(wanted):
-            yield steps.make(ActionKind.DELETE_CLASS, classid)
+            yield ActionKind.DELETE_CLASS, classid
 
 
-def _clearing(steps: _Steps, filters: Iterable[Filter], prios: Iterable[int]) -> Iterator[Action]:
+def _clearing(filters: Iterable[Filter], prios: Iterable[int]) -> Iterator[Step]:
     """Filters go one by one, links last (what hangs in a link's table would outlive its prio, unseen); then whole prios."""
     for item in sorted(filters, key=is_link):
-        yield steps.make(ActionKind.DELETE_FILTER, item)
+        yield ActionKind.DELETE_FILTER, item
     for prio in sorted(prios):
-        yield steps.make(ActionKind.DELETE_FILTERS, prio)
+        yield ActionKind.DELETE_FILTERS, prio
 
 
-def _class_steps(steps: _Steps, classid: int, wanted: TcTree, tree: TcTree) -> Iterator[Action]:
+def _class_steps(classid: int, wanted: TcTree, tree: TcTree) -> Iterator[Step]:
     """One class and the queue under it, made or changed."""
     item = _by_classid(wanted).get(classid)
     if item is None:
         return
     found = _by_classid(tree).get(classid)
     if found is None:
-        yield steps.make(ActionKind.ADD_CLASS, item)
+        yield ActionKind.ADD_CLASS, item
     elif _class_difference(item, found):
-        yield steps.make(ActionKind.CHANGE_CLASS, item)
+        yield ActionKind.CHANGE_CLASS, item
     leaf = _by_parent(wanted).get(classid)
     if leaf is not None:
-        yield from _leaf_steps(steps, leaf, None if found is None else _by_parent(tree).get(classid))
+        yield from _leaf_steps(leaf, None if found is None else _by_parent(tree).get(classid))
 
 
-def _leaf_steps(steps: _Steps, leaf: Leaf, found: Leaf | None) -> Iterator[Action]:
+def _leaf_steps(leaf: Leaf, found: Leaf | None) -> Iterator[Step]:
     if found == leaf:
         return
     if found is not None and _same_queue(leaf, found):
-        yield steps.make(ActionKind.CHANGE_LEAF, leaf)
+        yield ActionKind.CHANGE_LEAF, leaf
         return
     if found is not None:
-        yield steps.make(ActionKind.DELETE_LEAF, found)
-    yield steps.make(ActionKind.ADD_LEAF, leaf)
+        yield ActionKind.DELETE_LEAF, found
+    yield ActionKind.ADD_LEAF, leaf
 
 
 def _same_queue(leaf: Leaf, found: Leaf) -> bool:
@@ -313,10 +318,10 @@ def _class_of(item: Filter) -> int:
     return CLASS_EXEMPT if item.prio < PRIO_LIFELINE else CLASS_LIFELINE
 
 
-def _rebuild_reasons(wanted: TcTree, actual: TcActual, tree: TcTree) -> list[str]:
+def _rebuild_reasons(wanted: TcTree, tree: TcTree, inner: tuple[int, ...]) -> list[str]:
     """What cannot be put right inside a standing root."""
     found = _by_classid(tree)
-    words = [f"class {name_of(i)} has foreign classes under it and passes its traffic by" for i in actual.inner]
+    words = [f"class {name_of(i)} has foreign classes under it and passes its traffic by" for i in inner]
     if CLASS_EXEMPT in found.keys() - _by_classid(wanted).keys() and not any(_class_of(f) == CLASS_EXEMPT for f in tree.filters):
         words.append("the filters of exempt traffic were deleted by others, who may have left unseen ones that hold its class")
     if tree.default_classid != wanted.default_classid:

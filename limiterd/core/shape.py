@@ -17,6 +17,7 @@ short of its rate. Queues are sized in time (10 ms at the limit), but hold two G
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
 from limiterd.core.matches import filters_for
@@ -76,23 +77,30 @@ def tree_for(limit: Limit, rate_bps: int, link: Link, abilities: KernelAbilities
     Where the kernel has no u32 classifier the limit goes without its lifeline; with exempt matches such a limit is
     refused (TcTree.refused), since it would also hold what it must not.
     """
+    return _tree(limit, rate_bps, link.mtu, link.gso_max_bytes, abilities)
+
+
+@lru_cache(maxsize=256)
+def _tree(limit: Limit, rate_bps: int, mtu: int, gso_max_bytes: int, abilities: KernelAbilities) -> TcTree:
+    """A thousand links are mostly held alike: one tree for all of them."""
     rate_bps = _whole_bytes(max(rate_bps, 2 * LOWEST_BPS))
     lifeline_bps = _lifeline_bps(limit.lifeline.share_ppm, rate_bps) if abilities.u32 else 0
-    classes = [_class(CLASS_LIMIT, HANDLE_ROOT, rate_bps, rate_bps, link)]
+    classes = [_class(CLASS_LIMIT, HANDLE_ROOT, rate_bps, rate_bps, gso_max_bytes)]
     if lifeline_bps:
-        classes.append(_class(CLASS_LIFELINE, CLASS_LIMIT, lifeline_bps, rate_bps, link))
-    classes.append(_class(CLASS_DEFAULT, CLASS_LIMIT, rate_bps - lifeline_bps, rate_bps, link, prio=1))
+        classes.append(_class(CLASS_LIFELINE, CLASS_LIMIT, lifeline_bps, rate_bps, gso_max_bytes))
+    classes.append(_class(CLASS_DEFAULT, CLASS_LIMIT, rate_bps - lifeline_bps, rate_bps, gso_max_bytes, prio=1))
     if limit.exempt and abilities.u32:
-        classes.append(_class(CLASS_EXEMPT, HANDLE_ROOT, UNLIMITED_BPS, UNLIMITED_BPS, link))
+        classes.append(_class(CLASS_EXEMPT, HANDLE_ROOT, UNLIMITED_BPS, UNLIMITED_BPS, gso_max_bytes))
     return TcTree(
         default_classid=CLASS_DEFAULT,
         classes=tuple(classes),
-        leaves=tuple(_leaf(c, link, abilities) for c in classes if c.classid in LEAF_OF),
+        leaves=tuple(_leaf(c, mtu, gso_max_bytes, abilities) for c in classes if c.classid in LEAF_OF),
         filters=filters_for(limit.exempt, limit.lifeline.match) if abilities.u32 else (),
         refused=_refusal(limit, abilities),
     )
 
 
+@lru_cache(maxsize=256)
 def raised(tree: TcTree) -> TcTree:
     """The same tree with its limit lifted: a class change that loses no packet and lets the queues run empty."""
     return replace(tree, classes=tuple(_raised_class(c) for c in tree.classes))
@@ -135,15 +143,15 @@ def _burst(rate_bps: int, gso_max_bytes: int) -> int:
     return burst_bytes(burst_ticks(wanted_bytes, rate_bps), rate_bps)
 
 
-def _class(classid: int, parent: int, rate_bps: int, ceil_bps: int, link: Link, *, prio: int = 0) -> HtbClass:
+def _class(classid: int, parent: int, rate_bps: int, ceil_bps: int, gso_max_bytes: int, *, prio: int = 0) -> HtbClass:
     return HtbClass(
         classid=classid,
         parent=parent,
         rate_bps=rate_bps,
         ceil_bps=ceil_bps,
-        burst_bytes=_burst(rate_bps, link.gso_max_bytes),
-        cburst_bytes=_burst(ceil_bps, link.gso_max_bytes),
-        quantum_bytes=max(_LEAST_BURST_BYTES, link.gso_max_bytes),
+        burst_bytes=_burst(rate_bps, gso_max_bytes),
+        cburst_bytes=_burst(ceil_bps, gso_max_bytes),
+        quantum_bytes=max(_LEAST_BURST_BYTES, gso_max_bytes),
         prio=prio,
     )
 
@@ -153,9 +161,9 @@ def _raised_class(item: HtbClass) -> HtbClass:
     return replace(item, rate_bps=UNLIMITED_BPS, ceil_bps=UNLIMITED_BPS, burst_bytes=burst, cburst_bytes=burst)
 
 
-def _leaf(item: HtbClass, link: Link, abilities: KernelAbilities) -> Leaf:
+def _leaf(item: HtbClass, mtu: int, gso_max_bytes: int, abilities: KernelAbilities) -> Leaf:
     handle = LEAF_OF[item.classid]
-    frame_bytes = link.mtu + _ETHERNET_HEADER_BYTES
+    frame_bytes = mtu + _ETHERNET_HEADER_BYTES
     if abilities.fq_codel:
         # CoDel must let one and a half frames pass at the rate, or it drops for want of anything else to do
         target_us = max(_FQ_CODEL_TARGET_US, frame_bytes * 8 * 1_500_000 // item.ceil_bps)
@@ -172,5 +180,5 @@ def _leaf(item: HtbClass, link: Link, abilities: KernelAbilities) -> Leaf:
             ecn=1,
         )
     queue_bps = min(item.ceil_bps, _EXEMPT_QUEUE_BPS) if item.classid == CLASS_EXEMPT else item.ceil_bps
-    limit_bytes = max(queue_bps // 8 // _QUEUE_PER_SECOND, _QUEUE_GSO_PACKETS * link.gso_max_bytes, _QUEUE_FRAMES * frame_bytes)
+    limit_bytes = max(queue_bps // 8 // _QUEUE_PER_SECOND, _QUEUE_GSO_PACKETS * gso_max_bytes, _QUEUE_FRAMES * frame_bytes)
     return Leaf(handle, item.classid, "bfifo", limit_bytes=limit_bytes)
