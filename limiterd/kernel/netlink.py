@@ -27,6 +27,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, NamedTuple, Self
 
 from limiterd.core.errors import EnvironmentFault, PermissionFault, errno_name
@@ -36,13 +37,11 @@ NETLINK_SOCK_DIAG: Final = 4
 
 NLM_F_REQUEST: Final = 0x1
 NLM_F_ACK: Final = 0x4
-NLM_F_ECHO: Final = 0x8
 NLM_F_DUMP_INTR: Final = 0x10
 NLM_F_DUMP: Final = 0x300
 NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
-NLM_F_APPEND: Final = 0x800
 NLM_F_CAPPED: Final = 0x100
 NLM_F_ACK_TLVS: Final = 0x200
 
@@ -58,6 +57,8 @@ NLA_F_NESTED: Final = 0x8000
 _NLA: Final = struct.Struct("=HH")
 _NLA_TYPE_MASK: Final = 0x3FFF
 _NLA_MAX_BYTES: Final = 0xFFFF
+_SEQUENCE: Final = struct.Struct("=I")
+_SEQUENCE_AT: Final = 8
 _ERRNO: Final = struct.Struct("=i")
 _NLMSGERR_ATTR_MSG: Final = 1
 
@@ -115,6 +116,10 @@ class Ack:
         return self.errno == 0
 
 
+DONE: Final = Ack(0)
+"""Done, and nothing to say."""
+
+
 class Frame(NamedTuple):
     """One decoded message: its header's fields and the payload behind the header."""
 
@@ -123,6 +128,11 @@ class Frame(NamedTuple):
     sequence: int
     port_id: int
     payload: memoryview
+
+
+def boottime_ns() -> int:
+    """CLOCK_BOOTTIME: never steps, counts suspend."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 # ---- encoding ------------------------------------------------------------------------------------
@@ -146,6 +156,22 @@ def encode(message: Message, sequence: int, extra_flags: int) -> bytes:
     length = HEADER_BYTES + len(message.body)
     flags = message.flags | extra_flags
     return NLMSG_HEADER.pack(length, message.type, flags, sequence, 0) + message.body + bytes(-length & 3)
+
+
+class Batch(NamedTuple):
+    """Encoded messages for one sendmsg, and where each begins; their numbers are still to be written."""
+
+    data: bytes
+    offsets: tuple[int, ...]
+
+
+def batches(messages: Sequence[Message], *, terse: bool) -> Iterator[Batch]:
+    """Encode messages, so many together as may leave in one sendmsg; terse: only the last of each asks for its answer."""
+    for start in range(0, len(messages), _MESSAGES_A_SEND):
+        some = messages[start : start + _MESSAGES_A_SEND]
+        flags = [NLM_F_REQUEST if terse else NLM_F_REQUEST | NLM_F_ACK] * (len(some) - 1) + [NLM_F_REQUEST | NLM_F_ACK]
+        encoded = [encode(message, 0, flag) for message, flag in zip(some, flags, strict=True)]
+        yield Batch(b"".join(encoded), (0, *accumulate(map(len, encoded[:-1]))))
 
 
 # ---- decoding ------------------------------------------------------------------------------------
@@ -300,10 +326,21 @@ class NetlinkSocket:
         in both cases any of the messages may have been carried out.
         """
         acks: list[Ack] = []
-        for start in range(0, len(messages), _MESSAGES_A_SEND):
-            with self.cleaned(operation):
-                acks += self._exchange(messages[start : start + _MESSAGES_A_SEND], operation, terse=terse)
+        for batch in batches(messages, terse=terse):
+            acks += self.exchange(bytearray(batch.data), batch.offsets, operation=operation)
         return acks
+
+    def exchange(self, data: bytearray, offsets: Sequence[int], *, operation: str = "") -> list[Ack]:
+        """As request, with messages that are encoded already and begin at these offsets; their numbers are written into data.
+
+        Messages without NLM_F_ACK are answered when they fail, ahead of the last one's answer (netlink_rcv_skb).
+        """
+        sequences = [self.next_sequence() for _ in offsets]
+        for at, number in zip(offsets, sequences, strict=True):
+            _SEQUENCE.pack_into(data, at + _SEQUENCE_AT, number)
+        with self.cleaned(operation):
+            self._socket.send(data)
+            return self._acks(sequences, operation)
 
     def dump(self, kind: int, body: bytes, *, operation: str = "dump") -> list[tuple[int, memoryview]]:
         """All (type, payload) of a dump, read anew (at most 8 times) while the kernel says that it was interrupted.
@@ -411,23 +448,22 @@ class NetlinkSocket:
             errno_name="ETIMEDOUT",
         )
 
-    def _exchange(self, messages: Sequence[Message], operation: str, *, terse: bool) -> list[Ack]:
-        """Messages without NLM_F_ACK are answered when they fail, ahead of the last one's answer (netlink_rcv_skb)."""
-        sequences = [self.next_sequence() for _ in messages]
-        flags = [NLM_F_REQUEST if terse else NLM_F_REQUEST | NLM_F_ACK] * (len(messages) - 1) + [NLM_F_REQUEST | NLM_F_ACK]
-        self._socket.send(b"".join(map(encode, messages, sequences, flags)))
-        replies: dict[int, list[tuple[int, memoryview]]] = {n: [] for n in sequences}
+    def _acks(self, sequences: Sequence[int], operation: str) -> list[Ack]:
+        """The answers up to that of the last message, which is the last to come."""
+        open_ = set(sequences)
+        replies: dict[int, list[tuple[int, memoryview]]] = {}
         acks: dict[int, Ack] = {}
         for frame in self._answers(operation):
-            if frame.sequence not in replies or frame.sequence in acks:
+            if frame.sequence not in open_:
                 continue
             if frame.type == NLMSG_ERROR:
-                acks[frame.sequence] = Ack(*decode_ack(frame), tuple(replies[frame.sequence]))
-                if len(acks) == len(sequences) or (terse and frame.sequence == sequences[-1]):
+                open_.remove(frame.sequence)
+                acks[frame.sequence] = Ack(*decode_ack(frame), tuple(replies.pop(frame.sequence, ())))
+                if frame.sequence == sequences[-1]:
                     break
             else:
-                replies[frame.sequence].append((frame.type, frame.payload))
-        return [acks[n] if n in acks else Ack(0, "", tuple(replies[n])) for n in sequences]
+                replies.setdefault(frame.sequence, []).append((frame.type, frame.payload))
+        return [acks.get(n) or (Ack(0, "", tuple(replies[n])) if n in replies else DONE) for n in sequences]
 
     def _dump_once(self, kind: int, body: bytes, operation: str) -> tuple[list[tuple[int, memoryview]], bool, tuple[int, str]]:
         """(what came, whether the kernel calls it interrupted, how it ended: errno and text)."""

@@ -16,10 +16,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from limiterd.core.errors import PermissionFault
 from limiterd.core.matches import OUR_PRIOS
@@ -33,10 +32,7 @@ from limiterd.core.model import (
     ActionKind,
     ActionResult,
     ClassStats,
-    Filter,
-    HtbClass,
     KernelAbilities,
-    Leaf,
     RootQdisc,
     TcActual,
     TcTree,
@@ -44,8 +40,8 @@ from limiterd.core.model import (
 from limiterd.core.plan import OUR_CLASSES, carried_out, name_of
 from limiterd.core.shape import LEAF_OF
 from limiterd.kernel import tcwire as wire
-from limiterd.kernel.netlink import Ack, MalformedMessage, Message, NetlinkSocket
-from limiterd.kernel.tcwire import TcMsg
+from limiterd.kernel.netlink import Ack, Batch, MalformedMessage, Message, NetlinkSocket, batches, boottime_ns
+from limiterd.kernel.tcwire import Nature, SeenFilter, TcMsg
 
 _LOOPBACK_IFINDEX: Final = 1
 _UNKNOWN_KIND: Final = frozenset({"Specified qdisc kind is unknown", "Specified qdisc not found", "Unknown qdisc"})
@@ -53,6 +49,8 @@ _CLASSFUL_IN_NAME: Final = frozenset({"tbf", "fq_codel"})
 """What these show as classes (the one inside, the flows with a backlog) is part of the qdisc."""
 _CHILD_MAJOR: Final = 0xFFFF0000
 _INGRESS_MAJOR: Final = 0xFFFF
+_OUR_ROOT: Final = RootQdisc("htb", HANDLE_ROOT)
+_COUNTED: Final = frozenset({CLASS_LIMIT, CLASS_LIFELINE, CLASS_DEFAULT})
 _MOST_NAMED: Final = 8
 """Classes of a foreign root that a message lists."""
 
@@ -81,6 +79,7 @@ class TcKernel:
     def __init__(self, *, timeout_s: float = 2.0) -> None:
         self._socket = NetlinkSocket(timeout_s=timeout_s)
         self._abilities: KernelAbilities | None = None
+        self._last = _Encoded((), (), ())
 
     def __enter__(self) -> Self:
         return self
@@ -139,23 +138,23 @@ class TcKernel:
         if raw is None and not self._exists(ifindex):
             return None
         classes: tuple[TcMsg, ...] = ()
-        filters: tuple[wire.SeenFilter, ...] = ()
-        if raw is not None and raw.handle:
+        filters: tuple[bytes, ...] = ()
+        if raw is not None and raw.nature.handle:
             # tc class show dev IF; tc filter show dev IF parent H:
-            classes = self._dump(wire.RTM_GETTCLASS, ifindex)
-            filters = self._filters(ifindex, raw.handle)
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        if raw is None or (raw.kind, raw.handle) != ("htb", HANDLE_ROOT):
+            classes = self._classes(ifindex)
+            filters = self._filters(ifindex, raw.nature.handle)
+        now_ns = boottime_ns()
+        if raw is None or (raw.nature.kind, raw.nature.handle) != ("htb", HANDLE_ROOT):
             return TcActual(ifindex, _root(qdiscs, found=_found(raw, classes, filters), raw=raw), read_t_ns=now_ns)
         return _ours(ifindex, raw, qdiscs, classes, filters, now_ns)
 
-    def _dump(self, kind: int, ifindex: int, parent: int = 0) -> tuple[TcMsg, ...]:
-        messages = (wire.decode(payload) for _, payload in self._socket.dump(kind, wire.dump_request(ifindex, parent)))
-        return tuple(m for m in messages if m.ifindex == ifindex)
+    def _classes(self, ifindex: int) -> tuple[TcMsg, ...]:
+        payloads = self._socket.dump(wire.RTM_GETTCLASS, wire.dump_request(ifindex))
+        return tuple([m for m in (wire.decode(payload) for _, payload in payloads) if m.ifindex == ifindex])
 
-    def _filters(self, ifindex: int, parent: int) -> tuple[wire.SeenFilter, ...]:
+    def _filters(self, ifindex: int, parent: int) -> tuple[bytes, ...]:
         payloads = self._socket.dump(wire.RTM_GETTFILTER, wire.dump_request(ifindex, parent))
-        return tuple(wire.seen_filter(wire.without_link(p)) for _, p in payloads if wire.ifindex_of(p) == ifindex)
+        return tuple([wire.without_link(p) for _, p in payloads if wire.ifindex_of(p) == ifindex])
 
     def _exists(self, ifindex: int) -> bool:
         """Tells a link without a visible root (never up) from one that is gone."""
@@ -173,9 +172,17 @@ class TcKernel:
         if run[-1].kind is ActionKind.SAVE_ROOT:
             head = self._send(run[:-1]) if run[:-1] else []
             return [*head, self._still_saved(run[-1])]
-        encoded = [_encode(action) for action in run]
-        acks = iter(self._socket.request([m for messages in encoded for m in messages], operation="apply", terse=True))
-        return [_judge(action, [next(acks) for _ in messages]) for action, messages in zip(run, encoded, strict=True)]
+        if not self._last.serves(run):
+            self._last = _Encoded.of(run)
+        acks = [
+            ack
+            for batch in self._last.batches
+            for ack in self._socket.exchange(wire.for_link(batch, run[0].ifindex), batch.offsets, operation="apply")
+        ]
+        if all(ack.ok for ack in acks):
+            return [ActionResult(action) for action in run]
+        answers = iter(acks)
+        return [_judge(action, [next(answers) for _ in range(n)]) for action, n in zip(run, self._last.counts, strict=True)]
 
     def _still_saved(self, action: Action) -> ActionResult:
         actual = self.read((action.ifindex,)).get(action.ifindex)
@@ -209,16 +216,25 @@ class TcKernel:
         return ack.errno != errno.ENOENT and not any(text in ack.text for text in _UNKNOWN_KIND)
 
 
-def _encode(action: Action) -> Sequence[Message]:
-    if action.kind is ActionKind.DELETE_FILTER:  # two filters are equal though their handles differ: not to be remembered
-        return _messages(_ENCODERS[action.kind](action.ifindex, action.item))
-    return [wire.for_link(message, action.ifindex) for message in _template(action.kind, action.item)]
+class _Encoded(NamedTuple):
+    """The messages of a run of steps, for whichever link; counts says how many each step has."""
 
+    steps: tuple[tuple[ActionKind, object], ...]
+    counts: tuple[int, ...]
+    batches: tuple[Batch, ...]
 
-@lru_cache(maxsize=1024)
-def _template(kind: ActionKind, item: HtbClass | Leaf | Filter | RootQdisc | int | None) -> Sequence[Message]:
-    """The messages of a step for whichever link: a thousand links are given the same limit."""
-    return _messages(_ENCODERS[kind](0, item))
+    @classmethod
+    def of(cls, run: Sequence[Action]) -> _Encoded:
+        """Encode."""
+        messages = [_messages(_ENCODERS[action.kind](action.ifindex, action.item)) for action in run]
+        together = tuple(batches([message for some in messages for message in some], terse=True))
+        return cls(tuple((a.kind, a.item) for a in run), tuple(map(len, messages)), together)
+
+    def serves(self, run: Sequence[Action]) -> bool:
+        """Whether these are the very steps (equal is not enough: filters are, whatever their handles), as for link after link."""
+        return len(run) == len(self.steps) and all(
+            action.kind is kind and action.item is item for action, (kind, item) in zip(run, self.steps, strict=True)
+        )
 
 
 def _messages(encoded: Message | tuple[Message, ...]) -> Sequence[Message]:
@@ -250,70 +266,93 @@ def _understood() -> Iterator[None]:
 
 
 def _raw_root(qdiscs: Sequence[TcMsg]) -> TcMsg | None:
-    return next((q for q in qdiscs if q.parent == PARENT_ROOT), None)
+    return next((q for q in qdiscs if q.nature.parent == PARENT_ROOT), None)
 
 
 def _root(qdiscs: Sequence[TcMsg], found: Sequence[str], raw: TcMsg | None) -> RootQdisc | None:
     """The root as the planner sees it; found: what was seen on it besides child qdiscs."""
     if raw is None:
         return None
-    if not raw.handle or (raw.kind, raw.handle) == ("htb", HANDLE_ROOT):
-        return RootQdisc(raw.kind, raw.handle)
-    children = [f"{q.kind} {name_of(q.handle)}" for q in qdiscs if q.parent & _CHILD_MAJOR == raw.handle]
+    root = raw.nature
+    if not root.handle or (root.kind, root.handle) == ("htb", HANDLE_ROOT):
+        return RootQdisc(root.kind, root.handle)
+    natures = (q.nature for q in qdiscs)
+    children = [f"{q.kind} {name_of(q.handle)}" for q in natures if q.parent & _CHILD_MAJOR == root.handle]
     words = [*(f"child qdisc {c}" for c in children), *found, *wire.extras_of(raw)]
-    return RootQdisc(raw.kind, raw.handle, raw.options, bool(words), "with " + ", ".join(words) if words else "")
+    return RootQdisc(root.kind, root.handle, root.options, bool(words), "with " + ", ".join(words) if words else "")
 
 
-def _found(raw: TcMsg | None, classes: Sequence[TcMsg], filters: Sequence[wire.SeenFilter]) -> tuple[str, ...]:
+def _found(raw: TcMsg | None, classes: Sequence[TcMsg], filters: Sequence[bytes]) -> tuple[str, ...]:
     """Classes and filters on a foreign root, in words."""
     if raw is None:
         return ()
-    named = [f"class {name_of(c.handle)}" for c in classes if raw.kind not in _CLASSFUL_IN_NAME and c.kind == raw.kind]
-    return (*named[:_MOST_NAMED], *({f"{f.kind} filters" for f in filters}))
+    kind, natures = raw.nature.kind, (c.nature for c in classes)
+    named = [f"class {name_of(c.handle)}" for c in natures if kind not in _CLASSFUL_IN_NAME and c.kind == kind]
+    return (*named[:_MOST_NAMED], *sorted({f"{wire.seen_filter(f).kind} filters" for f in filters}))
 
 
 def _ours(
-    ifindex: int, raw: TcMsg, qdiscs: Sequence[TcMsg], classes: Sequence[TcMsg], filters: Sequence[wire.SeenFilter], now_ns: int
+    ifindex: int, raw: TcMsg, qdiscs: Sequence[TcMsg], classes: Sequence[TcMsg], filters: tuple[bytes, ...], now_ns: int
 ) -> TcActual:
-    default_classid, direct_packets = wire.htb_root(raw.options)
-    ours = [c for c in classes if c.handle in OUR_CLASSES]
-    queues = [q for q in qdiscs if q.parent in LEAF_OF]
-    tree = TcTree(
-        default_classid,
-        tuple(wire.htb_class(c.handle, c.parent, c.options) for c in sorted(ours, key=lambda c: c.handle)),
-        tuple(wire.leaf(q) for q in sorted(queues, key=lambda q: q.parent)),
-        tuple(f.filter for f in filters if f.filter is not None and f.prio in OUR_PRIOS),
-    )
+    default_classid, direct_packets = wire.htb_root(raw.nature.options)
+    below = tuple([q.rest for q in qdiscs if q is not raw])
+    built = _built(default_classid, below, tuple([c.rest for c in classes]), filters)
     return TcActual(
         ifindex=ifindex,
-        root=RootQdisc(raw.kind, raw.handle),
-        tree=tree,
-        stats=_stats(ours, queues),
+        root=_OUR_ROOT,
+        tree=built.tree,
+        stats=_stats(classes, qdiscs),
         direct_packets=direct_packets,
-        foreign=_foreign(qdiscs, classes, filters),
+        foreign=built.foreign,
         read_t_ns=now_ns,
-        inner=tuple(sorted({c.parent for c in classes if c.parent in LEAF_OF})),
+        inner=built.inner,
         queued_bytes=wire.stats_of(raw).backlog_bytes,
     )
 
 
-def _stats(classes: Sequence[TcMsg], queues: Sequence[TcMsg]) -> ClassStats:
+class _Built(NamedTuple):
+    """What stands below our root, its counters aside."""
+
+    tree: TcTree
+    foreign: tuple[str, ...]
+    inner: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _built(default_classid: int, qdiscs: tuple[bytes, ...], classes: tuple[bytes, ...], filters: tuple[bytes, ...]) -> _Built:
+    """Remembered by the bytes: a thousand links mostly show the same tree.
+
+    (Kernels with CONFIG_CLS_U32_PERF count hits in filters: there a busy link is read anew.)
+    """
+    shown = sorted(map(wire.nature, classes))
+    queues = list(map(wire.nature, qdiscs))
+    seen = list(map(wire.seen_filter, filters))
+    tree = TcTree(
+        default_classid,
+        tuple(wire.htb_class(c) for c in shown if c.handle in OUR_CLASSES),
+        tuple(wire.leaf(q) for q in sorted(queues, key=lambda q: q.parent) if q.parent in LEAF_OF),
+        tuple(f.filter for f in seen if f.filter is not None and f.prio in OUR_PRIOS),
+    )
+    return _Built(tree, _foreign(queues, shown, seen), tuple(sorted({c.parent for c in shown if c.parent in LEAF_OF})))
+
+
+def _stats(classes: Sequence[TcMsg], qdiscs: Sequence[TcMsg]) -> ClassStats:
     """Bytes and packets of the limit itself; demand from what is below it (drops count where they happen: the queues)."""
-    by_id = {c.handle: wire.stats_of(c) for c in classes}
+    by_id = {c.nature.handle: wire.stats_of(c) for c in classes if c.nature.handle in _COUNTED}
     shaped = [by_id[i] for i in (CLASS_LIFELINE, CLASS_DEFAULT) if i in by_id]
     limit = by_id.get(CLASS_LIMIT, wire.Stats())
     return ClassStats(
         sent_bytes=limit.sent_bytes,
         sent_packets=limit.sent_packets,
-        drops=sum(wire.stats_of(q).drops for q in queues if q.parent in (CLASS_LIFELINE, CLASS_DEFAULT)),
+        drops=sum(wire.stats_of(q).drops for q in qdiscs if q.nature.parent in (CLASS_LIFELINE, CLASS_DEFAULT)),
         overlimits=sum(s.overlimits for s in shaped),
         backlog_bytes=sum(s.backlog_bytes for s in shaped),
     )
 
 
-def _foreign(qdiscs: Sequence[TcMsg], classes: Sequence[TcMsg], filters: Sequence[wire.SeenFilter]) -> tuple[str, ...]:
+def _foreign(qdiscs: Sequence[Nature], classes: Sequence[Nature], filters: Sequence[SeenFilter]) -> tuple[str, ...]:
     """Objects inside our tree that are not ours, in words."""
-    known = {HANDLE_ROOT, *LEAF_OF.values()}
+    known = LEAF_OF.values()
     strange_classes = {c.handle for c in classes if c.kind == "htb"} - OUR_CLASSES
     below = [q for q in qdiscs if q.handle not in known and q.parent != PARENT_ROOT and q.parent >> 16 != _INGRESS_MAJOR]
     prios = sorted({(f.prio, f.kind) for f in filters if f.prio not in OUR_PRIOS})

@@ -19,8 +19,11 @@ from limiterd.core.matches import is_link
 from limiterd.core.model import HANDLE_ROOT, PARENT_ROOT, Filter, HtbClass, Leaf, RootQdisc
 from limiterd.core.shape import burst_bytes, burst_ticks
 from limiterd.kernel.netlink import (
+    HEADER_BYTES,
     NLM_F_CREATE,
     NLM_F_EXCL,
+    Batch,
+    MalformedMessage,
     Message,
     attr,
     attr_list,
@@ -52,6 +55,8 @@ _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _ADD: Final = NLM_F_CREATE | NLM_F_EXCL
 
+_NLA: Final = struct.Struct("=HH")
+_NLA_TYPE_MASK: Final = 0x3FFF
 _TCA_KIND: Final = 1
 _TCA_OPTIONS: Final = 2
 _TCA_STATS2: Final = 7
@@ -112,28 +117,32 @@ _IHL_SHIFT: Final = 6
 _KEY: Final = struct.Struct("=4s4sii")
 """Mask and value (network order), offset, offset mask (-1: behind the transport offset)."""
 _TABLE_OF_PRIO: Final = 0xFF
-_ROOT_TABLE: Final = 0x800
-"""u32 names a prio's own first table 0x800 and up; lower numbers are for users."""
+
+
+class Nature(NamedTuple):
+    """What of a tc object does not count: the same on every link that was given the same.
+
+    kind names the qdisc, class or classifier, options is the raw TCA_OPTIONS payload, sized tells of a size table.
+    """
+
+    handle: int
+    parent: int
+    kind: str
+    options: bytes
+    sized: bool
 
 
 class TcMsg(NamedTuple):
-    """A tc object as dumped: tcmsg's fields and the attributes."""
+    """A tc object as dumped: rest are its bytes between the ifindex and the counters, stats the attributes behind them."""
 
     ifindex: int
-    handle: int
-    parent: int
-    info: int
-    attributes: dict[int, memoryview]
+    rest: bytes
+    stats: memoryview
 
     @property
-    def kind(self) -> str:
-        """The name of the qdisc, class or classifier."""
-        return text_of(self.attributes[_TCA_KIND]) if _TCA_KIND in self.attributes else ""
-
-    @property
-    def options(self) -> bytes:
-        """The raw TCA_OPTIONS payload."""
-        return bytes(self.attributes.get(_TCA_OPTIONS, b""))
+    def nature(self) -> Nature:
+        """What it is."""
+        return nature(self.rest)
 
 
 class Stats(NamedTuple):
@@ -157,10 +166,12 @@ def _kind(name: str) -> bytes:
     return attr(_TCA_KIND, name.encode() + b"\0")
 
 
-def for_link(message: Message, ifindex: int) -> Message:
-    """The same message for a certain link."""
-    body = message.body
-    return Message(message.type, message.flags, body[:_IFINDEX_AT] + _IFINDEX.pack(ifindex) + body[_AFTER_IFINDEX:])
+def for_link(batch: Batch, ifindex: int) -> bytearray:
+    """The same messages for a certain link."""
+    data = bytearray(batch.data)
+    for at in batch.offsets:
+        _IFINDEX.pack_into(data, at + HEADER_BYTES + _IFINDEX_AT, ifindex)
+    return data
 
 
 def link_request(ifindex: int) -> Message:
@@ -368,17 +379,37 @@ def ifindex_of(payload: memoryview) -> int:
 
 
 def decode(payload: memoryview) -> TcMsg:
-    """A dumped tc object. Raises MalformedMessage."""
-    _, _, ifindex, handle, parent, info = _TCMSG.unpack_from(payload)
-    return TcMsg(ifindex, handle, parent, info, attrs(payload[_TCMSG.size :]))
+    """A dumped qdisc or class. Raises MalformedMessage.
+
+    The kernel puts what an object is ahead of its counters (tc_fill_qdisc, tc_fill_tclass); older forms of these follow.
+    """
+    at, end = _TCMSG.size, len(payload)
+    while end - at >= _NLA.size:
+        length, kind = _NLA.unpack_from(payload, at)
+        if kind & _NLA_TYPE_MASK == _TCA_STATS2:
+            break
+        if not _NLA.size <= length <= end - at:
+            raise MalformedMessage(f"netlink: attribute {kind} of a tc object claims {length} bytes, {end - at} are there")
+        at += length + (-length & 3)
+    return TcMsg(ifindex_of(payload), bytes(payload[_AFTER_IFINDEX:at]), payload[at:])
+
+
+@lru_cache(maxsize=4096)
+def nature(rest: bytes) -> Nature:
+    """What the bytes of a TcMsg say."""
+    handle, parent, _ = _AFTER_LINK.unpack_from(rest)
+    found = attrs(rest[_AFTER_LINK.size :])
+    kind = text_of(found[_TCA_KIND]) if _TCA_KIND in found else ""
+    return Nature(handle, parent, kind, bytes(found.get(_TCA_OPTIONS, b"")), _TCA_STAB in found)
+
+
+def _counters(message: TcMsg) -> dict[int, memoryview]:
+    return attrs(attrs(message.stats).get(_TCA_STATS2, b""))
 
 
 def stats_of(message: TcMsg) -> Stats:
     """The counters of a dumped object; zeros where it has none."""
-    raw = message.attributes.get(_TCA_STATS2)
-    if raw is None:
-        return Stats()
-    found = attrs(raw)
+    found = _counters(message)
     sent_bytes, sent_packets = _BASIC.unpack_from(found[_STATS_BASIC]) if _STATS_BASIC in found else (0, 0)
     if _STATS_PKT64 in found:
         (sent_packets,) = _U64.unpack_from(found[_STATS_PKT64])
@@ -388,13 +419,13 @@ def stats_of(message: TcMsg) -> Stats:
 
 def extras_of(message: TcMsg) -> tuple[str, ...]:
     """What a qdisc carries besides its options and would lose in a restore from them."""
-    stats = message.attributes.get(_TCA_STATS2)
-    found = ["a size table (stab)"] if _TCA_STAB in message.attributes else []
-    if stats is not None and _STATS_RATE_EST in attrs(stats):
+    found = ["a size table (stab)"] if message.nature.sized else []
+    if _STATS_RATE_EST in _counters(message):
         found.append("a rate estimator")
     return tuple(found)
 
 
+@lru_cache(maxsize=4096)
 def htb_root(options: bytes) -> tuple[int, int]:
     """(default classid, direct packets) of our root."""
     found = attrs(options)
@@ -404,11 +435,10 @@ def htb_root(options: bytes) -> tuple[int, int]:
     return HANDLE_ROOT | default_minor & 0xFFFF, direct_packets
 
 
-@lru_cache(maxsize=4096)
-def htb_class(classid: int, parent: int, options: bytes) -> HtbClass:
+def htb_class(shown: Nature) -> HtbClass:
     """A class as read; one of another kind, or without its parameters, has a rate of 0."""
-    found = attrs(options)
-    parent = HANDLE_ROOT if parent == PARENT_ROOT else parent
+    found = attrs(shown.options)
+    classid, parent = shown.handle, HANDLE_ROOT if shown.parent == PARENT_ROOT else shown.parent
     if _HTB_PARMS not in found or len(found[_HTB_PARMS]) < _HTB_OPT.size:
         return HtbClass(classid, parent, 0, 0, 0, 0, 0)
     opt = _HTB_OPT.unpack_from(found[_HTB_PARMS])
@@ -430,17 +460,16 @@ def htb_class(classid: int, parent: int, options: bytes) -> HtbClass:
     )
 
 
-def leaf(message: TcMsg) -> Leaf:
+def leaf(shown: Nature) -> Leaf:
     """A queue as read; of a kind that is not ours only handle, parent and kind."""
-    sized = _TCA_STAB in message.attributes
-    if message.kind == "bfifo":
-        limit_bytes = _U32.unpack_from(message.options)[0] if len(message.options) >= _U32.size else 0
-        return Leaf(message.handle, message.parent, "bfifo", limit_bytes=limit_bytes, altered=sized)
-    if message.kind == "fq_codel":
-        found = {kind: _U32.unpack(value)[0] for kind, value in attrs(message.options).items() if len(value) == _U32.size}
+    if shown.kind == "bfifo":
+        limit_bytes = _U32.unpack_from(shown.options)[0] if len(shown.options) >= _U32.size else 0
+        return Leaf(shown.handle, shown.parent, "bfifo", limit_bytes=limit_bytes, altered=shown.sized)
+    if shown.kind == "fq_codel":
+        found = {kind: _U32.unpack(value)[0] for kind, value in attrs(shown.options).items() if len(value) == _U32.size}
         return Leaf(
-            message.handle,
-            message.parent,
+            shown.handle,
+            shown.parent,
             "fq_codel",
             limit_packets=found.get(_FQ_CODEL_LIMIT, 0),
             target_us=found.get(_FQ_CODEL_TARGET, 0),
@@ -449,9 +478,9 @@ def leaf(message: TcMsg) -> Leaf:
             quantum_bytes=found.get(_FQ_CODEL_QUANTUM, 0),
             memory_bytes=found.get(_FQ_CODEL_MEMORY_LIMIT, 0),
             ecn=found.get(_FQ_CODEL_ECN, 0),
-            altered=sized or _FQ_CODEL_CE_THRESHOLD in found,
+            altered=shown.sized or _FQ_CODEL_CE_THRESHOLD in found,
         )
-    return Leaf(message.handle, message.parent, message.kind)
+    return Leaf(shown.handle, shown.parent, shown.kind)
 
 
 class SeenFilter(NamedTuple):
@@ -463,16 +492,12 @@ class SeenFilter(NamedTuple):
 
 
 def without_link(payload: memoryview) -> bytes:
-    """A dumped object but for its ifindex: the same on every link that was given the same."""
+    """A dumped filter but for its ifindex: the same on every link that was given the same."""
     return bytes(payload[_AFTER_IFINDEX:])
 
 
-@lru_cache(maxsize=4096)
 def seen_filter(rest: bytes) -> SeenFilter:
-    """A dumped filter, its ifindex taken off. One at our prios that is not of our making has no keys.
-
-    Remembered by its bytes. (Kernels with CONFIG_CLS_U32_PERF count hits in them: there a busy filter is read anew.)
-    """
+    """A dumped filter, its ifindex taken off. One at our prios that is not of our making has no keys."""
     handle, _, info = _AFTER_LINK.unpack_from(rest)
     attributes = attrs(rest[_AFTER_LINK.size :])
     kind = text_of(attributes[_TCA_KIND]) if _TCA_KIND in attributes else ""

@@ -142,4 +142,3 @@ def test_damaged_dumps_of_tc_are_read_or_a_fault(dumps: dict[str, list[bytes]]) 
     for look in (kernel.roots, lambda: kernel.read([IFINDEX])):
         with contextlib.suppress(EnvironmentFault):
             look()
-    wire.seen_filter.cache_clear()

@@ -39,7 +39,7 @@ from limiterd.core.ports import TcPort
 from limiterd.core.shape import raised
 from limiterd.kernel.fake import FakeKernel
 from limiterd.kernel.lab import Namespace, Pair, inside, run
-from limiterd.kernel.netlink import Ack, Message, attr, attrs
+from limiterd.kernel.netlink import Ack, attr, attrs
 from limiterd.kernel.tc import TcKernel
 from limiterd.kernel.tcwire import add_leaf, decode, restore_root
 from limiterd.kernel.tcwire import leaf as wire_leaf
@@ -385,13 +385,13 @@ class Saboteur:
         self.inner = inner
         self.left = spoilt
 
-    def request(self, messages: Sequence[Message], **options: Any) -> list[Ack]:
+    def exchange(self, data: bytearray, offsets: Sequence[int], **options: Any) -> list[Ack]:
         """Pass on, one of all messages with an unknown type."""
-        passed = []
-        for message in messages:
-            passed.append(message._replace(type=99) if self.left == 0 else message)
+        for at in offsets:
+            if self.left == 0:
+                data[at + 4 : at + 6] = (99).to_bytes(2, "little")
             self.left -= 1
-        answers: list[Ack] = self.inner.request(passed, **options)
+        answers: list[Ack] = self.inner.exchange(data, offsets, **options)
         return answers
 
     def __getattr__(self, name: str) -> Any:
@@ -648,9 +648,9 @@ def test_the_figures_of_a_queue_survive_the_wire(packets: int, others: int, ecn:
     """fq_codel's figures read back as they were sent, the times a microsecond up; what has no four bytes is passed over."""
     sent = Leaf(LEAF_DEFAULT, CLASS_DEFAULT, "fq_codel", 0, packets, others, others, others, others, others, ecn)
     body = add_leaf(2, sent).body
-    found = wire_leaf(decode(memoryview(body + attr(10, odd))))
+    found = wire_leaf(decode(memoryview(body + attr(10, odd))).nature)
     assert found == replace(sent, target_us=others + 1, interval_us=others + 1)
-    assert wire_leaf(decode(memoryview(body + attr(8, b"")))).altered  # a size table, which older kernels let a queue have
+    assert wire_leaf(decode(memoryview(body + attr(8, b""))).nature).altered  # a size table, which older kernels let a queue have
 
 
 @pytest.mark.root
