@@ -77,7 +77,8 @@ _MESSAGES_A_SEND: Final = 64
 usual receive buffer, and is several times the longest plan for one link."""
 _DUMP_TRIES: Final = 8
 _ELSEWHERE: Final = "EXDEV"
-_PEEK: Final = int(socket.MSG_PEEK | socket.MSG_TRUNC)
+_WHOLE: Final = int(socket.MSG_TRUNC)
+"""A datagram's own length is told, though it did not fit."""
 _TIMED_OUT: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
 
@@ -88,6 +89,10 @@ class Overrun(EnvironmentFault):
 
 class MalformedMessage(EnvironmentFault):
     """Bytes that are not what the kernel's headers promise; the message was not used."""
+
+
+class _TruncatedMessage(MalformedMessage):
+    """A datagram longer than the buffer, which has grown since: what is asked again fits."""
 
 
 class Message(NamedTuple):
@@ -284,7 +289,6 @@ class NetlinkSocket:
         self._rcvbuf_bytes = rcvbuf_bytes
         self._sequence = 0
         self._buffer = bytearray(_BUFFER_BYTES)
-        self._peek = bytearray(1)
         self._socket = self._open(0)
         self._namespace = _namespace_of(self._socket)
 
@@ -343,14 +347,17 @@ class NetlinkSocket:
             return self._acks(sequences, operation)
 
     def dump(self, kind: int, body: bytes, *, operation: str = "dump") -> list[tuple[int, memoryview]]:
-        """All (type, payload) of a dump, read anew (at most 8 times) while the kernel says that it was interrupted.
+        """All (type, payload) of a dump, read anew (at most 8 times) where it was interrupted or longer than the buffer.
 
         Raises EnvironmentFault with the kernel's errno_name where it refuses, when the answer does not come in time,
         and as EINTR when the objects changed during every try.
         """
         for _ in range(_DUMP_TRIES):
-            with self.cleaned(operation):
-                found, interrupted, ended = self._dump_once(kind, body, operation)
+            try:
+                with self.cleaned(operation):
+                    found, interrupted, ended = self._dump_once(kind, body, operation)
+            except _TruncatedMessage:
+                continue
             code, text = ended
             if code:
                 raise fault(f"netlink dump of type {kind}", code, text, operation=operation)
@@ -493,13 +500,13 @@ class NetlinkSocket:
                 raise self._no_answer(operation)
 
     def _datagram(self, flags: int) -> bytes | None:
-        """One whole datagram, however long; None where someone other than the kernel sent it. Raises OSError."""
-        size = self._socket.recv_into(self._peek, 1, flags | _PEEK)
-        if size > len(self._buffer):
-            if size > _LARGEST_BUFFER_BYTES:
-                raise MalformedMessage(f"netlink: a datagram of {size} bytes is beyond anything the kernel sends")
-            self._buffer = bytearray(1 << size.bit_length())
-        got, sender = self._socket.recvfrom_into(self._buffer, 0, flags)
+        """One whole datagram; None where someone other than the kernel sent it. Raises OSError, or where it did not fit."""
+        got, sender = self._socket.recvfrom_into(self._buffer, 0, flags | _WHOLE)
+        if got > _LARGEST_BUFFER_BYTES:
+            raise MalformedMessage(f"netlink: a datagram of {got} bytes is beyond anything the kernel sends")
+        if got > len(self._buffer):
+            self._buffer = bytearray(1 << got.bit_length())
+            raise _TruncatedMessage(f"netlink: a datagram of {got} bytes did not fit; there is room for the next one")
         return bytes(memoryview(self._buffer)[:got]) if sender[0] == 0 else None
 
 

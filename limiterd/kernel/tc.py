@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Self
@@ -51,6 +52,8 @@ _CHILD_MAJOR: Final = 0xFFFF0000
 _INGRESS_MAJOR: Final = 0xFFFF
 _OUR_ROOT: Final = RootQdisc("htb", HANDLE_ROOT)
 _COUNTED: Final = frozenset({CLASS_LIMIT, CLASS_LIFELINE, CLASS_DEFAULT})
+_DATAGRAMS_A_LINK: Final = 4
+"""A release takes three."""
 _MOST_NAMED: Final = 8
 """Classes of a foreign root that a message lists."""
 
@@ -79,7 +82,7 @@ class TcKernel:
     def __init__(self, *, timeout_s: float = 2.0) -> None:
         self._socket = NetlinkSocket(timeout_s=timeout_s)
         self._abilities: KernelAbilities | None = None
-        self._last = _Encoded((), (), ())
+        self._recent: deque[_Encoded] = deque(maxlen=_DATAGRAMS_A_LINK)
 
     def __enter__(self) -> Self:
         return self
@@ -172,17 +175,19 @@ class TcKernel:
         if run[-1].kind is ActionKind.SAVE_ROOT:
             head = self._send(run[:-1]) if run[:-1] else []
             return [*head, self._still_saved(run[-1])]
-        if not self._last.serves(run):
-            self._last = _Encoded.of(run)
+        encoded = next((known for known in self._recent if known.serves(run)), None)
+        if encoded is None:
+            encoded = _Encoded.of(run)
+            self._recent.append(encoded)
         acks = [
             ack
-            for batch in self._last.batches
+            for batch in encoded.batches
             for ack in self._socket.exchange(wire.for_link(batch, run[0].ifindex), batch.offsets, operation="apply")
         ]
         if all(ack.ok for ack in acks):
             return [ActionResult(action) for action in run]
         answers = iter(acks)
-        return [_judge(action, [next(answers) for _ in range(n)]) for action, n in zip(run, self._last.counts, strict=True)]
+        return [_judge(action, [next(answers) for _ in range(n)]) for action, n in zip(run, encoded.counts, strict=True)]
 
     def _still_saved(self, action: Action) -> ActionResult:
         actual = self.read((action.ifindex,)).get(action.ifindex)
