@@ -387,8 +387,29 @@ def test_csv_interfaces_that_tick_apart_do_not_disturb_each_other(tmp_path: Path
     policy = config(tmp_path, AUTO)
     expected = replayed(capsys, str(alone), "--config", policy)
     assert [event["event"] for event in expected] == ["epoch", "limit", "limited", "released", "epoch"]
-    found = replayed(capsys, str(both), "--config", policy)
-    assert [event for event in found if event["interface"] == "eth0"] == expected
+    found = [event for event in replayed(capsys, str(both), "--config", policy) if event["interface"] == "eth0"]
+    assert [(event["event"], event["reason"]) for event in found] == [(event["event"], event["reason"]) for event in expected]
+    for (one_s, *_), (other_s, *_) in zip(told(found), told(expected), strict=True):
+        assert isinstance(one_s, float)
+        assert isinstance(other_s, float)
+        assert abs(one_s - other_s) <= 0.1, "a limit may be looked after at the other's ticks, too"
+
+
+def test_events_of_several_lanes_come_in_the_recording_s_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Interfaces sampled at instants of their own, one of them seldom: no event is told after one of a later tick."""
+    step = {"eth0": 100, "eth1": 130, "eth2": 61_000}
+    rows = sorted((t, name, t * 150_000) for name, ms in step.items() for t in range(ms // 2, 200_000, ms))
+    file = tmp_path / "r.csv"
+    lines = [f"{t // 1000}.{t % 1000:03d},{name},{count}" for t, name, count in rows]
+    file.write_text("\n".join(["t_seconds,interface,tx_bytes", *lines]) + "\n")
+    events = replayed(capsys, str(file), "--config", config(tmp_path, "    mode: observe\n"))
+    assert {(event["interface"], event["event"]) for event in events if event["event"] != "epoch"} == {
+        ("eth0", "would_limit"),
+        ("eth1", "would_limit"),
+        ("eth2", "possible"),
+    }
+    stamps = [event["t"] for event in events]
+    assert stamps == sorted(stamps, key=lambda t: int(str(t)))
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ acts as a fluid: what was recorded goes through up to the limit's rate, and ther
 recorded counters themselves stay as they are: a link under a limit is not judged, and a release begins a fresh epoch.
 
 Two clocks move with the recording: the engine's runs on where the recording's steps back (a reboot), the wall's is
-anchored at started_at. Where that is unknown overrides are left out. The first ticks of a lane are held back until they
-tell how far apart its samples are.
+anchored at started_at. Where that is unknown overrides are left out. Ticks are held back while the first of a lane do not
+tell yet how far apart its samples are; they are played in the recording's order.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -54,6 +55,9 @@ REPORTED: Final = frozenset(
 )
 LOOK_AHEAD: Final = 16
 """Ticks of a lane that tell how far apart its samples are."""
+
+HELD_MAX: Final = 4_096
+"""Ticks that are held back at most: a lane with fewer than LOOK_AHEAD is judged by what it has."""
 
 PACKET_BYTES: Final = 1_514
 NAMES_IN_A_NOTE: Final = 4
@@ -103,6 +107,7 @@ class Run:
         self._notes: dict[str, list[str]] = {}
         self._started_wall_ns = started_wall_ns or 0
         self._lanes: dict[str, _LaneRun] = {}
+        self._held: deque[tuple[_LaneRun, Snapshot]] = deque()
 
     def feed(self, lane: Lane, snapshot: Snapshot) -> Sequence[Told]:
         """Take in one tick; the events it led to that a replay reports, and those of ticks that were held back."""
@@ -112,11 +117,25 @@ class Run:
                 self.first_ns = snapshot.t_ns
             wall_ns = self._started_wall_ns + snapshot.t_ns - self.first_ns
             run = self._lanes[lane.key] = _LaneRun(self, lane, Now(snapshot.t_ns, max(0, wall_ns)))
-        return run.feed(snapshot)
+        if not run.decided:
+            run.look(snapshot)
+        elif not self._held:
+            return run.tick(snapshot)
+        self._held.append((run, snapshot))
+        return self._play(HELD_MAX)
 
     def close(self) -> Sequence[Told]:
         """The events of ticks that were still held back at the end of the recording."""
-        return [told for run in self._lanes.values() for told in run.close()]
+        return self._play(0)
+
+    def _play(self, most: int) -> Sequence[Told]:
+        """Play what was held back, as far as its lanes are decided, and all but so many ticks in any case."""
+        held, told = self._held, list[Told]()
+        while held and (held[0][0].decided or len(held) > most):
+            run, snapshot = held.popleft()
+            run.decide()
+            told += run.tick(snapshot)
+        return told
 
     @property
     def end_ns(self) -> int:
@@ -188,22 +207,26 @@ class _LaneRun:
 
     # ---- ticks ----
 
-    def feed(self, snapshot: Snapshot) -> Sequence[Told]:
-        if self._early is None:
-            return self._tick(snapshot)
-        self._early.append(snapshot)
-        return self.close() if len(self._early) == LOOK_AHEAD else ()
+    @property
+    def decided(self) -> bool:
+        """Whether it is known how far apart the samples are."""
+        return self._early is None
 
-    def close(self) -> Sequence[Told]:
-        """Play what was held back."""
-        early, self._early = self._early, None
-        if early is None:
-            return ()
-        self._spacing_ns = _spacings(early)
-        self._usual_ns = min(self._spacing_ns.values(), default=0)
-        return [told for snapshot in early for told in self._tick(snapshot)]
+    def look(self, snapshot: Snapshot) -> None:
+        """Take one of the first ticks into account, before it is played."""
+        if self._early is not None:
+            self._early.append(snapshot)
+            if len(self._early) == LOOK_AHEAD:
+                self.decide()
 
-    def _tick(self, snapshot: Snapshot) -> Sequence[Told]:
+    def decide(self) -> None:
+        """Settle how far apart the samples are, by the ticks looked at so far."""
+        if self._early is not None:
+            self._spacing_ns = _spacings(self._early)
+            self._usual_ns = min(self._spacing_ns.values(), default=0)
+            self._early = None
+
+    def tick(self, snapshot: Snapshot) -> Sequence[Told]:
         t_ns = snapshot.t_ns
         ahead_ns = max(0, t_ns - self._last_ns)
         self._last_ns = t_ns

@@ -1053,6 +1053,7 @@ def test_news_of_unknown_links_and_gone_warnings() -> None:
     world = World()
     world.add(5, "eth5")
     world.touch("eth5")
+    world.hands.settle(world.state, world.rules, world.hands.read_now(frozenset({5})))
     assert 5 not in world.state.tc
     world.run(0.1)
     act(world, ActionKind.RESTORE_ROOT, PFIFO, "eth5")
