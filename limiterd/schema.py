@@ -193,7 +193,7 @@ MATCH: Final = Section(
         Check(
             ("port", "source_port", "destination_port"),
             lambda m: m.port is None or (m.source_port is None and m.destination_port is None),
-            lambda _: "port means either side; beside source_port or destination_port leave it out",
+            lambda _: "port means either side; leave it out where source_port or destination_port is given",
         ),
         Check(
             ("to", "from", "protocol"),

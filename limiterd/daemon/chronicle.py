@@ -135,7 +135,7 @@ def _ended(event: Event) -> str:
     why = {
         "expired": "has expired",
         "replaced": f"gives way to override {other}",
-        "withdrawn": "was taken away",
+        "withdrawn": "was withdrawn",
         "changed": "was changed",
         "unmatched": "matches no more",
     }
@@ -166,7 +166,7 @@ _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
     EventKind.FAULT_CLEARED: ("info", _over),
     EventKind.FOREIGN: ("warning", _message),
     EventKind.REPAIR: ("warning", lambda e: f"repairing the limit: {'; '.join(map(str, _differences(e))) or 'it was undone'}"),
-    EventKind.ADOPTED: ("info", lambda e: f"found the limit of {_rate(e, 'limit_bps')} standing and adopted it"),
+    EventKind.ADOPTED: ("info", lambda e: f"found the limit of {_rate(e, 'limit_bps')} in the kernel and adopted it"),
     EventKind.RESTORED: ("warning", lambda e: f"put the limit of {_rate(e, 'limit_bps')} back"),
     EventKind.OVERRIDE_ACTIVE: (
         "info",

@@ -25,7 +25,7 @@ def ends(world: World) -> list[tuple[str, object]]:
     ("record", "then", "cause", "said"),
     [
         (RECORD, (RECORD,), "expired", "override A has expired"),
-        (ENDLESS, (), "withdrawn", "override A was taken away"),
+        (ENDLESS, (), "withdrawn", "override A was withdrawn"),
         (ENDLESS, (ENDLESS, OTHER), "replaced", "override A gives way to override B"),
         (ENDLESS, (replace(ENDLESS, reason="better"),), "changed", "override A was changed"),
         (ENDLESS, (replace(ENDLESS, interfaces=("lan0",)),), "unmatched", "override A matches no more"),
