@@ -67,12 +67,12 @@ def test_renaming(pair: Pair, tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_another_namespace_and_back(lab: Lab, pair: Pair, tmp_path: Path) -> None:
-    """A limited link moves to another namespace and returns: gone from status meanwhile, limited again on its return."""
+    """A limited link moves to another namespace and returns: absent meanwhile, limited again on its return."""
     elsewhere = lab.namespace()
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
         limited(daemon)
         move("eth0", pair.near.namespace, elsewhere)
-        wait_for(lambda: watched_interfaces(daemon) == [], "eth0 is gone", longest_s=3)
+        daemon.wait_phase("absent", longest_s=3)
         move("eth0", elsewhere, pair.near.namespace)
         daemon.wait_phase("limited", longest_s=3)
         assert daemon.root() == "htb 1d1d:"
