@@ -447,9 +447,10 @@ def looks(tmp_path: Path, overrides: str, rates: Sequence[tuple[int, int]]) -> l
     """When what is true of eth0 changes, and to what."""
     changes: list[tuple[float, Look]] = []
 
-    def watcher(at_ns: int, _snapshot: Snapshot, there: Mapping[str, Look]) -> None:
-        if not changes or changes[-1][1] != there["eth0"]:
-            changes.append((at_ns / 1e9, there["eth0"]))
+    def watcher(at_ns: int, _snapshot: Snapshot, there: Mapping[str, Look | None]) -> None:
+        look = there["eth0"]
+        if look is not None and (not changes or changes[-1][1] != look):
+            changes.append((at_ns / 1e9, look))
 
     rules = load_rules(config(tmp_path, overrides=overrides), host="gpu-7", paced=False)
     run = Run(rules, started_wall_ns=1_795_435_200 * 10**9, qualified=False, watcher=watcher)
@@ -482,6 +483,27 @@ def test_phases_thresholds_and_limits_are_followed(tmp_path: Path) -> None:
         (10.2, Look(Phase.LIMITED, gbit, 200 * mbit)),
         (15.0, Look(Phase.CONFORMING, 5 * gbit, None)),
     ]
+
+
+def test_an_absent_link_has_no_curve(tmp_path: Path) -> None:
+    """While a link is gone there is no rate, no phase and no limit; its return goes on with what is then true."""
+    links = [[[2, "eth0", k * 15_000_000]] if not 200 <= k < 300 else [] for k in range(400)]
+    lines = [HEADER, *(json.dumps({"t": k * TENTH, "links": there}) for k, there in enumerate(links))]
+    file = tmp_path / "r"
+    file.write_text("\n".join(lines) + "\n")
+    curves = Curves()
+    rules = load_rules(config(tmp_path), host="gpu-7", paced=False)
+    run = Run(rules, started_wall_ns=None, qualified=False, watcher=curves.tick)
+    for lane, snapshot in open_recording(str(file)):
+        run.feed(lane, snapshot)
+    curve = curves.curves()[0]
+    assert curve.limits == (Level(102 * TENTH, 200 * TENTH, 200 * 10**6), Level(300 * TENTH, 399 * TENTH, 200 * 10**6))
+    assert [(shade.phase, shade.since_ns // TENTH, shade.until_ns // TENTH) for shade in curve.phases] == [
+        ("pending", 1, 102),
+        ("limited", 102, 200),
+        ("limited", 300, 399),
+    ]
+    assert not [t0 for t0, t1, _ in curve.stretches if t0 < 250 * TENTH < t1]
 
 
 def test_a_plot_has_the_phases_and_steps(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def read(lines: Lines, first: bytes) -> tuple[Header, Iterator[Tick]]:
 
 def missing_header(first: bytes) -> bool:
     """Whether a file's first line is a tick already."""
-    return b'"t"' in first and b'"links"' in first
+    return b'"t"' in first and b'"links"' in first and b'"status"' not in first
 
 
 def _json(lines: Lines, line: bytes) -> dict[str, object]:

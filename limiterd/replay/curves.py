@@ -15,6 +15,7 @@ from limiterd.plot import Curve, Level, Mark, Shade
 from limiterd.replay.runner import Look, Told
 
 MAX_POINTS: Final = 4_000
+_UNSHADED: Final = (Phase.CONFORMING, None)
 
 
 @dataclass(slots=True)
@@ -26,10 +27,12 @@ class _Trace:
     tx_bytes: int
     stretches: list[tuple[int, int, int]] = field(default_factory=list)
     at_least_ns: int = 0
+    gone: bool = False
 
     def add(self, at_ns: int, t_ns: int, tx_bytes: int) -> None:
-        """Add a sample; a counter or clock that steps back begins anew."""
-        if t_ns <= self.t_ns or tx_bytes < self.tx_bytes:
+        """Add a sample; after an absence, and where a counter or clock steps back, a stretch begins."""
+        if self.gone or t_ns <= self.t_ns or tx_bytes < self.tx_bytes:
+            self.gone = False
             self.at_ns, self.t_ns, self.tx_bytes = at_ns, t_ns, tx_bytes
             return
         if at_ns - self.at_ns < max(1, self.at_least_ns):
@@ -73,10 +76,9 @@ class Curves:
         self._phases: dict[str, _Steps] = {}
         self._thresholds: dict[str, _Steps] = {}
         self._limits: dict[str, _Steps] = {}
-        self._there: Mapping[str, Look] = {}
 
-    def tick(self, at_ns: int, snapshot: Snapshot, looks: Mapping[str, Look]) -> None:
-        """Take in a recorded tick of one lane, and what is true of its watched links."""
+    def tick(self, at_ns: int, snapshot: Snapshot, looks: Mapping[str, Look | None]) -> None:
+        """Take in a recorded tick of one lane, and what is true of its watched links; None of one that has gone."""
         for link, tx_bytes in zip(snapshot.links, snapshot.tx_bytes, strict=True):
             if link.name not in looks:
                 continue
@@ -86,9 +88,12 @@ class Curves:
             else:
                 trace.add(at_ns, snapshot.t_ns, tx_bytes)
         for name, look in looks.items():
-            self._phases.setdefault(name, _Steps()).add(at_ns, look.phase)
-            self._thresholds.setdefault(name, _Steps()).add(at_ns, look.threshold_bps)
-            self._limits.setdefault(name, _Steps()).add(at_ns, look.limit_bps)
+            phase, threshold_bps, limit_bps = look or (None, None, None)
+            self._phases.setdefault(name, _Steps()).add(at_ns, phase)
+            self._thresholds.setdefault(name, _Steps()).add(at_ns, threshold_bps)
+            self._limits.setdefault(name, _Steps()).add(at_ns, limit_bps)
+            if look is None and name in self._traces:
+                self._traces[name].gone = True
 
     def event(self, told: Told) -> None:
         """Take in what the policy did."""
@@ -106,7 +111,7 @@ class Curves:
                 tuple(self._traces[name].stretches),
                 _levels(self._thresholds[name]),
                 _levels(self._limits[name]),
-                tuple(Shade(a, b, str(what)) for a, b, what in self._phases[name].steps if what is not Phase.CONFORMING),
+                tuple(Shade(a, b, str(what)) for a, b, what in self._phases[name].steps if what not in _UNSHADED),
                 tuple(self._marks.get(name, ())),
             )
             for name in chosen

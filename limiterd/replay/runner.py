@@ -80,8 +80,8 @@ class Look(NamedTuple):
     limit_bps: int | None
 
 
-Watcher = Callable[[int, Snapshot, Mapping[str, Look]], None]
-"""Who is shown every tick: how many ns in, its samples, and each watched link that is there."""
+Watcher = Callable[[int, Snapshot, Mapping[str, Look | None]], None]
+"""Who is shown every tick: how many ns in, its samples, and each watched link that is there; once None for one that is gone."""
 
 
 @dataclass(slots=True)
@@ -239,16 +239,17 @@ class _LaneRun:
         if self._lane.resolution_ns:
             samples = Snapshot(t_ns, fine, [snapshot.tx_bytes[i] for i in kept])
         present = samples.links if self._lane.links is None else self._lane.links
+        before: tuple[Link, ...] = ()
         if present is not self._links:
-            self._plug(present)
+            before = self._plug(present)
         if self._flows:
             self._flow(samples)
         told = self._told
         told.clear()
         self._hands.settle(self._state, self._rules, Inputs(self._now, samples, present))
         if self._run.watcher is not None:
-            names = [link.name for link in (snapshot.links if self._lane.links is None else present)]
-            self._run.watcher(self.at_ns, snapshot, self._looks(names))
+            there = snapshot.links if self._lane.links is None else present
+            self._run.watcher(self.at_ns, snapshot, dict.fromkeys(link.name for link in before) | self._looks(there))
         if not told and not possible:
             return ()
         for event in told:
@@ -259,14 +260,15 @@ class _LaneRun:
         kept_events = [replace(event, t_ns=t_ns) for event in told if event.kind in REPORTED]
         return [Told(self.at_ns, event) for event in (*kept_events, *possible)]
 
-    def _plug(self, links: tuple[Link, ...]) -> None:
-        """Let the kernel have exactly these links."""
+    def _plug(self, links: tuple[Link, ...]) -> tuple[Link, ...]:
+        """Let the kernel have exactly these links; those that it had before."""
         present = {link.ifindex for link in links}
         for ifindex in set(self._kernel.links) - present:
             self._kernel.delete_link(ifindex)
         for ifindex in present - set(self._kernel.links):
             self._kernel.add_link(ifindex)
-        self._links = links
+        before, self._links = self._links, links
+        return before
 
     def _flow(self, snapshot: Snapshot) -> None:
         """Let what was recorded since the last tick flow through the limits that stand."""
@@ -289,9 +291,10 @@ class _LaneRun:
 
     # ---- looking ----
 
-    def _looks(self, names: Iterable[str]) -> dict[str, Look]:
+    def _looks(self, links: Iterable[Link]) -> dict[str, Look | None]:
         pending = self._state.detector.pending()
-        return {name: self._look(name, applies, pending) for name in names if (applies := self._applies(name)) is not None}
+        governed = ((link.name, self._applies(link.name)) for link in links)
+        return {name: self._look(name, applies, pending) for name, applies in governed if applies is not None}
 
     def _applies(self, name: str) -> Effective | None:
         """What governs the link now; of links whose samples are too coarse the engine knows nothing."""
