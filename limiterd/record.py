@@ -30,11 +30,11 @@ _FLUSH_EVERY_NS: Final = NS_PER_SECOND
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `record`."""
     parser.add_argument("--output", metavar="FILE", required=True, help="the recording, JSON lines; - is standard output")
-    parser.add_argument("--duration", metavar="D", type=_duration, help="how long, like 10m (default: until Ctrl-C)")
+    parser.add_argument("--duration", metavar="D", type=_duration, help="how long to record, such as 10m (default: until Ctrl-C)")
     parser.add_argument(
-        "--interface", metavar="GLOB", action="append", help="record these links instead of the watched ones (repeatable)"
+        "--interface", metavar="GLOB", action="append", help="record these links instead of the watched ones; may be repeated"
     )
-    parser.add_argument("--force", action="store_true", help="write over an existing file")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
 
 
 def _duration(text: str) -> int:
@@ -67,7 +67,7 @@ def run(ns: argparse.Namespace) -> int:
 
 def _config(path: str) -> Config:
     if path == DEFAULT_CONFIG and not Path(path).exists():
-        complain(f"note: there is no {path}; recording by the built-in defaults")
+        complain(f"note: there is no {path}; using the built-in defaults")
         return Config()
     return load(path)
 

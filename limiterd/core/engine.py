@@ -205,7 +205,7 @@ def _mind_foreign(turn: Turn, link: Link, actual: TcActual) -> None:
     enforcing = applies is not None and applies.policy.mode is PolicyMode.ENFORCE
     found = {}
     if root is not None and enforcing:
-        found["root"] = f"{link.name}: foreign root qdisc {root.kind} {root.handle >> 16:x}: stands where a limit would go"
+        found["root"] = f"{link.name}: the foreign root qdisc {root.kind} {root.handle >> 16:x}: is in the way of a limit"
     if actual.foreign:
         found["inside"] = f"{link.name}: foreign objects inside the limit: {', '.join(actual.foreign)}; they go when it goes"
     for place in ("root", "inside"):

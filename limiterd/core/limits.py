@@ -340,7 +340,7 @@ def _seen(turn: Turn, case: Case) -> None:
     decision, tree = case.order()
     before = case.tree_standing
     no_lifeline = (
-        None if state.abilities.u32 else f"{name}: the limit stands without its lifeline; this kernel has no u32 filters"
+        None if state.abilities.u32 else f"{name}: the limit is in force without its lifeline; this kernel has no u32 filters"
     )
     turn.warn(name, "lifeline", FaultReason.MISSING_MODULE, no_lifeline)
     case.signal(Signal.SEEN)

@@ -49,7 +49,7 @@ def _recognised(lines: Lines, progress: Progress) -> tuple[Header, Iterator[Tick
     """Header and ticks, of the format that the first line tells."""
     first = lines.first()
     if not first.strip():
-        raise lines.error("it is empty; not even a header is there")
+        raise lines.error("the file is empty, without even a header")
     if b'"limiterd_recording"' in first:
         return jsonlines.read(lines, first)
     if first.lstrip().startswith(b"{"):
@@ -59,7 +59,7 @@ def _recognised(lines: Lines, progress: Progress) -> tuple[Header, Iterator[Tick
     if csv.is_header(first):
         return csv.read(lines)
     raise lines.error(
-        f'it is no recording: the first line is neither {{"limiterd_recording": {jsonlines.VERSION}, …}} nor "{csv.HEADER}" '
+        f'not a recording: the first line is neither {{"limiterd_recording": {jsonlines.VERSION}, …}} nor "{csv.HEADER}" '
         "nor the answer of a Prometheus query_range"
     )
 

@@ -50,7 +50,9 @@ def _ticks(lines: Lines) -> Iterator[Tick]:
         raise
     yield from lanes.ticks(at_ns, rows)
     if not line.endswith(b"\n"):
-        lines.notes.append(f"{lines.name}:{lines.number}: the last line has no end; if the file was cut off, its number is wrong")
+        lines.notes.append(
+            f"{lines.name}:{lines.number}: the last line has no line end; if the file was cut off there, its counter is wrong"
+        )
 
 
 def _row(lines: Lines, line: bytes) -> tuple[int, str, int]:

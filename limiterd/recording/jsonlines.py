@@ -51,7 +51,7 @@ def _wall_ns(lines: Lines, text: object) -> int:
     except ValueError:
         at = None
     if at is None or at.tzinfo is None:
-        raise lines.error(f"started_at {text!r} is no time with a zone; write it like 2026-11-23T12:00:00Z")
+        raise lines.error(f"started_at {text!r} is not a time with a zone; write it like 2026-11-23T12:00:00Z")
     since = at - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86_400 + since.seconds) * NS_PER_SECOND + since.microseconds * 1000
 
@@ -94,14 +94,14 @@ def _links_of(lines: Lines, ifindexes: Sequence[object], names: Sequence[object]
     links = []
     for ifindex, name in zip(ifindexes, names, strict=True):
         if type(ifindex) is not int or ifindex < 0:
-            raise lines.error(f"ifindex {shown(ifindex)} is no integer ≥ 0")
+            raise lines.error(f"ifindex {shown(ifindex)} is not an integer ≥ 0")
         if not isinstance(name, str) or not name:
-            raise lines.error(f"interface {shown(name)} is no name")
+            raise lines.error(f"interface {shown(name)} is not a name")
         links.append(Link(ifindex, name))
     if len({link.name for link in links}) < len(links):
-        raise lines.error("an interface stands twice in one tick")
+        raise lines.error("an interface appears twice in one tick")
     if len({link.ifindex for link in links}) < len(links):
-        raise lines.error("an ifindex stands twice in one tick")
+        raise lines.error("an ifindex appears twice in one tick")
     return tuple(links)
 
 
@@ -115,7 +115,7 @@ def _tick_error(lines: Lines, line: bytes) -> RecordingError:
         return lines.error(f"links is {shown(rows)}; a list is needed")
     for row in rows:
         if not isinstance(row, list) or len(row) != 3:
-            return lines.error(f"{shown(row)} is no [ifindex, interface, tx_bytes]")
+            return lines.error(f"{shown(row)} is not [ifindex, interface, tx_bytes]")
         if type(row[2]) is not int or row[2] < 0:
             return lines.error(f"tx_bytes of {shown(row[1])} is {shown(row[2])}; an integer ≥ 0 is needed")
     return lines.error("the tick cannot be read")

@@ -146,7 +146,7 @@ def _values(answer: JsonStream, into: Series) -> None:
         value = answer.value()
         point = _point(value)
         if point is None:
-            raise answer.error_in_value(f"{into.name}: {shown(value)} is no [time, counter ≥ 0 in whole bytes]")
+            raise answer.error_in_value(f"{into.name}: {shown(value)} is not [time, counter ≥ 0 in whole bytes]")
         into.times.append(point[0])
         into.counters.append(point[1])
 

@@ -34,7 +34,7 @@ def query(
 ) -> Recording:
     """Ask for the span; progress is told how many of how many queries are answered. Raises RecordingError."""
     if urlsplit(url).scheme not in {"http", "https"}:
-        raise RecordingError(f"{url}: only http and https are asked")
+        raise RecordingError(f"{url}: only http and https URLs are supported")
     chunk = max(1, int(step_s * POINTS_PER_QUERY))
     spans = [(at, min(at + chunk, end_s)) for at in range(start_s, end_s, chunk)]
     base = url.rstrip("/").removesuffix("/api/v1/query_range") + "/api/v1/query_range"

@@ -44,18 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recording",
         metavar="RECORDING",
-        help="JSON lines or CSV as `record` and docs/replay.md describe them, the saved answer of a Prometheus query_range, "
+        help="JSON lines or CSV (docs/replay.md), the saved answer of a Prometheus query_range, "
         "or the URL of a Prometheus server",
     )
     parser.add_argument("--config", metavar="FILE", default=DEFAULT_CONFIG, help=f"the policy to try (default: {DEFAULT_CONFIG})")
-    parser.add_argument("--compare", metavar="OTHER.yaml", help="a second policy, side by side with the first")
+    parser.add_argument("--compare", metavar="OTHER.yaml", help="a second policy to show side by side with the first")
     parser.add_argument("--plot", metavar="OUT.png|svg", type=_picture, help="draw rate, threshold, limit and phases over time")
     live = parser.add_argument_group("a Prometheus server")
-    live.add_argument("--from", dest="start", metavar="TIME", type=_instant, help="RFC 3339, Unix seconds, or ago: 24h")
-    live.add_argument("--to", dest="end", metavar="TIME", type=_instant, help="the same (default: now)")
-    live.add_argument("--step", metavar="DURATION", type=_step, help=f"between points (default: {STEP_S}s)")
-    live.add_argument("--query", metavar="SELECTOR", help=f"the series to ask for (default: {METRIC})")
-    live.add_argument("--timeout", metavar="DURATION", type=_step, help=f"for each answer (default: {TIMEOUT_S}s)")
+    live.add_argument(
+        "--from",
+        dest="start",
+        metavar="TIME",
+        type=_instant,
+        help="the start: RFC 3339, Unix seconds, or a duration ago such as 24h",
+    )
+    live.add_argument("--to", dest="end", metavar="TIME", type=_instant, help="the end, in the same forms (default: now)")
+    live.add_argument("--step", metavar="DURATION", type=_step, help=f"the distance between points (default: {STEP_S}s)")
+    live.add_argument("--query", metavar="SELECTOR", help=f"the selector of the series (default: {METRIC})")
+    live.add_argument(
+        "--timeout", metavar="DURATION", type=_step, help=f"the longest wait for each answer (default: {TIMEOUT_S}s)"
+    )
     json_argument(parser)
 
 

@@ -332,7 +332,7 @@ class _LaneRun:
         apart = f"its samples are {spacing_ns / 1e9:g} s apart, further than the"
         if spacing_ns > (slice_ns if scraped else max_gap_ns):
             beyond = f"slice of {slice_ns / 1e9:g} s" if scraped else f"max_gap of {max_gap_ns / 1e9:g} s"
-            unseen = "what happened between them was not seen, so an excess can be called possible at most"
+            unseen = "what happened between them was not observed, so an excess is reported as possible at most"
             self._run.note(name, f"{apart} {beyond}: {unseen}")
             return Possible(policy.detect, spacing_ns, scraped=scraped)
         if spacing_ns > slice_ns:
