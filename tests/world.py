@@ -28,6 +28,7 @@ from limiterd.core.model import (
     ReleaseMode,
     Rules,
     Snapshot,
+    TcActual,
 )
 from limiterd.core.state import Output, State
 from limiterd.core.status import Frame, Surroundings, build
@@ -52,6 +53,7 @@ AUTO = Release(
 POLICY = Policy(name="fair-use", interfaces=("eth*",), detect=DETECT, limit=LIMIT)
 START = Now(1000 * SECOND, 1_800_000_000 * SECOND)
 TICK_NS = 100 * MS
+PACKET_BYTES = 1_514
 
 
 def rules_of(*policies: Policy, overrides: Sequence[Override] = (), **settings: object) -> Rules:
@@ -82,6 +84,25 @@ class Kernel(FakeKernel):
             return [self._step(action) for action in actions]
         finally:
             self.silent, self._by_hand = silent, False
+
+    def shows(self, ifindex: int) -> TcActual:
+        """What stands on a link, told to the test even when the daemon gets no answer."""
+        silent, self.silent = self.silent, False
+        try:
+            return self.read([ifindex])[ifindex]
+        finally:
+            self.silent = silent
+
+    def carries(self, ifindex: int) -> bool:
+        """Whether a packet that nobody classifies leaves, or finds room in an empty queue."""
+        htb = self.links[ifindex].htb
+        if htb is None or htb.passes_by():
+            return True
+        leaf = htb.leaves.get(htb.default_classid)
+        classid, slowest_bps = htb.default_classid, htb.classes[htb.default_classid].ceil_bps
+        while (parent := htb.classes[classid].parent) in htb.classes:
+            classid, slowest_bps = parent, min(slowest_bps, htb.classes[parent].ceil_bps)
+        return slowest_bps > 0 and (leaf is None or not leaf.limit_bytes or leaf.limit_bytes >= PACKET_BYTES)
 
     def _step(self, action: Action) -> ActionResult:
         if self._by_hand:
@@ -245,8 +266,8 @@ class World:
 
     @property
     def disk(self) -> Journal:
-        """What the journal holds, to compare with what the engine would have kept."""
-        return replace(self.store.load(), same_boot=False)
+        """What the journal holds."""
+        return self.store.load()
 
     @disk.setter
     def disk(self, journal: Journal) -> None:

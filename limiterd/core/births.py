@@ -97,6 +97,7 @@ def _leave(turn: Turn, link: Link) -> None:
     case = state.cases.pop(link.name, None)
     if case is None:
         return
+    state.detector.forget(link.name)  # it rested for this limit; the next link of the name is judged from its first sample
     state.journal_dirty = True
     if case.stage in LEAVING:
         announce(turn, case)

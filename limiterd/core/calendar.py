@@ -40,6 +40,13 @@ def take_rules(turn: Turn, rules: Rules) -> None:
 def _skip_notices(turn: Turn, before: Rules) -> None:
     """Mark the notices as told that a new record would have had already: who has just approved an hour knows."""
     known = {(record.id, record.expires_wall_ns) for record in before.overrides}
+    due_keys = {
+        (record.id, record.expires_wall_ns - notice_ns)
+        for record in turn.state.rules.overrides
+        if record.expires_wall_ns is not None
+        for notice_ns in EXPIRY_NOTICES_NS
+    }
+    turn.state.expiry_told &= due_keys  # records that are gone must not add up
     for record in turn.state.rules.overrides:
         if record.expires_wall_ns is not None and (record.id, record.expires_wall_ns) not in known:
             due = (record.expires_wall_ns - notice_ns for notice_ns in EXPIRY_NOTICES_NS)

@@ -37,10 +37,10 @@ class Surface(Protocol):
     def reload_ends(self) -> None:
         """Tell the service manager, however it ended; in the loop."""
 
-    def reserve(self, config: Config) -> Callable[[], None]:
+    def reserve(self, config: Config, /) -> Callable[[], None]:
         """Let those follow that may be refused or may block; returns what takes it back. Raises EnvironmentFault."""
 
-    def adapt(self, before: Config, after: Config) -> None:
+    def adapt(self, before: Config, after: Config, /) -> None:
         """Let all others follow; in the loop. Raises EnvironmentFault, and has changed nothing then."""
 
 

@@ -77,13 +77,18 @@ some_limit = st.builds(Wish, limits, rates_bps, mtus)
 
 def foreign_hands(link: Link) -> st.SearchStrategy[Action]:
     """One deed of somebody else on the link, as an action (it may well be refused)."""
+    return st.sampled_from(foreign_deeds(link))
+
+
+def foreign_deeds(link: Link) -> list[Action]:
+    """What somebody else may do on the link, one action each."""
 
     def made(kind: ActionKind, item: HtbClass | Leaf | Filter | RootQdisc | int) -> Action:
         return Action(kind, link.ifindex, link.name, item)
 
     odd = HtbClass(CLASS_DEFAULT, CLASS_LIMIT, 8_000_000, 16_000_000, 2_000, 4_000, 1_500, 3)
     ours = (CLASS_LIMIT, CLASS_LIFELINE, CLASS_DEFAULT, CLASS_EXEMPT)
-    deeds = [
+    return [
         made(ActionKind.DELETE_ROOT, HANDLE_ROOT),
         *(made(ActionKind.DELETE_CLASS, classid) for classid in ours),
         *(made(ActionKind.CHANGE_CLASS, replace(odd, classid=classid)) for classid in ours),
@@ -100,7 +105,6 @@ def foreign_hands(link: Link) -> st.SearchStrategy[Action]:
         made(ActionKind.ADD_ROOT, CLASS_LIMIT),
         made(ActionKind.ADD_ROOT, CLASS_DEFAULT),
     ]
-    return st.sampled_from(deeds)
 
 
 def seen(kernel: TcPort, link: Link) -> TcActual:

@@ -114,3 +114,13 @@ def test_release_all_is_told_even_of_links_that_are_away() -> None:
     world.add(7, "eth0", mac=mac)
     world.run(0.3)
     assert world.rate() is None
+
+
+def test_reminders_of_records_that_are_gone_do_not_add_up() -> None:
+    """Records that come and go all day leave nothing behind."""
+    world = World()
+    for number in range(20):
+        world.reload(
+            rules_of(overrides=[Override(f"R-{number}", ("eth0",), OverrideAction.EXEMPT, world.now.wall_ns + HOUR, "o", "w")])
+        )
+    assert {identifier for identifier, _ in world.state.expiry_told} == {"R-19"}

@@ -52,6 +52,21 @@ def test_a_name_that_no_policy_watches_any_more_is_not_judged_when_it_returns() 
     assert "eth0" not in world.state.effective
 
 
+@pytest.mark.parametrize("away_s", [0.0, 1.0])
+def test_another_link_under_the_name_of_a_limited_one_is_judged(away_s: float) -> None:
+    """A limited link goes, another of its name but another MAC comes: no heir of the limit, limited for its own excess."""
+    world = World()
+    world.fire()
+    world.remove("eth0")
+    world.run(away_s)
+    world.add(5, "eth0", mac=OTHER_MAC)
+    world.run(0.5)
+    assert world.view().phase is Phase.CONFORMING
+    world.fire()
+    assert world.view().phase is Phase.LIMITED
+    assert len(world.told(EventKind.LIMIT)) == 2
+
+
 def test_a_link_that_gets_its_mac_after_its_name_is_known_again() -> None:
     """A bond, or a link that a script makes anew, has another MAC for a moment: with its own its limit is put back."""
     world = World()
