@@ -31,7 +31,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from limiterd.core.model import SECOND, Detect, Link  # noqa: E402 - found by the line above
+from limiterd.core.model import SECOND, Detect, Link, Policy  # noqa: E402 - found by the line above
 from limiterd.kernel.lab import (  # noqa: E402 - likewise
     Flow,
     Lab,
@@ -48,7 +48,7 @@ from tests.driver import Driver  # noqa: E402 - likewise
 
 LIMIT_BPS: Final = 200_000_000
 STREAM_BPS: Final = 150_000_000
-QUICK: Final = Detect(window_ns=SECOND, slice_ns=SECOND // 2)
+QUICK: Final = Policy("quick", ("*",), detect=Detect(window_ns=SECOND, slice_ns=SECOND // 2))
 RESULTS: Final = ROOT / "bench" / "RESULTS.md"
 BEGIN: Final = "<!-- shaper: begin -->"
 END: Final = "<!-- shaper: end -->"
@@ -199,10 +199,10 @@ def many_ms(links: int, trials: int) -> list[tuple[float, float, float, float]]:
                 route.link("set", index=index, state="up")
         with inside(namespace):
             kernel, table = TcKernel(), LinkTable()
-        driver = Driver(kernel, *(link for link in table.links if link.name[0] == "a"), detect=QUICK)
+        driver = Driver(kernel, *(link for link in table.links if link.name[0] == "a"), policy=QUICK)
         for _ in range(trials):
             time.sleep(0.5)
-            wall_s, cpu_s = driver.fire(10 * QUICK.threshold_bps)
+            wall_s, cpu_s = driver.fire(10 * QUICK.detect.threshold_bps)
             begun = time.perf_counter(), time.process_time()
             driver.release()
             released = time.perf_counter() - begun[0], time.process_time() - begun[1]

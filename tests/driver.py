@@ -22,20 +22,21 @@ from limiterd.core.model import (
     Limit,
     Link,
     Now,
+    Override,
     Policy,
     Rules,
     Snapshot,
     TcActual,
 )
+from limiterd.core.ports import TcPort
 from limiterd.core.state import Inputs, Output
 from limiterd.daemon.hands import Hands
-from limiterd.kernel.tc import TcKernel
 
 PACE_S = 0.005
 LONGEST_S = 10.0
-USUAL = Limit()
-ANY_RATE = Detect(threshold_bps=10**12)
-"""Nothing fires by itself, and any rate below it may be asked for."""
+ANY = Policy("test", ("*",), detect=Detect(threshold_bps=10**12))
+"""Nothing fires by itself, and any rate below the threshold may be asked for."""
+NOTHING = Journal()
 
 
 def clocks() -> Now:
@@ -44,25 +45,32 @@ def clocks() -> Now:
 
 
 class Driver:
-    """Links that are limited and released on command, all by one policy."""
+    """Links that are limited and released on command, all by one policy; what an earlier one left is in journal."""
 
-    def __init__(self, kernel: TcKernel, *links: Link, wanted: Limit = USUAL, detect: Detect = ANY_RATE) -> None:
+    def __init__(
+        self,
+        kernel: TcPort,
+        *links: Link,
+        policy: Policy = ANY,
+        overrides: tuple[Override, ...] = (),
+        journal: Journal = NOTHING,
+    ) -> None:
         self.kernel, self.links = kernel, links
-        self.rules = Rules(Config(policies=(Policy("test", ("*",), detect=detect, limit=wanted),)))
-        self.state = engine.start(self.rules, Journal(), kernel.abilities(), clocks())
+        self.rules = Rules(Config(policies=(policy,)), overrides)
+        self.state = engine.start(self.rules, journal, kernel.abilities(), clocks())
         self.told: list[EventKind] = []
         self.sent_bytes = 0
         self.hands = Hands(
             kernel, clocks, lambda events: self.told.extend(event.kind for event in events), lambda _: None, lambda _: None
         )
-        self._settle(self.hands.with_roots(self._look()))
+        self._settle(self.hands.with_roots(Inputs(clocks(), snapshot=self.look())))
 
     def _settle(self, inputs: Inputs) -> None:
         self.hands.settle(self.state, self.rules, inputs)
 
-    def _look(self) -> Inputs:
-        now = clocks()
-        return Inputs(now, snapshot=Snapshot(now.boot_ns, self.links, [self.sent_bytes] * len(self.links)))
+    def look(self) -> Snapshot:
+        """A sample of now."""
+        return Snapshot(clocks().boot_ns, self.links, [self.sent_bytes] * len(self.links))
 
     def _command(self, output: Output) -> None:
         self.hands.publish(self.state, output)
@@ -70,7 +78,7 @@ class Driver:
 
     def tick(self) -> None:
         """One sample, as the loop takes it."""
-        self._settle(self._look())
+        self._settle(Inputs(clocks(), snapshot=self.look()))
 
     def reload(self, wanted: Limit) -> None:
         """Another limit in the policy."""
@@ -105,6 +113,10 @@ class Driver:
     def release(self) -> None:
         """Lift every limit; done when the last root was seen gone."""
         self._command(release_all(self.state, clocks(), reason="test", by="test"))
+        self.until_free()
+
+    def until_free(self) -> None:
+        """Tick until no limit is on its way out any more."""
         until_s = time.monotonic() + LONGEST_S
         while self.state.cases:
             if time.monotonic() > until_s:

@@ -454,21 +454,21 @@ def announce(turn: Turn, case: Case) -> None:
 
 
 def _drained(turn: Turn, case: Case) -> None:
-    """The queue is empty: the root goes, and once, at the first try, what hangs on it goes ahead."""
+    """The queue is empty: what hangs on the root goes first, once; the root itself follows when that was read back."""
     case.signal(Signal.DRAINED)
-    _remove(turn, case, dismantling(case.link, turn.state.tc.get(case.link.ifindex)))
+    steps = dismantling(case.link, turn.state.tc.get(case.link.ifindex))
+    if steps:
+        _act(turn, case, steps)
+    else:
+        _drive_removing(turn, case)
 
 
 def _drive_removing(turn: Turn, case: Case) -> None:
-    _remove(turn, case, ())
-
-
-def _remove(turn: Turn, case: Case, ahead: Sequence[Action]) -> None:
     if _blocked(turn, case):
         return
     planned = _plan(turn, case, None)
     if planned.actions:
-        _act(turn, case, (*ahead, *planned.actions))
+        _act(turn, case, planned.actions)
         return
     _clear(turn, case)
     case.signal(Signal.GONE)

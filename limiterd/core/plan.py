@@ -128,8 +128,7 @@ def datagrams(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
 
     Where an earlier step of a run fails, the later ones must do no harm: exclusive adds under a missing root or class
     fail too. But the limit must not begin when the exempt traffic's filters failed; a prio must not go while one of its
-    filters stayed; SAVE_ROOT is a reading that decides about all that follows; and a root follows its classes when the kernel
-    has had a moment to be rid of them.
+    filters stayed; and SAVE_ROOT is a reading that decides about all that follows.
     """
     run: list[Action] = []
     done: set[ActionKind] = set()
@@ -170,8 +169,6 @@ def _needs_certainty(action: Action, done: set[ActionKind]) -> bool:
     """Whether a step may only be sent when the answers to these others are known."""
     if isinstance(action.item, HtbClass) and action.item.classid == CLASS_DEFAULT:
         return ActionKind.ADD_FILTER in done
-    if action.kind is ActionKind.DELETE_ROOT and ActionKind.DELETE_CLASS in done:
-        return True
     return ActionKind.SAVE_ROOT in done or (action.kind is ActionKind.DELETE_FILTERS and ActionKind.DELETE_FILTER in done)
 
 

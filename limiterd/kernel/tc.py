@@ -53,7 +53,7 @@ _INGRESS_MAJOR: Final = 0xFFFF
 _OUR_ROOT: Final = RootQdisc("htb", HANDLE_ROOT)
 _COUNTED: Final = frozenset({CLASS_LIMIT, CLASS_LIFELINE, CLASS_DEFAULT})
 _DATAGRAMS_A_LINK: Final = 4
-"""A release takes three."""
+"""A release takes four."""
 _MOST_NAMED: Final = 8
 """Classes of a foreign root that a message lists."""
 

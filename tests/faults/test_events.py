@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,37 @@ REPAIRS = 'limiterd_drift_repairs_total{interface="eth0"}'
 def repaired(daemon: Rig, times: int) -> None:
     """Wait until that many repairs were counted."""
     wait_for(lambda: daemon.metrics()[REPAIRS] >= times, f"repair {times}", longest_s=3)
+
+
+UNDOINGS = (
+    ("class change dev eth0 parent 1d1d: classid 1d1d:1 htb rate 999mbit burst 64k",),
+    ("qdisc replace dev eth0 parent 1d1d:20 handle 99: pfifo limit 5",),
+    ("class del dev eth0 classid 1d1d:20",),
+    ("qdisc del dev eth0 root", "qdisc add dev eth0 root handle 1d1d: htb default 1"),
+    ("qdisc del dev eth0 root",),
+)
+"""Foreign hands on a limit, as tc commands: rate, queue, class, default class, root; as many as are no fight yet."""
+
+
+def shown(daemon: Rig) -> list[str]:
+    """The limit as tc shows it, but for its counters."""
+    return [
+        re.sub(r"direct_packets_stat \d+|refcnt \d+", "", run(daemon.namespace, ["tc", what, "show", "dev", "eth0"]).stdout)
+        for what in ("qdisc", "class")
+    ]
+
+
+def undo_and_see(daemon: Rig) -> None:
+    """Undo a standing limit in every way: each time it comes to stand as it did."""
+    whole = shown(daemon)
+    for times, commands in enumerate(UNDOINGS, start=1):
+        with stopped(daemon):  # it sees what all the commands leave
+            for command in commands:
+                run(daemon.namespace, ["tc", *command.split()])
+            assert shown(daemon) != whole
+        repaired(daemon, times)
+        daemon.wait_phase("limited")
+        assert shown(daemon) == whole
 
 
 def test_events_flow_again_after_an_overrun(pair: Pair, tmp_path: Path) -> None:
@@ -41,25 +73,20 @@ def test_events_flow_again_after_an_overrun(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_polling_repairs_when_no_event_comes(pair: Pair, tmp_path: Path) -> None:
-    """Events lost with polling on: a root that is deleted unseen is back within one read-back period, and counted."""
+    """Events lost with polling on: whatever foreign hands undo unseen is put right by the next look, and counted."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         plant(daemon, "from limiterd.kernel.events import Events, EventSocket\nEventSocket.drain = lambda self: Events()\n")
         daemon.start()
         daemon.ask("limit", interface="eth0", reason="test")
-        run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
-        repaired(daemon, 1)
-        daemon.wait_phase("limited")
+        undo_and_see(daemon)
 
 
 def test_events_repair_when_nothing_is_polled(pair: Pair, tmp_path: Path) -> None:
-    """Polling off with events on: what foreign hands undo is put back within a second, and new links are watched."""
+    """Polling off with events on: whatever foreign hands undo is put right and counted, and new links are watched."""
     with rig(pair.near.namespace, tmp_path, FAST, NO_POLLING) as daemon:
         daemon.start()
         daemon.ask("limit", interface="eth0", reason="test")
-        run(pair.near.namespace, ["tc", "class", "del", "dev", "eth0", "classid", "1d1d:20"], check=False)
-        run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
-        repaired(daemon, 1)
-        daemon.wait_phase("limited")
+        undo_and_see(daemon)
         run(pair.near.namespace, ["ip", "link", "add", "eth1", "type", "veth", "peer", "name", "other"])
         daemon.wait_phase("conforming", "eth1", longest_s=2)
 

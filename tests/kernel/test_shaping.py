@@ -18,9 +18,21 @@ from typing import Any
 
 import pytest
 
-from limiterd.core.model import CLASS_DEFAULT, CLASS_EXEMPT, CLASS_LIFELINE, Lifeline, Limit, Link, Match, TcActual
+from limiterd.core.model import (
+    CLASS_DEFAULT,
+    CLASS_EXEMPT,
+    CLASS_LIFELINE,
+    Action,
+    ActionKind,
+    Lifeline,
+    Limit,
+    Link,
+    Match,
+    TcActual,
+)
 from limiterd.kernel.lab import Flow, Lab, Pair, inside, run
 from limiterd.kernel.tc import TcKernel
+from tests.core.states import PFIFO, carry_out
 from tests.driver import Driver
 from tests.netns import LONG, wait_for
 
@@ -88,13 +100,11 @@ def shaped(lab: Lab, pair: Pair) -> Iterator[Shaped]:
         yield Shaped(lab, pair, Driver(kernel, Link(pair.near.ifindex, "eth0")))
 
 
-def flowing(shaped: Shaped, what: str) -> Flow:
-    """One of the usual loads, far beyond any limit here, already flowing."""
+def flowing(shaped: Shaped, what: str, udp_bps: int = 290 * MBIT) -> Flow:
+    """One of the usual loads, beyond the limit, already flowing."""
     near, far = shaped.pair.near, shaped.pair.far
     flow = (
-        shaped.lab.udp(near, far, 290 * MBIT)
-        if what == "udp"
-        else shaped.lab.tcp(near, far, streams=int(what.removeprefix("tcp")))
+        shaped.lab.udp(near, far, udp_bps) if what == "udp" else shaped.lab.tcp(near, far, streams=int(what.removeprefix("tcp")))
     )
     wait_for(lambda: flow.stats()["received_bytes"] > 5_000_000, "traffic")
     return flow
@@ -144,14 +154,20 @@ def test_low_rates_are_reached(shaped: Shaped, rate_bps: int, span_s: int) -> No
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("rate_bps", [10 * MBIT, 100 * MBIT, 200 * MBIT, 1_000 * MBIT] if LONG else [200 * MBIT])
-@pytest.mark.parametrize("load", ["tcp1", "tcp8"])
+@pytest.mark.parametrize("rate_bps", [10 * MBIT, 100 * MBIT, 200 * MBIT, 1_000 * MBIT])
+@pytest.mark.parametrize("load", ["tcp1", "tcp8", "udp"])
 def test_rates_are_held_for_long(shaped: Shaped, load: str, rate_bps: int) -> None:
-    """10 Mbit/s to 1 Gbit/s within 97 to 101 % over five seconds, beginning a second after the engagement."""
-    flowing(shaped, load)
+    """10 Mbit/s to 1 Gbit/s within 99 to 101 % over five seconds, beginning a second after the engagement.
+
+    Over 101 % is never right; under 99 % may be a source that was starved: then the next five seconds are asked.
+    """
+    flowing(shaped, load, 3 * rate_bps // 2)
     shaped.hold(rate_bps)
     shaped.rate_bps(1.0)
-    assert 0.97 * rate_bps <= shaped.rate_bps(5.0) <= 1.01 * rate_bps
+    shares: list[float] = []
+    while len(shares) < 3 and max(shares, default=0) < 0.99:
+        shares.append(shaped.rate_bps(5.0) / rate_bps)
+    assert 0.99 <= max(shares) <= 1.01, shares
 
 
 @pytest.mark.parametrize("setting", ["txqueuelen 0", "txqueuelen 1", "txqueuelen 2", "mtu 9000", "gso_max_segs 1"])
@@ -164,7 +180,6 @@ def test_odd_links_are_held_as_well(shaped: Shaped, setting: str) -> None:
     flowing(shaped, "tcp1")
     shaped.hold(50 * MBIT)
     begun = shaped.read()
-    time.sleep(0.2)
     assert 0.98 * 50 * MBIT <= best_second_bps(shaped, 50 * MBIT) <= 1.02 * 50 * MBIT
     assert shaped.read().direct_packets == begun.direct_packets
 
@@ -179,14 +194,23 @@ def ping_ms(shaped: Shaped, count: int) -> list[float]:
 
 
 def test_another_flow_waits_only_for_the_queues_time(shaped: Shaped) -> None:
-    """Under 8 TCP flows at 200 Mbit/s a ping waits for about the 10 ms of the queue: 15 ms more than idle at most."""
-    idle_ms = statistics.median(ping_ms(shaped, 10))
+    """Under 8 TCP flows at 200 Mbit/s a ping waits, on average, at most half as long again as a full queue takes to empty."""
+    idle_ms = statistics.mean(ping_ms(shaped, 10))
     flowing(shaped, "tcp8")
     shaped.hold(200 * MBIT)
-    time.sleep(0.3)
+    wait_for_queue(shaped)
     loaded_ms = ping_ms(shaped, 60)
-    assert statistics.median(loaded_ms) <= idle_ms + 15
+    tree = shaped.read().tree
+    assert tree is not None
+    queue_ms = next(8e3 * leaf.limit_bytes / tree.rate_bps for leaf in tree.leaves if leaf.parent == CLASS_DEFAULT) or 10
+    assert queue_ms == 10
+    assert statistics.mean(loaded_ms) - idle_ms <= 1.5 * queue_ms
     assert len(loaded_ms) >= 55
+
+
+def wait_for_queue(shaped: Shaped) -> None:
+    """Wait until the load has come up against the limit."""
+    wait_for(lambda: shaped.read().stats.backlog_bytes > shaped.link.gso_max_bytes, "a queue")
 
 
 @contextlib.contextmanager
@@ -223,26 +247,19 @@ def echo(shaped: Shaped) -> Iterator[Callable[[], float]]:
 
 
 def test_the_lifeline_stays_quick_under_full_load(shaped: Shaped) -> None:
-    """A ping-pong in the lifeline: median under twice idle plus 5 ms while 8 flows fill the limit."""
-    shaped.will_be(Limit(lifeline=Lifeline(match=(Match(protocol="tcp", port=ECHO_PORT),))))
-    with echo(shaped) as trip:
-        flowing(shaped, "tcp8")
-        shaped.hold(200 * MBIT)
-        time.sleep(0.2)
-        loaded_ms = [trip() for _ in range(150)]
-    with echo_after_load(shaped) as trip:
-        idle_ms = [trip() for _ in range(150)]
-    assert statistics.median(loaded_ms) < 2 * statistics.median(idle_ms) + 5
-
-
-@contextlib.contextmanager
-def echo_after_load(shaped: Shaped) -> Iterator[Callable[[], float]]:
-    """The same ping-pong with the load ended."""
-    shaped.lab.close()
-    with Lab() as lab:
-        pair = lab.pair()
-        with echo(replace(shaped, lab=lab, pair=pair)) as trip:
-            yield trip
+    """While 8 flows fill the limit, a ping-pong in the lifeline takes less than half as long as the same outside of it."""
+    took_ms = {}
+    for lifeline in (True, False):
+        port = ECHO_PORT if lifeline else ECHO_PORT + 1
+        shaped.will_be(Limit(lifeline=Lifeline(match=(Match(protocol="tcp", port=port),))))
+        with echo(shaped) as trip:
+            flow = flowing(shaped, "tcp8")
+            shaped.hold(200 * MBIT)
+            wait_for_queue(shaped)
+            took_ms[lifeline] = statistics.median(trip() for _ in range(150))
+            flow.stop()
+        shaped.release()
+    assert took_ms[True] < took_ms[False] / 2, took_ms
 
 
 # ---- losses --------------------------------------------------------------------------------------
@@ -272,20 +289,35 @@ def test_a_change_of_rate_loses_nothing(shaped: Shaped) -> None:
 def test_engaging_and_releasing_lose_next_to_nothing(shaped: Shaped) -> None:
     """Putting a limit on and releasing it each lose at most three datagrams of a 150 Mbit/s stream, in the median.
 
-    While the kernel destroys a root the link has no queue (dev_deactivate); its longest waits, milliseconds where others
-    want the processor, are no measure of ours. The limit's queue holds what a source that was starved for 50 ms sends at once.
+    While the kernel destroys a root the link has no queue (dev_deactivate): 50 µs, or milliseconds where others want the
+    processor. So a bare pfifo is removed in turn, and where that loses more than one a release may lose twice as many. The
+    limit's queue holds what a source that was starved for 50 ms sends at once.
     """
     flow = shaped.lab.udp(shaped.pair.near, shaped.pair.far, 150 * MBIT)
     wait_for(lambda: flow.stats()["received_packets"] > 1_000, "the stream")
-    swaps: dict[str, Callable[[], object]] = {"limit": lambda: shaped.hold(800 * MBIT), "release": shaped.release}
+    plain = Action(ActionKind.RESTORE_ROOT, shaped.link.ifindex, "eth0", PFIFO)
+    gone = Action(ActionKind.DELETE_ROOT, shaped.link.ifindex, "eth0", PFIFO.handle)
+    swaps: dict[str, Callable[[], object]] = {
+        "limit": lambda: shaped.hold(800 * MBIT),
+        "release": shaped.release,
+        "pfifo": lambda: carry_out(shaped.driver.kernel, [plain]),
+        "no pfifo": lambda: carry_out(shaped.driver.kernel, [gone]),
+    }
     losses: dict[str, list[int]] = {name: [] for name in swaps}
     for _ in range(21):
         for name, swap in swaps.items():
             before = gaps(flow)
             swap()
             losses[name].append(gaps(flow) - before)
-    assert statistics.median(losses["limit"]) <= 3, losses
-    assert statistics.median(losses["release"]) <= 3, losses
+    median = {name: statistics.median(lost) for name, lost in losses.items()}
+    assert median["limit"] <= 3, losses
+    assert median["release"] <= max(3, 2 * median["no pfifo"]), losses
+
+
+def flows_on(flow: Flow) -> None:
+    """Wait until more has arrived."""
+    before = flow.stats()["received_bytes"]
+    wait_for(lambda: flow.stats()["received_bytes"] > before + 1_000_000, "more traffic")
 
 
 def gaps(flow: Flow) -> int:
@@ -310,13 +342,13 @@ def test_a_release_drains_what_is_queued(shaped: Shaped) -> None:
 
 def test_next_to_nothing_passes_between_root_and_class(shaped: Shaped) -> None:
     """Installed under full TCP load, at most two packets go past the limit: the messages travel in one datagram."""
-    flowing(shaped, "tcp8")
+    flow = flowing(shaped, "tcp8")
     passed = []
     for _ in range(9):
         shaped.hold(200 * MBIT)
         passed.append(shaped.read().direct_packets)
         shaped.release()
-        time.sleep(0.05)
+        flows_on(flow)
     assert statistics.median(passed) <= 2
 
 
