@@ -292,11 +292,12 @@ def test_engaging_and_releasing_lose_next_to_nothing(shaped: Shaped) -> None:
     """
     flow = shaped.lab.udp(shaped.pair.near, shaped.pair.far, 150 * MBIT)
     wait_for(lambda: flow.stats()["received_packets"] > 1_000, "the stream")
+    swaps: list[Callable[[], None]] = [lambda: shaped.hold(800 * MBIT), shaped.release]
     rounds: list[tuple[float, float]] = []
     while len(rounds) < 5 and max(min(rounds, key=max, default=(9, 9))) > 3:
         losses: tuple[list[int], list[int]] = ([], [])
         for _ in range(9):
-            for lost, swap in zip(losses, (lambda: shaped.hold(800 * MBIT), shaped.release), strict=True):
+            for lost, swap in zip(losses, swaps, strict=True):
                 before = gaps(flow)
                 swap()
                 lost.append(gaps(flow) - before)
