@@ -279,9 +279,8 @@ class House:
         return max(0, boot_ns() - last_ns) if last_ns else 0
 
     def alive(self) -> bool:
-        """Whether the loop has ticked lately."""
-        pace = self.loop.pace
-        return boot_ns() - pace.last_ns < _STALLED_NS + pace.interval_ns
+        """Whether the loop has ticked lately, or is about to for the first time."""
+        return self._tick_age_ns() < _STALLED_NS + self.loop.pace.interval_ns
 
     def trail(self, interface: str) -> tuple[tuple[int, int], ...]:
         """The detector's samples of a link; none while the loop is stalled."""

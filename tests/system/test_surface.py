@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from limiterd.core.errors import PeerError
 from limiterd.core.model import EpochReason
 from limiterd.kernel.lab import Lab, Pair, inside, join, route_in, run
-from tests.faults.harness import Blocked
+from tests.faults.harness import Blocked, plant
 from tests.netns import wait_for
 from tests.prometheus import tool
 from tests.rig import FAST, METRICS, Rig, rig
@@ -491,6 +491,24 @@ def page(daemon: Rig, path: str) -> tuple[int, str]:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+
+_LATE: Final = """
+import time
+from limiterd.daemon.loop import Loop
+run = Loop.run
+def late(self):
+    time.sleep(0.5)
+    run(self)
+Loop.run = late
+"""
+
+
+def test_a_loop_that_is_about_to_begin_is_not_stalled(daemon: Rig) -> None:
+    """Who asks before the first tick waits for it."""
+    plant(daemon, _LATE)
+    daemon.start(wait=False)
+    assert "faults" not in until(daemon, "the first scrape", lambda _: True).present()
 
 
 def test_a_stalled_loop_takes_no_answer_with_it(daemon: Rig) -> None:
