@@ -31,7 +31,8 @@ from limiterd.core.detector import Detector
 from limiterd.core.model import MS, Detect, Link, Sampling, Snapshot
 from limiterd.core.status import build
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.kernel.links import LinkTable, NetlinkSampler
+from limiterd.kernel.links import LinkTable
+from limiterd.kernel.samplers import NetlinkSampler
 from tests.world import World, rules_of
 
 RECORDED: Final = Path(__file__).with_name("guard.json")

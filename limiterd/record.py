@@ -20,7 +20,9 @@ from limiterd.core.model import Config, Link, Rules, Snapshot
 from limiterd.core.policy import policy_for
 from limiterd.core.units import NS_PER_SECOND, format_duration, parse_duration
 from limiterd.ctl.terminal import complain
-from limiterd.kernel.links import LinkTable, Sampler, boottime_ns, open_sampler
+from limiterd.kernel.links import LinkTable
+from limiterd.kernel.netlink import boottime_ns
+from limiterd.kernel.samplers import Sampler, open_sampler
 from limiterd.recording import Writer
 
 _FLUSH_EVERY_NS: Final = NS_PER_SECOND

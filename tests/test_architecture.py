@@ -43,6 +43,7 @@ NEIGHBOURS = {
     # importer: what it may know besides core and ground
     "limiterd.config": {"limiterd.overrides"},  # the rules are both, and are loaded as one
     "limiterd.kernel.events": {"limiterd.kernel.links"},  # link messages are applied to the one link table
+    "limiterd.kernel.samplers": {"limiterd.kernel.links", "limiterd.kernel.statsdump"},  # counters of the one link table's links
     "limiterd.kernel.tc": {"limiterd.kernel.tcwire"},  # one adapter in two files: the port, and its bytes
     "limiterd.kernel.refused": {"limiterd.kernel.events"},  # stands in for it where netlink is refused
     "limiterd.metrics": {"limiterd.landing"},  # the page at / beside /metrics
@@ -53,7 +54,7 @@ ONE_ADAPTER = "limiterd.recording."
 
 FENCES = {
     "pyroute2": {"limiterd.kernel.lab"},
-    "psutil": {"limiterd.kernel.links", "limiterd.evidence"},
+    "psutil": {"limiterd.kernel.samplers", "limiterd.evidence"},
     "yaml": {"limiterd.yamlsafe"},
     "prometheus_client": {"limiterd.metrics"},
     "matplotlib": {"limiterd.plot"},  # the extra `plot`

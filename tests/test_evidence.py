@@ -23,7 +23,7 @@ from limiterd.core.model import SECOND, Link
 from limiterd.core.ports import TcpSocket
 from limiterd.evidence import EvidenceSampler, processes_of, thin, unit_of
 from limiterd.kernel.lab import Lab, Pair, inside
-from limiterd.kernel.links import boottime_ns
+from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.sockets import SocketDiag
 from tests.netns import wait_for
 

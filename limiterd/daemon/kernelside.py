@@ -8,8 +8,9 @@ from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Source
 from limiterd.core.ports import SocketsPort
 from limiterd.kernel.events import EventSocket
-from limiterd.kernel.links import LinkTable, Sampler, open_sampler
+from limiterd.kernel.links import LinkTable
 from limiterd.kernel.refused import Refused, RefusedSockets
+from limiterd.kernel.samplers import Sampler, open_sampler
 from limiterd.kernel.sockets import SocketDiag
 from limiterd.kernel.tc import TcKernel
 

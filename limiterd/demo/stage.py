@@ -25,7 +25,9 @@ from limiterd.core.errors import EXIT_UNREACHABLE, EnvironmentFault, PeerError
 from limiterd.ctl.connect import record, records
 from limiterd.demo.scale import LINK, Scale, config_text, override_text
 from limiterd.kernel.lab import Flow, Lab, Pair, inside
-from limiterd.kernel.links import LinkTable, NetlinkSampler, boottime_ns
+from limiterd.kernel.links import LinkTable
+from limiterd.kernel.netlink import boottime_ns
+from limiterd.kernel.samplers import NetlinkSampler
 from limiterd.kernel.tc import TcKernel
 
 START_S: Final = 15.0

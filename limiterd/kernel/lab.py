@@ -216,7 +216,7 @@ def route_in(namespace: Namespace) -> Iterator[Any]:
 def join(near: Namespace, far: Namespace, near_ifname: str, far_ifname: str, *, number: int = 1) -> Pair:
     """A veth pair between two namespaces, up and addressed; IPv6 addresses work at once (no duplicate detection)."""
     with route_in(near) as route:
-        # tc equivalent: ip link add NEAR type veth peer name FAR netns …
+        # ip link add NEAR type veth peer name FAR netns …
         route.link("add", ifname=near_ifname, kind="veth", peer={"ifname": far_ifname, "net_ns_fd": far.fd})
     ends = [
         _address(namespace, ifname, f"10.77.{number}.{host}", f"fd77:{number}::{host}")
@@ -246,7 +246,7 @@ def _address(namespace: Namespace, ifname: str, v4: str, v6: str) -> End:
     link_local = "fe80::" + v6.rpartition("::")[2]
     with route_in(namespace) as route:
         ifindex = route.link_lookup(ifname=ifname)[0]
-        # tc equivalent: ip link set IFNAME addrgenmode none
+        # ip link set IFNAME addrgenmode none
         route.link("set", index=ifindex, IFLA_AF_SPEC={"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", 1]]}]]})
         route.addr("add", index=ifindex, address=v4, prefixlen=24)
         for address in (v6, link_local):

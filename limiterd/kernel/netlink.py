@@ -34,6 +34,7 @@ from limiterd.core.errors import EnvironmentFault, PermissionFault, errno_name
 
 NETLINK_ROUTE: Final = 0
 NETLINK_SOCK_DIAG: Final = 4
+RTM_GETLINK: Final = 18
 
 NLM_F_REQUEST: Final = 0x1
 NLM_F_ACK: Final = 0x4

@@ -33,6 +33,7 @@ from limiterd.kernel.netlink import (
     NLMSG_DONE,
     NLMSG_ERROR,
     NLMSG_HEADER,
+    RTM_GETLINK,
     MalformedMessage,
     Message,
     NetlinkSocket,
@@ -62,7 +63,6 @@ _BYTES_SENT_IN_INFO: Final = 200
 _DATAGRAM_BYTES: Final = 1 << 16
 _MAPPED_V4: Final = bytes(10) + b"\xff\xff"
 
-_RTM_GETLINK: Final = 18
 _RTM_GETROUTE: Final = 26
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 """rtmsg: family, destination and source prefix lengths, tos, table, protocol, scope, type, flags."""
@@ -112,7 +112,7 @@ class SocketDiag:
     def egress(self, sockets: Sequence[TcpSocket]) -> list[int]:
         """By which link each leaves: the device it is bound to, else what routing says; 0 unknown. See SocketsPort."""
         unbound = {(s.remote, s.local): 0 for s in sockets if not s.bound_ifindex}
-        # tc equivalent: ip route get REMOTE from LOCAL
+        # ip route get REMOTE from LOCAL
         acks = self._rtnl.request([_route_request(*ends) for ends in unbound], operation=_OPERATION)
         for ends, ack in zip(unbound, acks, strict=True):
             for _, payload in ack.replies:
@@ -121,8 +121,8 @@ class SocketDiag:
 
     def carried_by(self, ifindex: int) -> frozenset[int]:
         """The link, its masters, and what is stacked on them. See SocketsPort."""
-        # tc equivalent: ip -d link show
-        found = self._rtnl.dump(_RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0), operation=_OPERATION)
+        # ip -d link show
+        found = self._rtnl.dump(RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0), operation=_OPERATION)
         above = [step for _, payload in found for step in _steps_up(payload)]
         carried = {ifindex}
         while more := {upper for lower, upper in above if lower in carried} - carried:

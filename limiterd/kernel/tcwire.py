@@ -22,6 +22,7 @@ from limiterd.kernel.netlink import (
     HEADER_BYTES,
     NLM_F_CREATE,
     NLM_F_EXCL,
+    RTM_GETLINK,
     Batch,
     MalformedMessage,
     Message,
@@ -32,7 +33,6 @@ from limiterd.kernel.netlink import (
     text_of,
 )
 
-RTM_GETLINK: Final = 18
 RTM_NEWQDISC: Final = 36
 RTM_DELQDISC: Final = 37
 RTM_GETQDISC: Final = 38

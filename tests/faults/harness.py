@@ -135,7 +135,7 @@ class Spoilt:
 
 _BLOCK: Final = """
 import pathlib, time
-from limiterd.kernel.links import NetlinkSampler
+from limiterd.kernel.samplers import NetlinkSampler
 sample, switch = NetlinkSampler.sample, pathlib.Path({switch!r})
 def blocked(self):
     while switch.exists():

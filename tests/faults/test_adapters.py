@@ -37,7 +37,7 @@ def provoke(daemon: Rig) -> None:
     some(
         4,
         [
-            ("limiterd.kernel.links:NetlinkSampler.sample", FAULT, "links cannot be sampled: planted"),
+            ("limiterd.kernel.samplers:NetlinkSampler.sample", FAULT, "links cannot be sampled: planted"),
             ("limiterd.kernel.tc:TcKernel.apply", SILENCE, "failed with ETIMEDOUT"),
             ("limiterd.kernel.events:EventSocket.drain", FAULT, "by polling alone: planted"),
             ("limiterd.recordfile:RecordFile.write", DEFECT, "thread journal died"),
@@ -67,7 +67,9 @@ def test_a_failing_adapter_is_told_and_survived(pair: Pair, tmp_path: Path, targ
 
 @pytest.mark.parametrize(
     "target",
-    some(1, ["limiterd.core.status:frame", "limiterd.kernel.links:NetlinkSampler.sample", "limiterd.journal:JournalStore.save"]),
+    some(
+        1, ["limiterd.core.status:frame", "limiterd.kernel.samplers:NetlinkSampler.sample", "limiterd.journal:JournalStore.save"]
+    ),
 )
 def test_a_defect_in_the_loop_ends_the_daemon_and_no_limit(pair: Pair, tmp_path: Path, target: str) -> None:
     """A defect in the loop: exit 1 with its trace, the limit stands even with on_exit: remove, the next start adopts it."""
@@ -160,7 +162,7 @@ def test_the_watchdog_is_fed_by_the_loop_alone(pair: Pair, tmp_path: Path) -> No
     manager.settimeout(2)
     hang = tmp_path / "hang"
     code = (
-        "import pathlib, time\nfrom limiterd.kernel.links import NetlinkSampler as S\nwhole = S.sample\n"
+        "import pathlib, time\nfrom limiterd.kernel.samplers import NetlinkSampler as S\nwhole = S.sample\n"
         f"def sample(self):\n    while pathlib.Path({str(hang)!r}).exists():\n        time.sleep(0.02)\n    return whole(self)\n"
         "S.sample = sample\n"
     )

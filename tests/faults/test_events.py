@@ -96,7 +96,7 @@ def test_limits_are_looked_after_while_nothing_can_be_sampled(pair: Pair, tmp_pa
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         spoilt = Spoilt(
             daemon,
-            "limiterd.kernel.links:NetlinkSampler.sample",
+            "limiterd.kernel.samplers:NetlinkSampler.sample",
             "EnvironmentFault('no sample', operation='sample', errno_name='EIO')",
         )
         more = "from limiterd.kernel.events import Events, EventSocket\nEventSocket.drain = lambda self: Events()\n"
@@ -125,7 +125,7 @@ def test_a_first_sample_that_is_dropped_costs_no_adoption(pair: Pair, tmp_path: 
             path.unlink()
         plant(
             daemon,
-            "from limiterd.kernel.links import NetlinkSampler as S\n"
+            "from limiterd.kernel.samplers import NetlinkSampler as S\n"
             "whole, calls = S.sample, []\n"
             "S.sample = lambda self: calls.append(1) or (whole(self) if len(calls) > 1 else None)\n",
         )

@@ -19,17 +19,19 @@ from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Link, Snapshot, Source
 from limiterd.core.units import NS_PER_SECOND
 from limiterd.kernel.lab import Lab, Namespace, Pair, inside, route_in, run
-from limiterd.kernel.links import (
-    RTM_NEWSTATS,
-    Columns,
-    LinkTable,
-    NetlinkSampler,
-    PsutilSampler,
+from limiterd.kernel.links import LinkTable
+from limiterd.kernel.netlink import (
+    NLM_F_ACK_TLVS,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    MalformedMessage,
+    Message,
+    attr,
     boottime_ns,
-    decode_stats,
-    open_sampler,
+    encode,
 )
-from limiterd.kernel.netlink import NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NLMSG_DONE, MalformedMessage, Message, attr, encode
+from limiterd.kernel.samplers import NetlinkSampler, PsutilSampler, open_sampler
+from limiterd.kernel.statsdump import RTM_NEWSTATS, Columns, decode_stats
 from tests.netns import in_child, wait_for
 
 INTERVAL_NS = NS_PER_SECOND // 10
@@ -400,7 +402,7 @@ def test_psutil_does_not_hide_a_fallen_counter(monkeypatch: pytest.MonkeyPatch) 
         asked.append(options)
         return {}
 
-    monkeypatch.setattr("limiterd.kernel.links.psutil.net_io_counters", recorded)
+    monkeypatch.setattr("limiterd.kernel.samplers.psutil.net_io_counters", recorded)
     assert psutil_sample() is not None
     assert asked == [{"pernic": True, "nowrap": False}]
 
