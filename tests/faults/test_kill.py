@@ -89,19 +89,18 @@ def test_sigkill_at_random_instants(lab: Lab, pair: Pair, tmp_path: Path) -> Non
 _AT_STEP = """
 import os, signal
 from limiterd.kernel.netlink import NetlinkSocket
-CHANGES = {36, 37, 40, 41, 44, 45}  # new and del of qdisc, class, filter
-left, whole = STEPS, NetlinkSocket.request
-def request(self, messages, **how):
+left, whole = STEPS, NetlinkSocket.exchange
+def exchange(self, data, offsets, *, operation=""):
     global left
-    if not any(m.type in CHANGES for m in messages) or not os.path.exists(SWITCH):
-        return whole(self, messages, **how)
-    if left < len(messages):
+    if operation != "apply" or not os.path.exists(SWITCH):
+        return whole(self, data, offsets, operation=operation)
+    if left < len(offsets):
         if left:
-            whole(self, messages[:left])
+            self.raw.send(data[:offsets[left]])  # the kernel has carried it out when send returns
         os.kill(os.getpid(), signal.SIGKILL)
-    left -= len(messages)
-    return whole(self, messages, **how)
-NetlinkSocket.request = request
+    left -= len(offsets)
+    return whole(self, data, offsets, operation=operation)
+NetlinkSocket.exchange = exchange
 """
 
 
