@@ -161,14 +161,18 @@ def frame(state: State, now: Now, newest: Snapshot | None, oldest: Snapshot | No
     )
 
 
-def stalled(shot: Frame, now: Now, age_ns: int, faults: tuple[Fault, ...]) -> Frame:
-    """A frame that is shown because there is no newer one: it says how old it is, and that nothing is done meanwhile."""
+def aged(shot: Frame, now: Now, age_ns: int, faults: tuple[Fault, ...]) -> Frame:
+    """A frame that is shown because there is no newer one: with its age, and with the faults of now."""
+    return replace(shot, now=now, around=replace(shot.around, last_tick_age_ns=age_ns, faults=faults))
+
+
+def stall(now: Now, age_ns: int) -> Fault:
+    """The fault that nothing has been done for so long."""
     message = (
         f"the sampling loop has not turned for {age_ns / NS_PER_SECOND:.1f} s: the figures are of then, and nothing is "
         "detected, limited, repaired or lifted; see: journalctl -u limiterd -e"
     )
-    fault = Fault("", FaultReason.NO_ANSWER, message, now.wall_ns - age_ns)
-    return replace(shot, now=now, around=replace(shot.around, last_tick_age_ns=age_ns, faults=(fault, *faults)))
+    return Fault("", FaultReason.NO_ANSWER, message, now.wall_ns - age_ns)
 
 
 def _rates(newest: Snapshot | None, oldest: Snapshot | None) -> dict[str, tuple[int, int]]:

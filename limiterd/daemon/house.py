@@ -272,7 +272,9 @@ class House:
             except EnvironmentFault:
                 if last is None or self._tick_age_ns() < _LOOK_NS:
                     raise
-        return status.stalled(last, clocks(), self._tick_age_ns(), self.problems.all())
+        now, age_ns = clocks(), self._tick_age_ns()
+        stall = () if self.alive() else (status.stall(now, age_ns),)
+        return status.aged(last, now, age_ns, (*stall, *self.problems.all()))
 
     def _tick_age_ns(self) -> int:
         last_ns = self.loop.pace.last_ns

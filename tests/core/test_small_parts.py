@@ -40,7 +40,7 @@ from limiterd.core.model import (
 )
 from limiterd.core.release import Quiet, hold
 from limiterd.core.responses import response
-from limiterd.core.status import Surroundings, build, document, frame, stalled
+from limiterd.core.status import Surroundings, aged, build, document, frame, stall
 from tests.world import LIMIT, MBIT, POLICY, START, World, rules_of
 
 
@@ -213,7 +213,8 @@ def test_a_frame_that_is_old_says_so() -> None:
     """While the loop is stalled the last frame is shown with its age, and with a fault before the others."""
     world = World()
     world.run(1)
-    shot = stalled(world.frame(), world.now, 24_300_000_000, (Fault("", FaultReason.OTHER, "metrics", 1),))
+    age_ns = 24_300_000_000
+    shot = aged(world.frame(), world.now, age_ns, (stall(world.now, age_ns), Fault("", FaultReason.OTHER, "metrics", 1)))
     shown = document(build(shot))
     assert shown["last_tick_age_s"] == 24.3
     faults = shown["faults"]
