@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from limiterd.core.errors import EnvironmentFault
 from limiterd.kernel import lab as laboratory
@@ -21,7 +21,8 @@ from tests import netns
 
 _IN_CI: Final = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 _WHY: Final = "needs CAP_SYS_ADMIN and CAP_NET_ADMIN (run as root, or allow user namespaces)"
-settings.register_profile("limiterd", deadline=None)  # how long an example may take depends on the machine
+# How long an example takes depends on the machine.
+settings.register_profile("limiterd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("limiterd")
 _able = pytest.StashKey[bool]()
 _skipped = pytest.StashKey[list[str]]()

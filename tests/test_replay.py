@@ -302,6 +302,7 @@ def test_a_progress_bar_takes_no_line_away(
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w") as screen, os.fdopen(ours, "rb", buffering=0) as seen:
         monkeypatch.setattr("sys.stderr", screen)
+        monkeypatch.setenv("TERM", "xterm")
         assert replayed(capsys, *arguments) == plain
         assert b"replay" in seen.read(4096)
         monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
