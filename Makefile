@@ -90,7 +90,7 @@ faults: $(VENV)/.tools ## every test of the fault catalogue, and their results i
 	$(PY) docs/build_reliability.py --results "$$results"
 	exit $$code
 
-faults-long: $(VENV)/.tools ## the fault tests that chance decides, for long: 600 random SIGKILLs, 30 000 steps of anything
+faults-long: $(VENV)/.tools ## the fault tests that chance decides, for long: 600 random SIGKILLs, 30 000 steps of the stateful machine
 	@LIMITERD_KILLS=600 LIMITERD_MACHINE_EXAMPLES=600 PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest -q -s \
 	  --timeout=3600 tests/faults/test_kill.py tests/core/test_machine.py
 

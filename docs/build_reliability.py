@@ -2,8 +2,8 @@
 
     docs/build_reliability.py [--results JUNIT.xml]
 
-The results of a run (`make faults`) are kept in docs/reliability.json, a test's worst outcome with its day. Only the part of
-reliability.md between the two marks is written.
+The results of a run (`make faults`) are kept in docs/reliability.json, a test's outcome over all its cases with
+its day. Only the part of reliability.md between the two marks is written.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import datetime as dt
 import json
 import sys
 import xml.etree.ElementTree as ET
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,6 @@ PAGE: Final = ROOT / "docs/reliability.md"
 RESULTS: Final = ROOT / "docs/reliability.json"
 BEGIN: Final = "<!-- faults: written by `make docs` -->"
 END: Final = "<!-- end of faults -->"
-_WORSE: Final = ("passed", "skipped", "failed")
 
 
 @lru_cache
@@ -51,15 +51,24 @@ def behaviour(test: str) -> str:
 def take(junit: str) -> None:
     """Keep the outcomes of a run."""
     kept: dict[str, list[str]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    today, seen = dt.datetime.now(tz=dt.UTC).date().isoformat(), set()
+    today = dt.datetime.now(tz=dt.UTC).date().isoformat()
+    outcomes: dict[str, Counter[str]] = {}
     for case in ET.parse(junit).getroot().iter("testcase"):  # noqa: S314 - pytest's own output
         marks = {child.tag for child in case}
         outcome = "failed" if marks & {"failure", "error"} else "skipped" if "skipped" in marks else "passed"
         test = _test_of(case.get("classname", ""), case.get("name", ""))
-        worst = max(kept[test][0], outcome, key=_WORSE.index) if test in seen else outcome
-        kept[test] = [worst, today]
-        seen.add(test)
+        outcomes.setdefault(test, Counter())[outcome] += 1
+    kept |= {test: [_summary(counted), today] for test, counted in outcomes.items()}
     RESULTS.write_text(json.dumps({t: kept[t] for t in sorted(kept) if t in _known()}, indent=0) + "\n")
+
+
+def _summary(counted: Counter[str]) -> str:
+    """One word where all cases of a test agree; the failed and the skipped ones are counted."""
+    if len(counted) == 1:
+        return next(iter(counted))
+    cases = counted.total()
+    parts = [f"{counted[outcome]} of {cases} {outcome}" for outcome in ("failed", "skipped") if counted[outcome]]
+    return ", ".join(parts if counted["failed"] else ["passed", *parts])
 
 
 def _known() -> set[str]:

@@ -126,6 +126,11 @@ class Rig:
         self.process = None
         return status
 
+    def hang_up(self) -> None:
+        """SIGHUP."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
     def restart(self) -> None:
         """Stop in order, and start again."""
         self.stop()

@@ -591,7 +591,7 @@ def cuts(text: str, whole: object, load: Callable[[bytes], object]) -> list[int]
 
 
 def test_a_cut_shipped_file_is_refused_or_means_the_same() -> None:
-    """At every byte offset."""
+    """The shipped file cut at any byte is refused, or means the same."""
     assert cuts(SHIPPED.read_text(), Config(), lambda data: config.parse(data, "c.yaml")) == []
 
 

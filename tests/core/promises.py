@@ -140,6 +140,7 @@ class Promises:
         ifindex = action.ifindex
         if result.errno:
             self.refused[ifindex].add(result.errno)
+            self.disturb()
             self.refusals -= result.message == "refused on request"
         if ifindex not in self.world.kernel.links:
             return

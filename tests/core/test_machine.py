@@ -322,21 +322,25 @@ class Machine(RuleBasedStateMachine):
     @deed(name=present, which=deeds, seen=st.booleans())
     def promise_6_interference_is_repaired(self, name: str, which: int, seen: bool) -> None:  # noqa: FBT001 - likewise
         """A limit is changed by others: put right at its event or within a read-back period, and counted; or it is a fault."""
-        if (
-            name not in self.names()
-            or self.phase(name) is not Phase.LIMITED
-            or not self.promises.quiet(self.world.link(name).ifindex)
-        ):
+        if self.phase(name) in {Phase.CONFORMING, Phase.PENDING}:
+            with self.operating():
+                self.world.limit(name, force=True)
+        if self.phase(name) is not Phase.LIMITED:
             return
         link = self.world.link(name)
+        if not self.promises.quiet(link.ifindex):
+            self.promises.tick(SETTLED_TICKS)
+        if self.phase(name) is not Phase.LIMITED:
+            return
+        applies = self.world.state.effective[name]
         before, counted = self.world.kernel.shows(link.ifindex), self.world.state.tally.drift_repairs[name]
         self.hand(name, [foreign_deeds(link)[which]], seen=False)
         harmed = plain(self.world.kernel.shows(link.ifindex)) != plain(before)
-        if seen:
+        if seen and not self.world.deaf:
             self.world.touch(name)
         else:
             self.promises.tick(SETTLED_TICKS)
-        if self.phase(name) is Phase.LIMITED:
+        if self.phase(name) is Phase.LIMITED and self.world.state.effective[name] == applies:
             assert plain(self.world.kernel.shows(link.ifindex)) == plain(before)
             assert (self.world.state.tally.drift_repairs[name] > counted) == harmed
             Machine.reached["a limit repaired"] += harmed
@@ -345,9 +349,9 @@ class Machine(RuleBasedStateMachine):
         """What status says of a link that is there."""
         return next((view.phase for view in self.promises.views() if view.interface == name), None)
 
-    @deed(name=present, which=st.sampled_from([1, 2]))
-    def take_over(self, name: str, which: int) -> None:
-        """Somebody's root stands on a link without a limit when one becomes due."""
+    @deed(name=present, which=st.sampled_from([1, 2]), for_long=st.booleans())
+    def take_over(self, name: str, which: int, for_long: bool) -> None:  # noqa: FBT001 - likewise
+        """Somebody's root stands on a link without a limit when one becomes due; an operator may change their mind."""
         if self.phase(name) not in {Phase.CONFORMING, Phase.PENDING}:
             return
         self.world.configure(CONFIGURATIONS[TAKEOVER])
@@ -357,6 +361,9 @@ class Machine(RuleBasedStateMachine):
         self.promises.tick(SETTLED_TICKS)
         with self.operating():
             self.world.limit(name, force=True)
+            if not for_long:
+                self.world.release(name)
+                self.promises.tick(SETTLED_TICKS)
 
     # ---- what fails ----
 
@@ -463,11 +470,12 @@ class Machine(RuleBasedStateMachine):
         hindered = self.world.kernel.silent or self.promises.refusals or self.world.blind
         if hindered or any(not self.promises.quiet(link.ifindex) for link in self.world.links):
             return
+        since = dict(self.world.state.effective)
         self.promises.tick(10)
         for view in self.promises.views():
             applies = self.world.state.effective[view.interface]
             actual = self.world.kernel.shows(view.ifindex)
-            if view.phase is Phase.FAULT or applies.override is None:
+            if view.phase is Phase.FAULT or applies.override is None or since.get(view.interface) != applies:
                 continue
             Machine.reached["an override applies"] += 1
             if applies.exempt:
@@ -495,10 +503,13 @@ class Machine(RuleBasedStateMachine):
         self.world.boot()
         self.promises.looked = self.world.now
 
-    @deed()
-    def promise_5_a_restart_touches_nothing(self) -> None:
+    @deed(name=present)
+    def promise_5_a_restart_touches_nothing(self, name: str) -> None:
         """The daemon is killed between two turns and starts again: limits that stand are adopted as they are."""
         world, promises = self.world, self.promises
+        with self.operating():
+            world.limit(name, force=True)
+        promises.tick()
         settled = (
             promises.looked == world.now
             and all(promises.seen(link) and promises.quiet(link.ifindex) for link in world.links)
@@ -512,8 +523,8 @@ class Machine(RuleBasedStateMachine):
         if settled:
             Machine.reached["a limit adopted"] += bool(limited)
             assert len(world.kernel.sent) == sent
-            for name, view in limited.items():
-                after = next(found for found in promises.views() if found.interface == name)
+            for interface, view in limited.items():
+                after = next(found for found in promises.views() if found.interface == interface)
                 assert (after.phase, after.limit_bps, after.since_wall_ns, after.reason, after.strikes) == (
                     (view.phase, view.limit_bps, view.since_wall_ns, view.reason, view.strikes)
                 ), after

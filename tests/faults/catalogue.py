@@ -238,14 +238,31 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "the loop hangs": (f"{HERE}/test_adapters.py::test_the_watchdog_is_fed_by_the_loop_alone",),
     },
     "Random and fuzz": {
-        "anything, in any order": ("tests/core/test_machine.py::TestMachine",),
+        "anything, in any order": (
+            "tests/core/test_machine.py::TestMachine",
+            "tests/core/test_machine.py::test_what_once_went_wrong",
+        ),
         "fuzz: netlink": (
             f"{NETLINK}::test_any_bytes_raise_only_the_documented_error",
             f"{LINKS}::test_noise_raises_only_the_documented_errors",
             f"{HERE}/test_fuzz.py::test_damaged_dumps_of_tc_are_read_or_a_fault",
         ),
+        "fuzz: link events and socket dumps": (
+            f"{HERE}/test_fuzz.py::test_damaged_link_messages_are_applied_or_malformed",
+            "tests/kernel/test_sockets.py::test_noise_raises_only_the_documented_error",
+            "tests/kernel/test_sockets.py::test_a_flipped_byte_raises_only_the_documented_error",
+        ),
+        "fuzz: overrides and requests": (
+            "tests/test_overrides.py::test_no_json_escapes_the_config_error",
+            "tests/test_requests.py::test_any_records_are_taken_without_an_exception",
+        ),
         "fuzz: control protocol": (f"{CONTROL}::test_parsing_raises_the_documented_error_alone",),
-        "fuzz: YAML": (f"{YAML}::test_mutants_are_read_or_refused", f"{YAML}::test_well_formed_nonsense_is_read_or_refused"),
+        "fuzz: YAML": (
+            f"{YAML}::test_mutants_are_read_or_refused",
+            f"{YAML}::test_well_formed_nonsense_is_read_or_refused",
+            f"{YAML}::test_punctuation_is_read_or_refused",
+            f"{YAML}::test_a_cut_is_read_or_refused",
+        ),
         "fuzz: recordings": (f"{HERE}/test_fuzz.py::test_damaged_recordings_are_read_or_refused",),
         "fuzz: journal and audit trail": (
             f"{JOURNAL}::test_any_bytes_are_read_without_an_exception",

@@ -26,6 +26,11 @@ TARGETS: Final = {
         "tests.kernel.test_links:test_a_flipped_byte_raises_only_the_documented_errors",
         "tests.faults.test_fuzz:test_damaged_dumps_of_tc_are_read_or_a_fault",
     ),
+    "link events": ("tests.faults.test_fuzz:test_damaged_link_messages_are_applied_or_malformed",),
+    "socket dumps": (
+        "tests.kernel.test_sockets:test_noise_raises_only_the_documented_error",
+        "tests.kernel.test_sockets:test_a_flipped_byte_raises_only_the_documented_error",
+    ),
     "control protocol": ("tests.test_control:test_parsing_raises_the_documented_error_alone",),
     "YAML loader": (
         "tests.test_yaml_fuzz:test_mutants_are_read_or_refused",
@@ -35,6 +40,10 @@ TARGETS: Final = {
         "tests.test_yaml_fuzz:test_a_cut_is_read_or_refused",
     ),
     "recordings": ("tests.faults.test_fuzz:test_damaged_recordings_are_read_or_refused",),
+    "overrides and requests": (
+        "tests.test_overrides:test_no_json_escapes_the_config_error",
+        "tests.test_requests:test_any_records_are_taken_without_an_exception",
+    ),
     "journal": ("tests.test_journal:test_any_bytes_are_read_without_an_exception",),
     "audit trail": ("tests.test_audit:test_any_bytes_are_verified_and_read_without_an_exception",),
     "HTTP requests": ("tests.test_http:test_any_bytes_are_a_request_or_a_bad_one",),

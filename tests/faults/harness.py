@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
+from limiterd.core.errors import PeerError
 from limiterd.kernel.lab import Pair, inside
 from tests.netns import LONG, wait_for
 from tests.rig import Rig
@@ -180,3 +181,57 @@ def stopped(daemon: Rig) -> Iterator[None]:
         yield
     finally:
         daemon.process.send_signal(signal.SIGCONT)
+
+
+_BEFORE_APPLY: Final = """
+import pathlib, time
+from limiterd.kernel.tc import TcKernel
+whole, gate, reached = TcKernel.apply, pathlib.Path({gate!r}), pathlib.Path({reached!r})
+def apply(self, actions):
+    while gate.exists():
+        reached.touch()
+        time.sleep(0.001)
+    return whole(self, actions)
+TcKernel.apply = apply
+"""
+
+
+class Gate:
+    """Holds the daemon up between what it has read and what it is about to write."""
+
+    def __init__(self, daemon: Rig) -> None:
+        self._gate, self._reached = daemon.home / "gate", daemon.home / "reached"
+        plant(daemon, _BEFORE_APPLY.format(gate=str(self._gate), reached=str(self._reached)))
+
+    def shut(self) -> None:
+        """Hold it up from now on."""
+        self._reached.unlink(missing_ok=True)
+        self._gate.touch()
+
+    def wait(self) -> None:
+        """Until it stands before the gate."""
+        wait_for(self._reached.exists, "the daemon is about to write")
+
+    def open(self) -> None:
+        """Let it write."""
+        self._gate.unlink()
+
+
+def later(daemon: Rig, verb: str, **args: object) -> None:
+    """Ask without waiting for the answer, which the gate holds up."""
+
+    def ask() -> None:
+        with contextlib.suppress(PeerError):  # what became of it is seen in the kernel and in status
+            daemon.ask(verb, **args)
+
+    threading.Thread(target=ask, daemon=True).start()
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process holds."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def threads(pid: int) -> int:
+    """How many threads a process has."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))

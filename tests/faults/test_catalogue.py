@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -38,6 +39,21 @@ def test_every_fault_test_is_in_the_catalogue() -> None:
     for path in Path(__file__).parent.glob("test_*.py"):
         names = [n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef) and n.name.startswith("test")]
         assert path.name in others or {f"tests/faults/{path.name}::{name}" for name in names} <= known, path
+
+
+def test_every_row_has_held(build: ModuleType) -> None:
+    """No test of the page is without a result, and none has failed."""
+    last = [line.rsplit(" | ", 1)[1] for line in build.table().splitlines() if "](../" in line]
+    assert last
+    assert not [result for result in last if "failed" in result or "not run yet" in result], "run `make faults`"
+
+
+def test_cases_of_a_test_are_summed_up(build: ModuleType) -> None:
+    """What was skipped or failed is counted; one word says that all cases agree."""
+    summary = build._summary
+    assert summary(Counter(passed=3)) == "passed"
+    assert summary(Counter(passed=8, skipped=1)) == "passed, 1 of 9 skipped"
+    assert summary(Counter(passed=7, skipped=1, failed=1)) == "1 of 9 failed, 1 of 9 skipped"
 
 
 def test_the_page_is_current(build: ModuleType) -> None:

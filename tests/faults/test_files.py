@@ -14,17 +14,11 @@ import pytest
 
 from limiterd.kernel.lab import Lab, Pair
 from tests import smalldisk
-from tests.faults.harness import EXCESS_BPS, QUICK, problems, some
+from tests.faults.harness import EXCESS_BPS, QUICK, Gate, descriptors, later, problems, some, threads
 from tests.netns import wait_for
 from tests.rig import Rig, rig
 
 pytestmark = pytest.mark.root
-
-
-def hang_up(daemon: Rig) -> None:
-    """SIGHUP."""
-    assert daemon.process is not None
-    daemon.process.send_signal(signal.SIGHUP)
 
 
 def test_a_storm_of_sighup(lab: Lab, pair: Pair, tmp_path: Path) -> None:
@@ -32,34 +26,43 @@ def test_a_storm_of_sighup(lab: Lab, pair: Pair, tmp_path: Path) -> None:
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
         daemon.start()
         assert daemon.process is not None
-        tasks = Path(f"/proc/{daemon.process.pid}/task")
-        threads = len(list(tasks.iterdir()))
+        pid = daemon.process.pid
+        held = (threads(pid), descriptors(pid))
         lab.udp(pair.near, pair.far, rate_bps=EXCESS_BPS)
         for number in range(1000):
             if number % 20 == 0:
                 rate = 5_000_000 + number * 1000
                 daemon.configure(QUICK.replace("5mbit", f"{rate}bit"))
-            hang_up(daemon)
+            daemon.hang_up()
             time.sleep(0.001)  # a storm, not one signal: pending ones merge
-        hang_up(daemon)
+        daemon.hang_up()
         wait_for(lambda: daemon.phase() == "limited" and daemon.link()["limit_bps"] == rate, "the last rate applies")
         assert problems(daemon) == ""
-        assert len(list(tasks.iterdir())) <= threads + 6
+        assert daemon.status()["config"]["error"] is None
+        assert daemon.metrics()['limiterd_limits_applied_total{interface="eth0"}'] == 1
+        assert not daemon.ask("history", kinds=["released", "repair", "fault"])["entries"]
+        wait_for(lambda: threads(pid) <= held[0] + 6 and descriptors(pid) <= held[1] + 6, "threads and descriptors as before")
 
 
-def test_sighup_during_an_apply(pair: Pair, tmp_path: Path) -> None:
-    """SIGHUP in the middle of installs and releases: what was asked for last stands, at the rate of the last file."""
+@pytest.mark.parametrize("verb", ["limit", "release"])
+def test_sighup_during_an_apply(pair: Pair, tmp_path: Path, verb: str) -> None:
+    """SIGHUP between read and write of an install or a release: both are done, the limit has the new file's rate."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
+        gate = Gate(daemon)
         daemon.start()
-        for number in range(1, 11):
-            rate = number * 1_000_000
-            daemon.configure(QUICK.replace("5mbit", f"{rate}bit"))
-            hang_up(daemon)
+        if verb == "release":
             daemon.ask("limit", interface="eth0", reason="test")
-            wait_for(lambda: daemon.phase() == "limited" and daemon.link()["limit_bps"] == rate, f"{rate} applies")  # noqa: B023
-            hang_up(daemon)
-            daemon.ask("release", interface="eth0", reason="test")
-            assert daemon.wait_phase("conforming")
+        before = daemon.status()["config"]["sha256"]
+        gate.shut()
+        later(daemon, verb, interface="eth0", reason="test")
+        gate.wait()
+        daemon.configure(QUICK.replace("5mbit", "7mbit"))
+        daemon.hang_up()
+        gate.open()
+        wait_for(lambda: daemon.status()["config"]["sha256"] != before, "the new configuration")
+        if verb == "limit":
+            wait_for(lambda: daemon.link()["limit_bps"] == 7_000_000, "the limit at the new rate")
+        assert daemon.wait_phase("limited" if verb == "limit" else "conforming")
         assert daemon.status()["faults"] == []
 
 
@@ -70,13 +73,13 @@ def test_files_that_are_gone(pair: Pair, tmp_path: Path) -> None:
         daemon.ask("limit", interface="eth0", reason="test")
         text = daemon.config.read_text()
         daemon.config.unlink()
-        hang_up(daemon)
+        daemon.hang_up()
         wait_for(lambda: "limiterd.yaml" in (daemon.status()["config"]["error"] or ""), "the error in status")
         assert daemon.metrics()["limiterd_config_last_reload_successful"] == 0
         assert daemon.phase() == "limited"
         daemon.config.write_text(text)
         daemon.overrides.rmdir()
-        hang_up(daemon)
+        daemon.hang_up()
         wait_for(lambda: daemon.status()["config"]["error"] is None, "no error any more")
         assert daemon.phase() == "limited"
 

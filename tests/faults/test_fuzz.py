@@ -1,10 +1,11 @@
-"""Fuzz of what comes from outside and has no fuzz elsewhere: recordings, and tc's dumps. `make fuzz` runs all of it for long."""
+"""Fuzz of what comes from outside and has none elsewhere: recordings, link events, tc's dumps. `make fuzz` runs it for long."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from limiterd.core.errors import EnvironmentFault
 from limiterd.kernel import tcwire as wire
-from limiterd.kernel.netlink import Ack
+from limiterd.kernel.links import RTM_DELLINK, RTM_NEWLINK, LinkTable
+from limiterd.kernel.netlink import Ack, MalformedMessage
 from limiterd.kernel.tc import TcKernel
 from limiterd.recording import RecordingError, open_recording
 
@@ -71,6 +73,33 @@ def test_damaged_recordings_are_read_or_refused(data: bytes) -> None:
     """Fuzz of recordings (JSON lines, CSV, Prometheus answers): ticks, then the end or one RecordingError fit for a terminal."""
     for error in read(data):
         assert error.isprintable()
+
+
+_ATTRIBUTES: Final = (
+    (1, bytes.fromhex("020000000009")),
+    (3, b"eth9\0"),
+    (4, struct.pack("=I", 1500)),
+    (41, struct.pack("=I", 1 << 16)),
+)
+_LINK: Final = struct.pack("=BxHiII", 0, 1, 9, 0x1043, 0) + b"".join(
+    struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4) for kind, value in _ATTRIBUTES
+)
+"""ifinfomsg and the attributes IFLA_ADDRESS, IFNAME, MTU and GSO_MAX_SIZE: rtnetlink(7)."""
+
+
+def test_the_link_message_is_one() -> None:
+    """What the fuzz of link events starts from makes a link, so damage to it is what is tried."""
+    with contextlib.closing(LinkTable()) as table:
+        table.apply([(RTM_NEWLINK, memoryview(_LINK))])
+        assert table.get(9) is not None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([RTM_NEWLINK, RTM_DELLINK]), mutants((_LINK,)) | st.binary(max_size=60)), max_size=4))
+def test_damaged_link_messages_are_applied_or_malformed(messages: list[tuple[int, bytes]]) -> None:
+    """Fuzz of link events: applied in order, or MalformedMessage, which leads to a resync."""
+    with contextlib.closing(LinkTable()) as table, contextlib.suppress(MalformedMessage):
+        table.apply([(kind, memoryview(payload)) for kind, payload in messages])
 
 
 class Played:

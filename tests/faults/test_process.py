@@ -16,8 +16,8 @@ from typing import Final
 
 import pytest
 
-from limiterd.kernel.lab import Lab, Pair, inside
-from tests.faults.harness import EXCESS_BPS, QUICK, Echo, problems
+from limiterd.kernel.lab import Lab, Pair, inside, run
+from tests.faults.harness import EXCESS_BPS, QUICK, Echo, descriptors, problems
 from tests.netns import LONG, wait_for
 from tests.rig import Rig, rig
 
@@ -42,10 +42,13 @@ def test_sigterm_under_traffic(lab: Lab, pair: Pair, tmp_path: Path, on_exit: st
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_while_it_starts(pair: Pair, tmp_path: Path, number: int) -> None:
-    """A signal at any instant of the start: SIGTERM always ends it; neither leaves anything half done in the kernel."""
-    with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
-        default = daemon.root()
+    """A signal at any instant of a start that puts a limit back: SIGTERM ends it, traffic passes, the next start limits."""
+    with rig(pair.near.namespace, tmp_path, QUICK) as daemon, Echo(pair) as echo:
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        daemon.stop()
         for tenth in range(1, 5):
+            run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"], check=False)
             daemon.start(wait=False)
             assert daemon.process is not None
             time.sleep(tenth / 11)  # another instant of the start each time
@@ -54,7 +57,9 @@ def test_signals_while_it_starts(pair: Pair, tmp_path: Path, number: int) -> Non
                 assert daemon.process.wait(5) in {0, -signal.SIGTERM}
             elif daemon.process.poll() is None:
                 daemon.stop()
-            assert daemon.root() == default
+            echo.alive("after the signal")
+        daemon.start()
+        daemon.wait_phase("limited")
 
 
 @contextlib.contextmanager
@@ -75,7 +80,7 @@ def blocked_pipe(path: Path) -> Iterator[None]:
 
 
 def test_a_blocked_stderr(lab: Lab, pair: Pair, tmp_path: Path) -> None:
-    """A stderr pipe that nobody reads: the daemon starts, samples, limits and ends as ever; no tick waits for the log."""
+    """A stderr pipe that nobody reads: the daemon starts, samples, limits and ends as ever."""
     pipe = tmp_path / "stderr"
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon, blocked_pipe(pipe):
         daemon.prefix = ("sh", "-c", f'exec "$@" 2>{pipe}', "sh")
@@ -87,11 +92,6 @@ def test_a_blocked_stderr(lab: Lab, pair: Pair, tmp_path: Path) -> None:
 
 
 CROWD: Final = 500 if LONG else 100
-
-
-def descriptors(pid: int) -> int:
-    """How many descriptors a process holds."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def test_no_descriptor_is_left(lab: Lab, pair: Pair, tmp_path: Path) -> None:

@@ -2,62 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from pathlib import Path
 
 import pytest
 
-from limiterd.core.errors import PeerError
 from limiterd.kernel.lab import Pair, run
-from tests.faults.harness import plant
+from tests.faults.harness import Gate, later
 from tests.netns import wait_for
-from tests.rig import FAST, Rig, rig
+from tests.rig import FAST, rig
 
 pytestmark = pytest.mark.root
-
-_BEFORE_APPLY = """
-import pathlib, time
-from limiterd.kernel.tc import TcKernel
-whole, gate, reached = TcKernel.apply, pathlib.Path({gate!r}), pathlib.Path({reached!r})
-def apply(self, actions):
-    while gate.exists():
-        reached.touch()
-        time.sleep(0.001)
-    return whole(self, actions)
-TcKernel.apply = apply
-"""
-
-
-class Gate:
-    """Holds the daemon up between what it has read and what it is about to write."""
-
-    def __init__(self, daemon: Rig) -> None:
-        self._gate, self._reached = daemon.home / "gate", daemon.home / "reached"
-        plant(daemon, _BEFORE_APPLY.format(gate=str(self._gate), reached=str(self._reached)))
-
-    def shut(self) -> None:
-        """Hold it up from now on."""
-        self._reached.unlink(missing_ok=True)
-        self._gate.touch()
-
-    def wait(self) -> None:
-        """Until it stands before the gate."""
-        wait_for(self._reached.exists, "the daemon is about to write")
-
-    def open(self) -> None:
-        """Let it write."""
-        self._gate.unlink()
-
-
-def later(daemon: Rig, verb: str, **args: object) -> None:
-    """Ask without waiting for the answer, which the gate holds up."""
-
-    def ask() -> None:
-        with contextlib.suppress(PeerError):  # what became of it is seen in the kernel and in status
-            daemon.ask(verb, **args)
-
-    threading.Thread(target=ask, daemon=True).start()
 
 
 def tc(pair: Pair, words: str) -> None:
@@ -83,7 +37,7 @@ def test_a_foreign_root_appears_before_an_install(pair: Pair, tmp_path: Path) ->
 
 
 def test_a_foreign_root_takes_our_place_before_a_release(pair: Pair, tmp_path: Path) -> None:
-    """Foreign root between read and write of a release: left alone; the link is released and no fault stays."""
+    """Foreign root between read and write of a release: left alone and warned of; the link is released, without a fault."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         gate = Gate(daemon)
         daemon.start()
@@ -95,6 +49,8 @@ def test_a_foreign_root_takes_our_place_before_a_release(pair: Pair, tmp_path: P
         gate.open()
         daemon.wait_phase("conforming")
         assert daemon.root() == "pfifo 5:"
+        (told,) = daemon.status()["faults"]
+        assert (told["reason"], told["warning"]) == ("foreign_qdisc", True)
 
 
 def test_our_root_goes_before_a_change(pair: Pair, tmp_path: Path) -> None:

@@ -17,10 +17,9 @@ from tests.rig import FAST, rig
 from tests.world import AUTO, MBIT, POLICY, START, World, rules_of
 
 YEAR: Final = 365 * DAY
-PAUSES_S: Final = (5.0, 12.0, 30.0)
+PAUSES_S: Final = (3.0, 5.0, 12.0, 30.0)
 
 
-@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.parametrize("pause_s", some(1, PAUSES_S))

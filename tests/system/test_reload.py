@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from functools import partial
 from pathlib import Path
 
@@ -27,35 +25,12 @@ def policy(limit_mbit: int, **keys: str) -> str:
     return ", ".join([f"limit: {{rate: {limit_mbit}mbit}}", *(f"{key}: {value}" for key, value in keys.items())])
 
 
-def hang_up(daemon: Rig) -> None:
-    """SIGHUP."""
-    assert daemon.process is not None
-    os.kill(daemon.process.pid, signal.SIGHUP)
-
-
 def _reloads(daemon: Rig) -> int:
     return len(daemon.ask("history", kinds=["reload"], limit=100)["entries"])
 
 
 def _reloaded_since(daemon: Rig, counted: int) -> bool:
     return _reloads(daemon) > counted
-
-
-def test_a_storm_of_hangups_ends_with_the_last_content(pair: Pair, tmp_path: Path) -> None:
-    """1000 SIGHUPs while the file changes ten times: the limit stands at the last content's rate, and all is well."""
-    with rig(pair.near.namespace, tmp_path, policy(20)) as daemon:
-        daemon.start()
-        daemon.ctl("limit", "eth0", "--reason", "test")
-        for number in range(1, 1001):
-            if number % 100 == 0:
-                daemon.configure(policy(20 + number // 100))
-            hang_up(daemon)
-        wait_for(lambda: daemon.link()["limit_bps"] == 30 * MBIT, f"the last rate; {daemon.log()[-2000:]}")
-        status, metrics = daemon.status(), daemon.metrics()
-        assert status["config"]["error"] is None
-        assert metrics[SUCCESSFUL] == 1
-        assert metrics['limiterd_limits_applied_total{interface="eth0"}'] == 1
-        assert not daemon.ask("history", kinds=["released", "repair", "fault"])["entries"]
 
 
 def test_a_reload_that_changes_nothing_touches_nothing(lab: Lab, pair: Pair, tmp_path: Path) -> None:
@@ -78,7 +53,7 @@ def test_a_reload_that_changes_nothing_touches_nothing(lab: Lab, pair: Pair, tmp
             for _ in range(5):
                 assert daemon.ctl("reload").stdout == "reloaded: nothing changed\n"
                 counted = _reloads(daemon)
-                hang_up(daemon)
+                daemon.hang_up()
                 wait_for(partial(_reloaded_since, daemon, counted), "the signal's reload")
             assert events.drain().tc_ifindexes == set()
         finally:
@@ -103,7 +78,7 @@ def test_a_bad_reload_changes_nothing_and_shows_until_a_good_one(way: str, pair:
             assert refused.returncode == EXIT_CONFIG
             assert f"{daemon.config}:5:12: sampling.intervall: " in refused.stderr
         else:
-            hang_up(daemon)
+            daemon.hang_up()
             wait_for(lambda: daemon.status()["config"]["error"], "the refusal")
         status = daemon.status()
         assert status["config"]["error"].startswith(f"{daemon.config}:5:12: sampling.intervall: ")
