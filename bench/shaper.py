@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import platform
 import re
@@ -200,6 +201,8 @@ def many_ms(links: int, trials: int) -> list[tuple[float, float, float, float]]:
         with inside(namespace):
             kernel, table = TcKernel(), LinkTable()
         driver = Driver(kernel, *(link for link in table.links if link.name[0] == "a"), policy=QUICK)
+        gc.collect()
+        gc.freeze()  # as the daemon does when it has started
         for _ in range(trials):
             time.sleep(0.5)
             wall_s, cpu_s = driver.fire(10 * QUICK.detect.threshold_bps)
@@ -228,14 +231,14 @@ def report(*, quick: bool) -> str:
         ours = Limiterd(pair)
         for tool in tools(pair, ours):
             lines.append(row(lab, pair, tool, trials=trials, span_s=span_s, pings=pings))
-            print(lines[-1], flush=True)
+            print(lines[-1], file=sys.stderr, flush=True)
         lines += ["", changes(lab, pair, ours, trials)]
     lines += ["", "| links at once | limit: wall, ms | CPU, ms | release: wall, ms | CPU, ms |", "|---|---|---|---|---|"]
     for links in (1, 100) if quick else (1, 100, 1_000):
         measured = many_ms(links, 3 if quick else 10)
         medians = (statistics.median(column) for column in zip(*measured, strict=True))
         lines.append(f"| {links} | " + " | ".join(f"{ms:.1f}" for ms in medians) + " |")
-        print(lines[-1], flush=True)
+        print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines) + "\n"
 
 

@@ -404,7 +404,13 @@ def nature(rest: bytes) -> Nature:
 
 
 def _counters(message: TcMsg) -> dict[int, memoryview]:
-    return attrs(attrs(message.stats).get(_TCA_STATS2, b""))
+    """TCA_STATS2, with which the rest of a message begins."""
+    if len(message.stats) < _NLA.size:
+        return {}
+    (length, _) = _NLA.unpack_from(message.stats)
+    if not _NLA.size <= length <= len(message.stats):
+        raise MalformedMessage(f"netlink: counters of {length} bytes, {len(message.stats)} are there")
+    return attrs(message.stats[_NLA.size : length])
 
 
 def stats_of(message: TcMsg) -> Stats:

@@ -398,6 +398,28 @@ def live_override_releases() -> None:
     wait_for(lambda: phase() == "conforming", "watched again", 10)
 
 
+def live_takeover_restores_single_qdiscs() -> None:
+    """Under takeover fq, fq_codel, tbf and pfifo roots are replaced by the limit, and come back as they were, twice over."""
+    config(POLICY + "    foreign_qdisc: takeover\n")
+    sh("systemctl reload limiterd")
+    for kind in (
+        "fq flow_limit 50 maxrate 5gbit",
+        "fq_codel target 7ms ce_threshold 777us",
+        "tbf rate 5gbit burst 1m limit 2m",
+        "pfifo limit 77",
+    ):
+        sh(f"tc qdisc add dev {LINK} root handle 5: {kind}")
+        before = qdiscs()
+        for _ in range(2):
+            be_limited()
+            sh(f"limiterctl release {LINK} --reason check")
+            wait_for(lambda: not limited(), "our root is gone", 20)
+            wait_for(lambda before=before: qdiscs() == before, f"{kind} is back: {before}, now {qdiscs()}", 10)  # type: ignore[misc]
+        sh(f"tc qdisc del dev {LINK} root")
+    config(POLICY)
+    sh("systemctl reload limiterd")
+
+
 def live_strangers_may_not_release() -> None:
     """A user without rights is refused with exit code 77 and changes nothing."""
     be_limited()
@@ -711,6 +733,7 @@ STAGES: dict[str, tuple[Callable[[], None], ...]] = {
         live_watchdog_restarts_a_stalled_loop,
         live_bad_reload_changes_nothing,
         live_override_releases,
+        live_takeover_restores_single_qdiscs,
         live_strangers_may_not_release,
         live_second_daemon_is_refused,
         live_stop_does_as_configured,
