@@ -55,7 +55,8 @@ def _update(turn: Turn, link: Link) -> None:
     elif case.link != link:
         case.link = link
         if case.decision is not None and case.decision.mac != link.mac:
-            case.decision = replace(case.decision, mac=link.mac)
+            waiting = state.away.pop(key_of(link), None)  # where it has the MAC again that a decision waits for, that one
+            case.decision = waiting or replace(case.decision, mac=link.mac)
             state.journal_dirty = True
         refresh(turn, case)
 

@@ -228,3 +228,19 @@ def test_a_limit_goes_along_when_name_and_mac_change_at_once() -> None:
     assert (after.phase, after.reason, after.manual) == (Phase.LIMITED, "operator", True)
     assert (after.limit_bps, after.since_wall_ns, after.strikes) == (10 * MBIT, before.since_wall_ns, before.strikes)
     assert world.disk.decisions[0].mac == OTHER_MAC
+
+
+def test_a_mac_that_comes_back_brings_its_decision_back() -> None:
+    """Restarted while the link has another MAC, its limit is adopted; with the old MAC again, the old decision holds, once."""
+    world = World()
+    world.fire()
+    before, mac = world.view(), world.link().mac
+    with_mac(world, OTHER_MAC)
+    world.boot()
+    assert world.view().reason == "adopted"
+    with_mac(world, mac)
+    world.run(0.2)
+    assert (world.view().reason, world.view().since_wall_ns) == ("sustained", before.since_wall_ns)
+    assert [decision.mac for decision in world.disk.decisions] == [mac]
+    world.boot()
+    assert (world.view().reason, world.view().since_wall_ns) == ("sustained", before.since_wall_ns)
