@@ -411,7 +411,8 @@ def live_takeover_restores_single_qdiscs() -> None:
         sh(f"tc qdisc add dev {LINK} root handle 5: {kind}")
         before = qdiscs()
         for _ in range(2):
-            be_limited()
+            sh(f"limiterctl limit {LINK} --reason check")
+            wait_for(limited, "our root is there", 20)
             sh(f"limiterctl release {LINK} --reason check")
             wait_for(lambda: not limited(), "our root is gone", 20)
             wait_for(lambda before=before: qdiscs() == before, f"{kind} is back: {before}, now {qdiscs()}", 10)  # type: ignore[misc]
