@@ -1173,11 +1173,22 @@ def test_a_lost_lifeline_is_warned_of_once() -> None:
     assert ActionKind.ADD_FILTER not in {action.kind for action in world.kernel.sent}
 
 
-def test_a_reading_of_a_link_that_nobody_knows_changes_nothing() -> None:
-    """A link may come and go between two samples, and be read in between: nothing is made of it."""
+@pytest.mark.parametrize("said", [{"roots": {99: PFIFO}}, {"unanswered": frozenset({1, 99})}], ids=["read", "no answer"])
+def test_what_is_said_of_a_link_without_a_limit_or_unknown_changes_nothing(said: dict[str, Any]) -> None:
+    """A link may come and go between two samples, and be read, or asked for in vain, in between: nothing is made of it."""
     world = World(rules_of())
     world.add(1, "lo")
     world.run(0.2)
-    output = step(world.state, world.state.rules, Inputs(world.now, roots={99: PFIFO}))
+    output = step(world.state, world.state.rules, Inputs(world.now, **said))
     assert output is NOTHING
     assert 99 not in world.state.tc
+
+
+def test_a_silence_within_the_back_off_is_one_fault() -> None:
+    """The kernel does not answer twice in a row: one fault, and the back-off of the first runs on."""
+    world = World()
+    world.fire()
+    world.run(1, {"eth0": 50 * MBIT})
+    silence = Inputs(world.now, unanswered=frozenset({world.link("eth0").ifindex}))
+    told = [step(world.state, world.state.rules, silence).events for _ in range(2)]
+    assert [[event.kind for event in events] for events in told] == [[EventKind.FAULT], []]
