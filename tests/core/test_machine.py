@@ -58,7 +58,7 @@ REACHED: Final = (
     "an override applies",
     "the daemon died in the middle of a plan",
 )
-"""What every run comes to."""
+"""What the stories come to, one or the other; chance mostly does as well."""
 
 NAMES: Final = ("eth0", "eth1", "lan0")
 _DETECT: Final = "threshold: 100mbit, window: 2s, slice: 500ms"
@@ -597,9 +597,8 @@ class TestMachine(Machine.TestCase):  # type: ignore[misc,valid-type]  # hypothe
 
     @classmethod
     def tearDownClass(cls) -> None:
-        """Enough has happened, and all of it that matters."""
+        """Enough has happened."""
         assert Machine.steps >= AT_LEAST
-        assert not [what for what in REACHED if not Machine.reached[what]]
 
 
 def replay(story: list[tuple[str, dict[str, object]]]) -> None:
@@ -616,3 +615,11 @@ def replay(story: list[tuple[str, dict[str, object]]]) -> None:
 def test_what_once_went_wrong(path: Path) -> None:
     """A story by which a promise was once broken: it holds now."""
     replay(json.loads(path.read_text())["story"])
+
+
+def test_all_that_matters_is_come_to() -> None:
+    """The machine can fire, adopt, repair, take over, put back, override and die: no promise holds for want of occasion."""
+    before = Machine.reached.copy()
+    for path in STORIES:
+        replay(json.loads(path.read_text())["story"])
+    assert not [what for what in REACHED if Machine.reached[what] == before[what]]
