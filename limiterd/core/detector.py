@@ -125,7 +125,7 @@ class History:
             horizon_ns = b[T] - rule.window_ns
             if trail[0][T] <= horizon_ns:
                 self._mature(horizon_ns)
-            if excess >= 0 and self._best is not None and self._best_x <= rule.x(b):
+            if excess >= 0 and self._best is not None and self._best_x <= rule.per_byte * b[BYTES] - rule.per_ns * b[T]:
                 return self._sustained(self._best, b, sample)
         firing = None
         if rule.guarded and (self._level or excess > 0):
@@ -148,7 +148,7 @@ class History:
         """Merge the candidates up to the horizon into the one that the mean is easiest for, the earliest of equals."""
         trail, edge = self._trail, self._edge
         per_byte, per_ns = self.rule.per_byte, self.rule.per_ns
-        edge_x = self.rule.x(edge)
+        edge_x = per_byte * edge[BYTES] - per_ns * edge[T]
         while trail[0][T] <= horizon_ns:
             point = trail.popleft()
             x = per_byte * point[BYTES] - per_ns * point[T]
@@ -313,19 +313,20 @@ class Detector:
             self._floor_bps = self._settle()
         meter, histories = self._meter, self._histories
         reading = meter.read(snapshot, self._floor_bps, histories)
+        t_ns, links, counters = snapshot.t_ns, meter.links, meter.counters
         for link, _ in reading.epochs:
             histories.pop(link.name, None)
         firings: list[tuple[Link, Firing]] = []
         noted: list[tuple[Link, Firing]] = []
         for position, delta_ns, delta_bytes in reading.intervals:
-            link = meter.links[position]
+            link = links[position]
             history = histories.get(link.name)
             if history is None:
                 rule = self._rules[link.name]
                 if not rule.is_hot(delta_ns, delta_bytes):
                     continue
                 history = histories[link.name] = History(rule)
-            firing = history.add((snapshot.t_ns, meter.counters[position]), delta_ns, delta_bytes)
+            firing = history.add((t_ns, counters[position]), delta_ns, delta_bytes)
             if firing is None:
                 if history.idle:
                     del histories[link.name]

@@ -16,6 +16,7 @@ of all links at once (a gap, a clock that did not advance, the first snapshot) j
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import repeat
 from operator import itemgetter, sub
 from typing import Final, NamedTuple
 
@@ -23,6 +24,9 @@ from limiterd.core.model import EpochReason, Link, Sampling, Snapshot
 
 BIT_NS_PER_BYTE: Final = 8 * 10**9
 """bytes · this, against bits per second · nanoseconds: both sides in bit·ns, exact integers."""
+
+_AWAY: Final = -1
+"""The position of a link that has none."""
 
 Interval = tuple[int, int, int]
 """(position in the columns, Δt in ns, Δ tx_bytes): the last kept sample and this one. A plain tuple, for its speed."""
@@ -149,13 +153,15 @@ class Meter:
         epochs: list[tuple[Link, EpochReason]] = []
         repeated: list[int] = []
         sampling, due, resting, links = self.sampling, self._due, self._resting, self.links
+        max_gap_ns, strict = sampling.max_gap_ns, sampling.max_plausible_bps > 0
         for i in picked:
             link = links[i]
             if resting and link.name in resting:
                 continue
             delta_ns, delta_bytes = t_ns - times_before[i], now[i] - before[i]
             reason = due.pop(link.name, None) if due else None
-            reason = reason or sample_break(delta_ns, delta_bytes, sampling)
+            if reason is None and (strict or delta_bytes < 0 or not 0 <= delta_ns <= max_gap_ns):
+                reason = sample_break(delta_ns, delta_bytes, sampling)
             if reason is not None:
                 epochs.append((link, reason))
                 times[i] = t_ns
@@ -184,8 +190,9 @@ class Meter:
         if not (wanted or self._due or self._returned):
             return hits
         position = self.positions.get
-        others = {*map(position, wanted), *map(position, self._due), *self._returned}
-        return hits + [i for i in others.difference(hits) if i is not None]
+        picked = {*hits, *self._returned, *map(position, wanted, repeat(_AWAY)), *map(position, self._due, repeat(_AWAY))}
+        picked.discard(_AWAY)
+        return picked
 
     def _times_kept(self, t_ns: int, now: Sequence[int]) -> list[int]:
         """The stamps of the last kept samples, as far as no epoch opens, where counters may be late."""
