@@ -21,7 +21,7 @@ switch, whole = pathlib.Path({switch!r}), TcKernel.read
 def read(self, ifindexes):
     if switch.exists():
         switch.unlink()
-        time.sleep(2.5)
+        time.sleep(1.5)
     return whole(self, ifindexes)
 TcKernel.read = read
 """
@@ -29,7 +29,7 @@ GAPS = 'limiterd_epochs_total{reason="gap"}'
 
 
 def test_sampling_goes_on_while_tc_is_stuck(lab: Lab, pair: Pair, tmp_path: Path) -> None:
-    """Reading a limit takes 2.5 s: the other links are sampled all the while, no window is lost, excess is found at its time."""
+    """Reading a limit takes 1.5 s: the other links are sampled all the while, no window is lost, excess is found at its time."""
     join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)
     switch = tmp_path / "stuck"
     with rig(pair.near.namespace, tmp_path, QUICK, "sampling: {max_gap: 500ms}") as daemon:

@@ -452,6 +452,7 @@ def _told(events: list[Mapping[str, Any]]) -> None:
     assert len(events) < 40
 
 
+@pytest.mark.long
 def test_the_log_as_json(lab: Lab, pair: Pair, daemon: Rig) -> None:
     """With format json each line is one object with time, level, event and text."""
     daemon.configure(extra="log: {format: json}")
