@@ -441,7 +441,7 @@ def live_second_daemon_is_refused() -> None:
 
 
 def live_stop_does_as_configured() -> None:
-    """systemctl stop leaves the limit in the kernel by default, and lifts it with `on_exit: remove`."""
+    """systemctl stop leaves the limit in the kernel by default, and releases it for good with `on_exit: remove`."""
     be_limited()
     sh("systemctl stop limiterd")
     assert limited()
@@ -454,7 +454,7 @@ def live_stop_does_as_configured() -> None:
     finally:
         config(POLICY)
         restart()
-    wait_for(lambda: phase() == "limited", "the decision is put back", 20)
+    wait_for(lambda: phase() == "conforming", "a released link begins afresh", 20)
 
 
 # ---- errors ----------------------------------------------------------------------------------------
