@@ -583,7 +583,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("LIMITERD_MACHINE_EXAMPLES", "150")),
+    max_examples=int(os.environ.get("LIMITERD_MACHINE_EXAMPLES", "100")),
     stateful_step_count=int(os.environ.get("LIMITERD_MACHINE_STEPS", "50")),
     deadline=None,
     phases=set(Phases) - {Phases.explain},  # it traces every line

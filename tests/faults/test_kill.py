@@ -21,8 +21,8 @@ from tests.rig import FAST, Rig, rig
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-KILLS: Final = int(os.environ.get("LIMITERD_KILLS", "40" if LONG else "15"))
-STEPS: Final = tuple(range(60)) if LONG else (0, 1, 2, 4, 8, 14, 60)
+KILLS: Final = int(os.environ.get("LIMITERD_KILLS", "40" if LONG else "10"))
+STEPS: Final = tuple(range(60)) if LONG else (0, 1, 2, 4, 9, 60)
 _VERB_S: Final = 0.012
 _START_S: Final = 0.35
 """The spans in which a kill may fall: a little longer than a change of a limit, and than a start, takes."""

@@ -110,8 +110,8 @@ def flowing(shaped: Shaped, what: str, udp_bps: int = 290 * MBIT) -> Flow:
 # ---- rates ---------------------------------------------------------------------------------------
 
 FIRST_SECONDS: Final = [
-    (10 * MBIT, "tcp8"),
     (200 * MBIT, "udp"),
+    (10 * MBIT, "tcp8"),
     (10 * MBIT, "tcp1"),
     (10 * MBIT, "udp"),
     (200 * MBIT, "tcp1"),
@@ -119,11 +119,12 @@ FIRST_SECONDS: Final = [
 ]
 
 
-@pytest.mark.parametrize(("rate_bps", "load"), FIRST_SECONDS if LONG else FIRST_SECONDS[:2])
+@pytest.mark.parametrize(("rate_bps", "load"), FIRST_SECONDS if LONG else FIRST_SECONDS[:1])
 def test_the_rate_is_held_exactly_from_the_first_second(shaped: Shaped, load: str, rate_bps: int) -> None:
-    """At most 105 % in the first second of the limit's life, 101 % in any after it; 99 % are reached, and kept by all.
+    """At most 105 % in the first second of the limit's life, 101 % in spans after it; 99 % are reached, and kept by all.
 
-    A busy machine may starve the sources for a second: the lower bound is asked of the best, the upper of every one.
+    A busy machine may starve the sources for a while: the lower bound is asked of the best span, the upper of every one. A
+    span is so long that the largest packet, 64 KiB that leave at once, is less than a hundredth of it.
     """
     flowing(shaped, load)
     before_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -132,15 +133,15 @@ def test_the_rate_is_held_exactly_from_the_first_second(shaped: Shaped, load: st
     shaped.rate_bps(1.0, begun)
     first = shaped.read()
     assert 8e9 * first.stats.sent_bytes <= 1.05 * rate_bps * (first.read_t_ns - before_ns)
-    assert 0.99 * rate_bps <= best_second_bps(shaped, rate_bps) <= 1.01 * rate_bps
+    assert 0.99 * rate_bps <= best_span_bps(shaped, rate_bps, max(1.0, 6e7 / rate_bps)) <= 1.01 * rate_bps
     assert shaped.read().direct_packets == begun.direct_packets
 
 
-def best_second_bps(shaped: Shaped, limit_bps: int, longest_s: int = 10) -> float:
-    """The first second that comes near the limit, else the highest of many."""
+def best_span_bps(shaped: Shaped, limit_bps: int, span_s: float = 1.0, most: int = 10) -> float:
+    """The first span that comes near the limit, else the highest of many."""
     best_bps = 0.0
-    for _ in range(longest_s):
-        best_bps = max(best_bps, shaped.rate_bps(1.0))
+    for _ in range(most):
+        best_bps = max(best_bps, shaped.rate_bps(span_s))
         if best_bps >= 0.99 * limit_bps:
             break
     return best_bps
@@ -185,7 +186,7 @@ def test_odd_links_are_held_as_well(shaped: Shaped, setting: str) -> None:
     flowing(shaped, "tcp1")
     shaped.hold(50 * MBIT)
     begun = shaped.read()
-    assert 0.98 * 50 * MBIT <= best_second_bps(shaped, 50 * MBIT) <= 1.02 * 50 * MBIT
+    assert 0.98 * 50 * MBIT <= best_span_bps(shaped, 50 * MBIT) <= 1.02 * 50 * MBIT
     assert shaped.read().direct_packets == begun.direct_packets
 
 

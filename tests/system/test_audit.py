@@ -123,8 +123,8 @@ def test_an_end_that_no_daemon_saw_is_in_it(pair: Pair, tmp_path: Path) -> None:
     """A record expires while the daemon is down: the next start says so, once, before anything else."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         daemon.start()
-        until = time.time() + 1
-        daemon.ctl("override", "add", "--id", "A", "--interface", "eth0", "--exempt", "--until", "1s", "--reason", "test")
+        until = time.time() + 3  # time enough for a stop before it
+        daemon.ctl("override", "add", "--id", "A", "--interface", "eth0", "--exempt", "--until", "3s", "--reason", "test")
         daemon.stop()
         wait_for(lambda: time.time() > until + 1, "the end")
         daemon.start()
