@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from limiterd.kernel.lab import Flow, Lab, Pair, run  # noqa: E402  # the checkout's own
-from tests.faults.harness import Blocked  # noqa: E402  # likewise
+from tests.faults.harness import LOOP, Held  # noqa: E402  # likewise
 from tests.netns import wait_for  # noqa: E402  # likewise
 from tests.rig import Rig, rig  # noqa: E402  # likewise
 
@@ -39,7 +39,7 @@ PATIENCE_S: Final = 40.0
 class Scene:
     """One transcript: prose, and commands with what they really print."""
 
-    def __init__(self, made: Rig, pair: Pair, flow: Flow, blocked: Blocked, title: str, prose: str) -> None:
+    def __init__(self, made: Rig, pair: Pair, flow: Flow, blocked: Held, title: str, prose: str) -> None:
         self.rig, self.pair, self.flow, self.blocked = made, pair, flow, blocked
         self._lines = [f"### {title}", "", prose, "", "```"]
 
@@ -211,7 +211,7 @@ def transcripts() -> str:
     with Lab() as lab, tempfile.TemporaryDirectory(prefix="limiterd-transcripts-") as home:
         pair = lab.pair()
         with rig(pair.near.namespace, Path(home)) as made:
-            blocked = Blocked(made)
+            blocked = Held(made, LOOP)
             made.start()
             flow = lab.tcp(pair.near, pair.far, MODEST_BPS)
             for title, prose, play in SCENES:

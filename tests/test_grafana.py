@@ -28,7 +28,7 @@ import yaml
 
 from limiterd.core.errors import PeerError
 from limiterd.kernel.lab import Flow, Lab, Namespace, inside, join, run
-from tests.faults.harness import Blocked, problems
+from tests.faults.harness import LOOP, Held, problems
 from tests.netns import wait_for
 from tests.prometheus import Prometheus, prometheus, tool
 from tests.rig import METRICS, Rig, rig
@@ -150,7 +150,7 @@ def stalled(namespace: Namespace, home: Path) -> Iterator[Rig]:
         made.config.write_text(
             made.config.read_text().replace("['eth*']", "['lo'], mode: observe") + f"metrics: {{listen: '{STALLED}'}}\n"
         )
-        blocked = Blocked(made)
+        blocked = Held(made, LOOP)
         made.start()
         blocked.on()
         wait_for(lambda: "has not turned" in problems(made), "the stall is seen")

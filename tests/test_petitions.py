@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Config, LinkView, Now, Phase, Rules
 from limiterd.daemon.petitions import Petitions
 from limiterd.daemon.problems import Problems
-from limiterd.daemon.reloading import Cause, Reloading
+from limiterd.daemon.reloading import Reloading
 from limiterd.overrides import Store
 from limiterd.requests import Grant, Request, RequestState, RequestStore, Wish
 
@@ -62,20 +61,7 @@ class Daemon:
         own = f"overrides: {{directory: {self.home}/overrides.d}}\nstate: {{directory: {self.home}/state}}\n"
         self.path.write_text(own + extra)
 
-    # ---- what a petition needs of the house
-
-    @property
-    def reload_lock(self) -> threading.RLock:
-        """The reload's own."""
-        return self.reloading.lock
-
-    def load(self) -> config.Loaded:
-        """As a reload would."""
-        return self.reloading.load()
-
-    def reload(self, who: str, cause: Cause | None = None) -> tuple[str, ...]:
-        """A reload."""
-        return self.reloading.reload(who, cause)
+    # ---- what a petition needs of the house, beside the reloading
 
     def status(self) -> Any:
         """Links that are not limited."""
@@ -205,7 +191,7 @@ def test_a_refused_record_leaves_nothing_behind(daemon: Daemon) -> None:
     assert (daemon.in_force(), daemon.on_disk()) == ([], [])
     assert daemon.kinds() == ["reload_failed"]
     daemon.refuses = lambda: None
-    assert daemon.reload("root") == ()
+    assert daemon.reloading.reload("root") == ()
 
 
 def test_a_refused_revocation_keeps_the_record(daemon: Daemon) -> None:
@@ -236,7 +222,7 @@ def test_what_cannot_be_taken_back_is_said_and_shown(daemon: Daemon, monkeypatch
             daemon.petitions.add(EXEMPT, "root")
     assert "override A: " in daemon.problems.all()[0].message
     daemon.refuses = lambda: None
-    daemon.reload("root")
+    daemon.reloading.reload("root")
     assert daemon.in_force() == ["A"]
     assert daemon.problems.all() == ()
 
@@ -332,7 +318,7 @@ def test_a_long_list_of_problems_is_one_in_the_trails_text(daemon: Daemon) -> No
     """The sentence names the first and how many more there are; the entry holds all of them."""
     daemon.path.write_text(daemon.path.read_text() + "on_exit: never\nlog: {level: x, format: y}\n")
     with pytest.raises(ConfigError):
-        daemon.reload("root")
+        daemon.reloading.reload("root")
     (kind, _, fields) = daemon.trail[-1]
     assert kind == "reload_failed"
     assert fields["text"].endswith("on_exit: 'never' is not known; write keep or remove (and 2 more)")

@@ -21,10 +21,11 @@ from limiterd.core.model import Config, Event, EventKind, Journal, Rules, Snapsh
 from limiterd.core.state import Inputs, State
 from limiterd.daemon.chronicle import sentence
 from limiterd.daemon.hands import Hands
-from limiterd.daemon.loop import boot_ns, clocks
+from limiterd.daemon.loop import clocks
 from limiterd.daemon.machine import hostname
 from limiterd.journal import FILE_NAME, JournalStore
 from limiterd.kernel.links import LinkTable
+from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.tc import TcKernel
 from limiterd.runsocket import is_owned
 
@@ -80,10 +81,10 @@ def clean_up(path: str) -> int:
     state = engine.start(rules, Journal(saved=kept.saved), tc.abilities(), clocks())
     told: list[Event] = []
     hands = Hands(tc, clocks, told.extend, lambda _: None, lambda _: None)
-    until_ns = boot_ns() + _LONGEST_NS
-    snapshot = Snapshot(boot_ns(), table.links, [0] * len(table.links))
+    until_ns = boottime_ns() + _LONGEST_NS
+    snapshot = Snapshot(boottime_ns(), table.links, [0] * len(table.links))
     hands.settle(state, rules, hands.with_roots(Inputs(clocks(), snapshot=snapshot)))
-    while state.cases and boot_ns() < until_ns:
+    while state.cases and boottime_ns() < until_ns:
         time.sleep(_PAUSE_S)
         hands.settle(state, rules, hands.read_now(frozenset(case.link.ifindex for case in state.cases.values())))
     _tell(told)

@@ -31,16 +31,17 @@ from limiterd.daemon import words
 from limiterd.daemon.chronicle import Chronicle, tell
 from limiterd.daemon.keeper import Keeper, Ports
 from limiterd.daemon.kernelside import open_kernel
-from limiterd.daemon.loop import Loop, boot_ns, clocks
+from limiterd.daemon.loop import Loop, clocks
 from limiterd.daemon.losses import Losses
 from limiterd.daemon.petitions import Petitions
 from limiterd.daemon.problems import Problems
 from limiterd.daemon.refusals import Refusals
-from limiterd.daemon.reloading import Cause, Reloading
+from limiterd.daemon.reloading import Reloading
 from limiterd.daemon.understudy import Understudy
 from limiterd.daemon.verbs import VERBS
 from limiterd.evidence import EvidenceSampler
 from limiterd.journal import JournalStore
+from limiterd.kernel.netlink import boottime_ns
 from limiterd.log import Log
 from limiterd.metrics import MetricsServer
 from limiterd.overrides import Store
@@ -75,11 +76,11 @@ class House:
         self.audit = AuditTrail(state_directory)
         self.journal = JournalStore(state_directory)
         self.kernel = open_kernel(settings.sampling.source, settings.sampling.interval_ns)
-        self.evidence = EvidenceSampler(self.kernel.sockets, boot_ns)
+        self.evidence = EvidenceSampler(self.kernel.sockets, boottime_ns)
         self.chronicle = Chronicle(log, self.audit, self._evidence_of)
         self.loop = Loop(settings.sampling.interval_ns, self._tick)
         self.petitions = Petitions(self, RequestStore(state_directory), Store(config.store_directory(settings)))
-        self.understudy = Understudy(self.kernel, self.loop.pace, boot_ns)
+        self.understudy = Understudy(self.kernel, self.loop.pace, boottime_ns)
         self.tick_duration = Buckets()
         self.started_wall_ns = time.time_ns()
         self._housekeeping_ns = 0
@@ -169,9 +170,9 @@ class House:
 
     def lift_all_for_exit(self) -> None:
         """Lift every limit and wait, for a bounded time, until the kernel shows it."""
-        until_ns = boot_ns() + _EXIT_NS
+        until_ns = boottime_ns() + _EXIT_NS
         self.keeper.lift_all()
-        while self.state.cases and boot_ns() < until_ns:
+        while self.state.cases and boottime_ns() < until_ns:
             time.sleep(_SETTLE_PAUSE_S)
             self.keeper.look_again()
 
@@ -183,7 +184,7 @@ class House:
             text = f"the loop stood still for {late_ns / 1e9:.1f} s; time that was not sampled meanwhile is no evidence"
             self.log.warning("stalled", text=text)
         self.keeper.tick()
-        now_ns = boot_ns()
+        now_ns = boottime_ns()
         self.notifier.tick(now_ns)
         self.tick_duration.observe((now_ns - self.loop.pace.last_ns) / 1e9)
         if now_ns >= self._housekeeping_ns:
@@ -215,7 +216,7 @@ class House:
             ("evidence", self.evidence.problem or None),
         ):
             self.problems.note(topic, trouble)
-        self.losses.follow(boot_ns(), self._lost())
+        self.losses.follow(boottime_ns(), self._lost())
         self.keeper.frame()
 
     def _lost(self) -> tuple[tuple[str, int, int, str], ...]:
@@ -278,7 +279,7 @@ class House:
 
     def _tick_age_ns(self) -> int:
         last_ns = self.loop.pace.last_ns
-        return max(0, boot_ns() - last_ns) if last_ns else 0
+        return max(0, boottime_ns() - last_ns) if last_ns else 0
 
     def alive(self) -> bool:
         """Whether the loop has ticked lately, or is about to for the first time."""
@@ -316,19 +317,6 @@ class House:
 
     # ---- reload ----
 
-    @property
-    def reload_lock(self) -> threading.RLock:
-        """Held while the files are read and applied."""
-        return self.reloading.lock
-
-    def load(self) -> config.Loaded:
-        """See Reloading."""
-        return self.reloading.load()
-
-    def reload(self, who: str, cause: Cause | None = None) -> tuple[str, ...]:
-        """See Reloading."""
-        return self.reloading.reload(who, cause)
-
     def _reload_on_demand(self) -> bool:
         """SIGHUP: a storm of them is one reload after the other until none is new; reload tells its failures."""
         with contextlib.suppress(ConfigError, EnvironmentFault):
@@ -364,7 +352,7 @@ class House:
             self.metrics.reconfigure(after.metrics)
         if after.sampling.interval_ns != before.sampling.interval_ns:
             self.kernel.sampler.set_interval(after.sampling.interval_ns)
-            self.loop.pace.change(after.sampling.interval_ns, boot_ns())
+            self.loop.pace.change(after.sampling.interval_ns, boottime_ns())
 
     # ---- telling ----
 

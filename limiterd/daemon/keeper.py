@@ -61,6 +61,14 @@ Attempt = Snapshot | EnvironmentFault | None
 """What sampling led to: see SamplerPort.sample."""
 
 
+def attempt(kernel: KernelPort) -> Attempt:
+    """Sample; a fault is an outcome like the others, for the keeper to count and to tell."""
+    try:
+        return kernel.sampler.sample()
+    except EnvironmentFault as fault:
+        return fault
+
+
 class UnderstudyPort(Protocol):
     """Entered around whatever waits for the kernel's tc: samples in the meantime."""
 
@@ -129,9 +137,9 @@ class Keeper:
     def take_sample(self) -> None:
         """Sample, read what was touched, and step; what was sampled while the kernel was waited for comes first."""
         while taken := self._ports.understudy.taken():
-            for attempt in taken:
-                self._settle_missed(self._received(attempt))
-        snapshot = self._received(self._attempt())
+            for missed in taken:
+                self._settle_missed(self._received(missed))
+        snapshot = self._received(attempt(self._ports.kernel))
         inputs = Inputs(self._ports.clock(), snapshot=snapshot, tick=True)
         if self._resync and snapshot is not None:  # without the links nobody knows whose roots they are
             inputs = self.hands.with_roots(inputs)
@@ -148,20 +156,14 @@ class Keeper:
             self._remember(snapshot)
             self.settle(Inputs(self._ports.clock(), snapshot=snapshot))
 
-    def _attempt(self) -> Attempt:
-        try:
-            return self._ports.kernel.sampler.sample()
-        except EnvironmentFault as fault:
-            return fault
-
-    def _received(self, attempt: Attempt) -> Snapshot | None:
-        if isinstance(attempt, EnvironmentFault):
-            self.hands.errors[attempt.operation or "sample", attempt.errno_name or "none"] += 1
-            why = FaultReason.PERMISSION if attempt.errno_name in _DENIED else FaultReason.NO_ANSWER
-            self._ports.problems.note("sampling", f"links cannot be sampled: {attempt}", why)
+    def _received(self, outcome: Attempt) -> Snapshot | None:
+        if isinstance(outcome, EnvironmentFault):
+            self.hands.errors[outcome.operation or "sample", outcome.errno_name or "none"] += 1
+            why = FaultReason.PERMISSION if outcome.errno_name in _DENIED else FaultReason.NO_ANSWER
+            self._ports.problems.note("sampling", f"links cannot be sampled: {outcome}", why)
             return None
         self._ports.problems.note("sampling", None)
-        return attempt
+        return outcome
 
     def _remember(self, snapshot: Snapshot) -> None:
         recent = self._recent

@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 from limiterd.core.errors import EnvironmentFault, LimiterdError
 from limiterd.core.histogram import Buckets
 from limiterd.core.model import Now
+from limiterd.kernel.netlink import boottime_ns
 
 T = TypeVar("T")
 
@@ -32,14 +33,9 @@ _BEGUN_S: Final = 60.0
 """How long a call that is at work is waited for beyond its time-out."""
 
 
-def boot_ns() -> int:
-    """CLOCK_BOOTTIME in ns: never steps, counts suspend."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
 def clocks() -> Now:
     """Both clocks, now."""
-    return Now(boot_ns(), time.time_ns())
+    return Now(boottime_ns(), time.time_ns())
 
 
 @dataclass(slots=True)
@@ -72,7 +68,7 @@ class Loop:
     """Runs until stop() is called from a handler."""
 
     def __init__(self, interval_ns: int, tick: Callable[[], None]) -> None:
-        self.pace = Pace(interval_ns, boot_ns())
+        self.pace = Pace(interval_ns, boottime_ns())
         self._tick = tick
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -145,7 +141,7 @@ class Loop:
 
     def run(self) -> None:
         """Tick and serve until stop()."""
-        self.pace.due_ns = boot_ns()
+        self.pace.due_ns = boottime_ns()
         try:
             while not self._stopping:
                 self._turn()
@@ -155,10 +151,10 @@ class Loop:
 
     def _turn(self) -> None:
         """Sleep until the tick or until something comes; what has come is served before the tick, so that it sees it."""
-        wait_s = 0.0 if self._calls else max(0, self.pace.due_ns - boot_ns()) / 1e9
+        wait_s = 0.0 if self._calls else max(0, self.pace.due_ns - boottime_ns()) / 1e9
         for descriptor, _ in self._epoll.poll(wait_s):
             self._handlers[descriptor]()
-        now_ns = boot_ns()
+        now_ns = boottime_ns()
         if now_ns >= self.pace.due_ns:
             self.pace.arrive(now_ns)
             self._tick()

@@ -81,11 +81,11 @@ class Petitions:
     def add(self, fields: Mapping[str, object], who: str) -> object:
         """Keep a record in the daemon's own store and apply it; what changed. On an error nothing has."""
         record = _record_of(fields)
-        with self._house.reload_lock:
+        with self._house.reloading.lock:
             if any(one.id == record.id and one.state is RequestState.PENDING for one in self.requests.requests):
                 way = f"use `limiterctl approve {record.id}`, or another id"
                 raise PeerError(f"{record.id} is a pending request, which this would not answer; {way}")
-            return self._keep(record, self._house.load().rules, who)
+            return self._keep(record, self._house.reloading.load().rules, who)
 
     def _keep(self, record: Override, rules: Rules, who: str) -> dict[str, object]:
         """Add a record to a store that was just read as part of these rules."""
@@ -106,7 +106,7 @@ class Petitions:
             make=lambda: self._store(record),
             undo=lambda: self.overrides.revoke(record.id),
         )
-        changes = self._house.reload(who, cause)
+        changes = self._house.reloading.reload(who, cause)
         warnings = [remark.removeprefix(f"{OWN}: ") for remark in unwatched(record, rules, wall_ns)] + met
         if not warnings and not in_force_on and override_state(record, rules.host, wall_ns) == OverrideState.ACTIVE:
             warnings = [f"override {record.id}: no watched link matches it now"]
@@ -127,7 +127,7 @@ class Petitions:
         """
         house = self._house
         text = f"{who} revoked override {identifier}{f': {reason}' if reason else ''}"
-        with house.reload_lock:
+        with house.reloading.lock:
             record = next((p.record for p in self.overrides.load().records if p.record.id == identifier), None)
             theirs = next((one for one in house.rules.overrides if one.id == identifier and one.origin != OWN), None)
             if record is None and theirs is not None:
@@ -137,7 +137,7 @@ class Petitions:
             if record is None:  # a damaged file, which was not in force; removing it needs no reload to come true
                 self.overrides.revoke(identifier)
                 house.tell("override_revoked", "", text, {"id": identifier, "by": who})
-                changes = house.reload(who)
+                changes = house.reloading.reload(who)
             else:
                 kept = record
                 cause = Cause(
@@ -149,7 +149,7 @@ class Petitions:
                     make=lambda: self.overrides.revoke(identifier),
                     undo=lambda: self.overrides.add(kept),
                 )
-                changes = house.reload(who, cause)
+                changes = house.reloading.reload(who, cause)
             return {"changes": list(changes) or [f"override {identifier} is gone; it had no effect"]}
 
     # ---- increase requests ----
@@ -172,9 +172,9 @@ class Petitions:
     def approve(self, identifier: str, grant: Grant, who: Who) -> object:
         """Turn a request into an override record of the same id, and apply it; it stays pending where that fails."""
         check_grant(grant)
-        with self._house.reload_lock:
+        with self._house.reloading.lock:
             request = self._pending(identifier)
-            rules = self._house.load().rules
+            rules = self._house.reloading.load().rules
             record = _record_of(_granted(request, grant, rules, who, self._limit_bps(request.interface)))
             kept = self._keep(record, rules, by(who))
             try:
@@ -192,11 +192,11 @@ class Petitions:
     def _limit_bps(self, interface: str) -> int:
         """The limit that a link has, or would get; 0 where there is no such link now."""
         view = next((one for one in self._house.status().links if one.interface == interface), None)
-        return 0 if view is None else view.policy_limit_bps if view.limit_bps is None else view.limit_bps
+        return 0 if view is None else view.applying_limit_bps
 
     def deny(self, identifier: str, reason: str, who: str) -> object:
         """Deny a request."""
-        with self._house.reload_lock:
+        with self._house.reloading.lock:
             self._pending(identifier)
             decided = self.requests.decide(identifier, RequestState.DENIED, by=who, wall_ns=time.time_ns(), reason=reason)
             text = f"{who} denied request {identifier} of {decided.user}: {reason}"

@@ -15,8 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self
 
-from limiterd.core.errors import EnvironmentFault
-from limiterd.daemon.keeper import Attempt, KernelPort
+from limiterd.daemon.keeper import Attempt, KernelPort, attempt
 from limiterd.daemon.loop import Pace
 
 
@@ -68,12 +67,6 @@ class Understudy:
                 elif wait_ns > 0:
                     self._cue.wait(wait_ns / 1e9)
                 else:
-                    self._taken.append(self._attempt())
+                    self._taken.append(attempt(self._kernel))
                     late_ns = self._clock() - self._due_ns
                     self._due_ns += (1 + late_ns // self._pace.interval_ns) * self._pace.interval_ns
-
-    def _attempt(self) -> Attempt:
-        try:
-            return self._kernel.sampler.sample()
-        except EnvironmentFault as fault:
-            return fault

@@ -174,7 +174,7 @@ def _verify(house: House, args: Args, _: Who) -> Data:
 
 
 def _reload(house: House, _args: Args, who: Who) -> Data:
-    return {"changes": list(house.reload(by(who)))}
+    return {"changes": list(house.reloading.reload(by(who)))}
 
 
 def _limit(house: House, args: Args, who: Who) -> Data:
@@ -241,7 +241,7 @@ def _request_add(house: House, args: Args, who: Who) -> Data:
     if firing is not None and not view.manual:  # what a hand has limited no firing explains
         evidence["firing"] = {key: value for key, value in firing.items() if key != "samples"}
     rate_bps = number(args, "rate_bps")
-    check_increase(interface, rate_bps, view.policy_limit_bps if view.limit_bps is None else view.limit_bps)
+    check_increase(interface, rate_bps, view.applying_limit_bps)
     wish = Wish(interface, rate_bps, until_wall_ns, text(args, "reason", default=""), who.uid, who.name, evidence)
     return house.petitions.file(wish)
 

@@ -100,33 +100,33 @@ def plant(daemon: Rig, code: str) -> None:
     daemon.environment = {**daemon.environment, **fresh}
 
 
-_SPOIL: Final = """
-import importlib, pathlib
+_REPLACED: Final = """
+import importlib, pathlib, time
+from limiterd.core.errors import EnvironmentFault
 module, _, path = {target!r}.partition(":")
 *owners, name = path.split(".")
 owner = importlib.import_module(module)
 for part in owners:
     owner = getattr(owner, part)
-whole, switch = getattr(owner, name), pathlib.Path({switch!r})
-def spoilt(*args, **kwargs):
-    if switch.exists():
-        raise {error}
+whole, switch, reached = getattr(owner, name), pathlib.Path({switch!r}), pathlib.Path({reached!r})
+def replaced(*args, **kwargs):
+    while switch.exists():
+        {act}
     return whole(*args, **kwargs)
-setattr(owner, name, spoilt)
+setattr(owner, name, replaced)
 """
 
 
-class Spoilt:
-    """A function of the daemon that raises while it is switched on: `spoilt.on()`, `spoilt.off()`."""
+class _Switched:
+    """A function of the daemon, "module:Class.method", that does something else while this is switched on."""
 
-    def __init__(self, daemon: Rig, target: str, error: str) -> None:
-        """Plant it; target is "module:Class.method", error an expression (EnvironmentFault and OSError are known)."""
-        self._switch = daemon.home / "spoil"
-        known = "from limiterd.core.errors import EnvironmentFault\n"
-        plant(daemon, known + _SPOIL.format(target=target, switch=str(self._switch), error=error))
+    def __init__(self, daemon: Rig, target: str, act: str) -> None:
+        self._switch, self._reached = daemon.home / "switch", daemon.home / "reached"
+        plant(daemon, _REPLACED.format(target=target, switch=str(self._switch), reached=str(self._reached), act=act))
 
     def on(self) -> None:
-        """From now on it raises."""
+        """From now on it does."""
+        self._reached.unlink(missing_ok=True)
         self._switch.touch()
 
     def off(self) -> None:
@@ -134,32 +134,31 @@ class Spoilt:
         self._switch.unlink()
 
 
-_BLOCK: Final = """
-import pathlib, time
-from limiterd.kernel.samplers import NetlinkSampler
-sample, switch = NetlinkSampler.sample, pathlib.Path({switch!r})
-def blocked(self):
-    while switch.exists():
-        time.sleep(0.01)
-    return sample(self)
-NetlinkSampler.sample = blocked
-"""
+class Spoilt(_Switched):
+    """A function of the daemon that raises while it is switched on."""
+
+    def __init__(self, daemon: Rig, target: str, error: str) -> None:
+        """Plant it; error is an expression (EnvironmentFault and OSError are known)."""
+        super().__init__(daemon, target, f"raise {error}")
 
 
-class Blocked:
-    """The daemon's loop, which does not come back from its sampler while this is switched on: `blocked.on()`, `blocked.off()`."""
+class Held(_Switched):
+    """A function of the daemon that does not begin while it is switched on."""
 
-    def __init__(self, daemon: Rig) -> None:
-        self._switch = daemon.home / "block"
-        plant(daemon, _BLOCK.format(switch=str(self._switch)))
+    def __init__(self, daemon: Rig, target: str) -> None:
+        super().__init__(daemon, target, "reached.touch(); time.sleep(0.001)")
 
-    def on(self) -> None:
-        """The next sample is the last."""
-        self._switch.touch()
+    def wait(self) -> None:
+        """Until somebody has called it in vain."""
+        wait_for(self._reached.exists, "the daemon is held up")
 
-    def off(self) -> None:
-        """Sampling goes on."""
-        self._switch.unlink()
+
+LOOP: Final = "limiterd.kernel.samplers:NetlinkSampler.sample"
+"""Held, the loop stands still."""
+WRITING: Final = "limiterd.kernel.tc:TcKernel.apply"
+"""Held, the daemon stands between what it has read and what it is about to write."""
+READING: Final = "limiterd.kernel.tc:TcKernel.read"
+"""Held, the loop waits for what the kernel shows."""
 
 
 def watched_interfaces(daemon: Rig) -> list[str]:
@@ -181,40 +180,6 @@ def stopped(daemon: Rig) -> Iterator[None]:
         yield
     finally:
         daemon.process.send_signal(signal.SIGCONT)
-
-
-_BEFORE_APPLY: Final = """
-import pathlib, time
-from limiterd.kernel.tc import TcKernel
-whole, gate, reached = TcKernel.apply, pathlib.Path({gate!r}), pathlib.Path({reached!r})
-def apply(self, actions):
-    while gate.exists():
-        reached.touch()
-        time.sleep(0.001)
-    return whole(self, actions)
-TcKernel.apply = apply
-"""
-
-
-class Gate:
-    """Holds the daemon up between what it has read and what it is about to write."""
-
-    def __init__(self, daemon: Rig) -> None:
-        self._gate, self._reached = daemon.home / "gate", daemon.home / "reached"
-        plant(daemon, _BEFORE_APPLY.format(gate=str(self._gate), reached=str(self._reached)))
-
-    def shut(self) -> None:
-        """Hold it up from now on."""
-        self._reached.unlink(missing_ok=True)
-        self._gate.touch()
-
-    def wait(self) -> None:
-        """Until it stands before the gate."""
-        wait_for(self._reached.exists, "the daemon is about to write")
-
-    def open(self) -> None:
-        """Let it write."""
-        self._gate.unlink()
 
 
 def later(daemon: Rig, verb: str, **args: object) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from limiterd.kernel.lab import Lab, Pair
 from tests import smalldisk
-from tests.faults.harness import EXCESS_BPS, QUICK, Gate, descriptors, later, problems, some, threads
+from tests.faults.harness import EXCESS_BPS, QUICK, WRITING, Held, descriptors, later, problems, some, threads
 from tests.netns import wait_for
 from tests.rig import Rig, rig
 
@@ -48,17 +48,17 @@ def test_a_storm_of_sighup(lab: Lab, pair: Pair, tmp_path: Path) -> None:
 def test_sighup_during_an_apply(pair: Pair, tmp_path: Path, verb: str) -> None:
     """SIGHUP between read and write of an install or a release: both are done, the limit has the new file's rate."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
-        gate = Gate(daemon)
+        gate = Held(daemon, WRITING)
         daemon.start()
         if verb == "release":
             daemon.ask("limit", interface="eth0", reason="test")
         before = daemon.status()["config"]["sha256"]
-        gate.shut()
+        gate.on()
         later(daemon, verb, interface="eth0", reason="test")
         gate.wait()
         daemon.configure(QUICK.replace("5mbit", "7mbit"))
         daemon.hang_up()
-        gate.open()
+        gate.off()
         wait_for(lambda: daemon.status()["config"]["sha256"] != before, "the new configuration")
         if verb == "limit":
             wait_for(lambda: daemon.link()["limit_bps"] == 7_000_000, "the limit at the new rate")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from limiterd.kernel.lab import Pair, run
-from tests.faults.harness import Gate, later
+from tests.faults.harness import WRITING, Held, later
 from tests.netns import wait_for
 from tests.rig import FAST, rig
 
@@ -22,13 +22,13 @@ def tc(pair: Pair, words: str) -> None:
 def test_a_foreign_root_appears_before_an_install(pair: Pair, tmp_path: Path) -> None:
     """Foreign root between read and write of an install: not touched, phase fault; when it goes the limit comes."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
-        gate = Gate(daemon)
+        gate = Held(daemon, WRITING)
         daemon.start()
-        gate.shut()
+        gate.on()
         later(daemon, "limit", interface="eth0", reason="test")
         gate.wait()
         tc(pair, "qdisc add dev eth0 root handle 5: pfifo limit 77")
-        gate.open()
+        gate.off()
         daemon.wait_phase("fault")
         assert daemon.root() == "pfifo 5:"
         assert daemon.status()["faults"][0]["reason"] == "foreign_qdisc"
@@ -39,14 +39,14 @@ def test_a_foreign_root_appears_before_an_install(pair: Pair, tmp_path: Path) ->
 def test_a_foreign_root_takes_our_place_before_a_release(pair: Pair, tmp_path: Path) -> None:
     """Foreign root between read and write of a release: left alone and warned of; the link is released, without a fault."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
-        gate = Gate(daemon)
+        gate = Held(daemon, WRITING)
         daemon.start()
         daemon.ask("limit", interface="eth0", reason="test")
-        gate.shut()
+        gate.on()
         later(daemon, "release", interface="eth0", reason="test")
         gate.wait()
         tc(pair, "qdisc replace dev eth0 root handle 5: pfifo limit 77")
-        gate.open()
+        gate.off()
         daemon.wait_phase("conforming")
         assert daemon.root() == "pfifo 5:"
         (told,) = daemon.status()["faults"]
@@ -56,14 +56,14 @@ def test_a_foreign_root_takes_our_place_before_a_release(pair: Pair, tmp_path: P
 def test_our_root_goes_before_a_change(pair: Pair, tmp_path: Path) -> None:
     """Our root deleted between read and write of a change: built anew at the new rate."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
-        gate = Gate(daemon)
+        gate = Held(daemon, WRITING)
         daemon.start()
         daemon.ask("limit", interface="eth0", reason="test")
-        gate.shut()
+        gate.on()
         later(daemon, "limit", interface="eth0", rate_bps=7_000_000, reason="test")
         gate.wait()
         tc(pair, "qdisc del dev eth0 root")
-        gate.open()
+        gate.off()
         assert daemon.wait_phase("limited", longest_s=4)["limit_bps"] == 7_000_000
 
 
@@ -71,15 +71,15 @@ def test_our_root_goes_before_a_change(pair: Pair, tmp_path: Path) -> None:
 def test_the_link_goes_before_a_write(pair: Pair, tmp_path: Path, verb: str) -> None:
     """ENODEV: the link vanishes between read and write: no fault; what was decided waits for it, the daemon goes on."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
-        gate = Gate(daemon)
+        gate = Held(daemon, WRITING)
         daemon.start()
         if verb == "release":
             daemon.ask("limit", interface="eth0", reason="test")
-        gate.shut()
+        gate.on()
         later(daemon, verb, interface="eth0", reason="test")
         gate.wait()
         run(pair.near.namespace, ["ip", "link", "del", "eth0"])
-        gate.open()
+        gate.off()
         after = {"limit": "absent", "release": "gone"}[verb]
         wait_for(lambda: daemon.phase() == after, f"eth0 is {after}")
         assert daemon.status()["faults"] == []

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from limiterd.core.errors import PeerError
 from limiterd.core.model import EpochReason
 from limiterd.kernel.lab import Lab, Pair, inside, join, route_in, run
-from tests.faults.harness import Blocked, plant
+from tests.faults.harness import LOOP, Held, plant
 from tests.netns import wait_for
 from tests.prometheus import tool
 from tests.rig import FAST, METRICS, Rig, rig
@@ -514,7 +514,7 @@ def test_a_loop_that_is_about_to_begin_is_not_stalled(daemon: Rig) -> None:
 
 def test_a_stalled_loop_takes_no_answer_with_it(daemon: Rig) -> None:
     """The loop blocked for real: everything that only looks goes on from the last frame, and says how old it is."""
-    blocked = Blocked(daemon)
+    blocked = Held(daemon, LOOP)
     daemon.start()
     daemon.ask("limit", interface="eth0", rate_bps=5_000_000, reason="test")
     daemon.wait_phase("limited")

@@ -51,6 +51,11 @@ class LinkView:
     policy_limit_bps: int = 0
     by: str = ""
 
+    @property
+    def applying_limit_bps(self) -> int:
+        """The limit in force, else the one that a firing would bring."""
+        return self.policy_limit_bps if self.limit_bps is None else self.limit_bps
+
 
 @dataclass(frozen=True, slots=True)
 class Counters:
