@@ -263,3 +263,13 @@ def test_snapshots_of_other_links_make_no_rate() -> None:
     old = Snapshot(world.now.boot_ns - SECOND, (), ())
     shot = frame(world.state, world.now, world.snapshot(), old, Surroundings("1", 0))
     assert build(shot).links[0].rate_bps == 0
+
+
+def test_the_limit_that_applies_is_the_one_in_force_or_the_next() -> None:
+    """A link without a limit has the one that a firing would bring, a limited link its own."""
+    world = World(rules_of())
+    world.run(0.2)
+    assert world.view().applying_limit_bps == LIMIT.rate_bps
+    world.limit("eth0", 5 * MBIT)
+    world.run(0.2)
+    assert world.view().applying_limit_bps == world.view().limit_bps == 5 * MBIT
