@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -58,13 +57,13 @@ class History:
     """Transmit counters of the last few minutes. Taking a point costs next to nothing; rates are for those who look."""
 
     def __init__(self) -> None:
-        self._columns: deque[tuple[int, _Places, array[int]]] = deque(maxlen=POINTS + 1)
+        self._columns: deque[tuple[int, _Places, Sequence[int]]] = deque(maxlen=POINTS + 1)
 
     def add(self, snapshot: Snapshot) -> None:
         """Take one point of every link."""
         last = self._columns[-1][1] if self._columns else None
         places = last if last is not None and last.links is snapshot.links else _Places(snapshot.links)
-        self._columns.append((snapshot.t_ns, places, array("Q", snapshot.tx_bytes)))
+        self._columns.append((snapshot.t_ns, places, snapshot.tx_bytes))
 
     def rates_bps(self, link: LinkView) -> Sequence[float]:
         """The link's mean rates from point to point, oldest first, since it was last gone or its counter last fell."""

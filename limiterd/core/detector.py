@@ -99,18 +99,20 @@ class History:
     """One link's live candidates and its guard's level; kept only while there is one of them or the level is not 0.
 
     trail begins with an aging candidate, or, where a mature one lives, with the first sample after the horizon; edge is
-    the sample before it. best is the mature candidate with the least X, first_ns the stamp of the earliest one.
+    the sample before it, edge_x its X. best is the mature candidate with the least X, best_edge the sample before that,
+    first_ns the stamp of the earliest mature one. level is the guard's S.
     """
 
-    __slots__ = ("_best", "_best_flank_bps", "_best_x", "_edge", "_first_ns", "_level", "_recent", "_trail", "rule")
+    __slots__ = ("_best", "_best_edge", "_best_x", "_edge", "_edge_x", "_first_ns", "_recent", "level", "rule", "trail")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
-        self._level = 0
+        self.level = 0
+        self.trail: deque[Sample] = deque()
         self._best: Sample | None = None
-        self._best_x = self._best_flank_bps = self._first_ns = 0
+        self._best_x = self._edge_x = self._first_ns = 0
+        self._best_edge: Sample = (0, 0)
         self._edge: Sample = (0, 0)
-        self._trail: deque[Sample] = deque()
         self._recent: deque[Sample] = deque()
 
     def add(self, sample: Sample, delta_ns: int, delta_bytes: int) -> Firing | None:
@@ -118,85 +120,73 @@ class History:
 
         A firing of the rule, or of a guard that enforces, ends the history: the caller discards it.
         """
-        rule, trail = self.rule, self._trail
-        excess = rule.per_byte * delta_bytes - rule.per_ns * delta_ns
+        rule, trail = self.rule, self.trail
+        per_byte, per_ns = rule.per_byte, rule.per_ns
+        t_ns, tx_bytes = sample
+        excess = per_byte * delta_bytes - per_ns * delta_ns
         if trail:
-            b = trail[-1]
-            horizon_ns = b[T] - rule.window_ns
+            b_t_ns, b_bytes = b = trail[-1]
+            horizon_ns = b_t_ns - rule.window_ns
             if trail[0][T] <= horizon_ns:
                 self._mature(horizon_ns)
-            if excess >= 0 and self._best is not None and self._best_x <= rule.per_byte * b[BYTES] - rule.per_ns * b[T]:
+            if excess >= 0 and self._best is not None and self._best_x <= per_byte * b_bytes - per_ns * b_t_ns:
                 return self._sustained(self._best, b, sample)
         firing = None
-        if rule.guarded and (self._level or excess > 0):
-            level = self._level + excess
+        if rule.guarded and (self.level or excess > 0):
+            level = self.level + excess
             if level > rule.burst:
-                firing = self._overflow((sample[T] - delta_ns, sample[BYTES] - delta_bytes), sample, level)
-                level = 0
-            elif level < 0:
-                level = 0
-            self._level = level
+                firing = self._overflow((t_ns - delta_ns, tx_bytes - delta_bytes), sample, level)
+            self.level = level if 0 < level <= rule.burst else 0
         if trail:
-            self._append(sample)
+            trail.append(sample)
+            recent = self._recent
+            recent.append(sample)
+            start_ns = t_ns - rule.slice_ns
+            while recent[1][T] <= start_ns:
+                recent.popleft()
+            s_t_ns, s_bytes = recent[0]
+            if s_t_ns <= start_ns and rule.floor_per_byte * (tx_bytes - s_bytes) < rule.floor_per_ns * (t_ns - s_t_ns):
+                self._void(s_t_ns)
         elif excess >= 0:
-            self._edge = (sample[T] - delta_ns, sample[BYTES] - delta_bytes)
+            self._edge = (t_ns - delta_ns, tx_bytes - delta_bytes)
+            self._edge_x = rule.x(self._edge)
             trail.append(sample)
             self._recent.append(sample)
         return firing
 
     def _mature(self, horizon_ns: int) -> None:
         """Merge the candidates up to the horizon into the one that the mean is easiest for, the earliest of equals."""
-        trail, edge = self._trail, self._edge
+        trail, edge, edge_x = self.trail, self._edge, self._edge_x
         per_byte, per_ns = self.rule.per_byte, self.rule.per_ns
-        edge_x = per_byte * edge[BYTES] - per_ns * edge[T]
         while trail[0][T] <= horizon_ns:
             point = trail.popleft()
             x = per_byte * point[BYTES] - per_ns * point[T]
-            if x >= edge_x:
+            if x >= edge_x and (self._best is None or x < self._best_x):
                 if self._best is None:
                     self._first_ns = point[T]
-                if self._best is None or x < self._best_x:
-                    self._best, self._best_x, self._best_flank_bps = point, x, _rate_bps(edge, point)
+                self._best, self._best_x, self._best_edge = point, x, edge
             edge, edge_x = point, x
-        self._edge = edge
-
-    def _append(self, sample: Sample) -> None:
-        """Add a sample to a history that has some, then evaluate the slice that ends in it."""
-        recent, rule = self._recent, self.rule
-        self._trail.append(sample)
-        recent.append(sample)
-        t_ns, tx_bytes = sample
-        start_ns = t_ns - rule.slice_ns
-        while recent[1][T] <= start_ns:
-            recent.popleft()
-        s_t_ns, s_bytes = recent[0]
-        if s_t_ns <= start_ns and rule.floor_per_byte * (tx_bytes - s_bytes) < rule.floor_per_ns * (t_ns - s_t_ns):
-            self._void(s_t_ns)
+        self._edge, self._edge_x = edge, edge_x
 
     def _void(self, up_to_ns: int) -> None:
         """A slice below the floor starts here: no candidate up to it lives, thus no mature one."""
-        rule, trail, edge = self.rule, self._trail, self._edge
+        rule, trail, edge = self.rule, self.trail, self._edge
         while trail and (trail[0][T] <= up_to_ns or rule.x(trail[0]) < rule.x(edge)):
             edge = trail.popleft()
-        self._edge, self._best = edge, None
+        self._edge, self._edge_x, self._best = edge, rule.x(edge), None
         if not trail:
             self._recent.clear()
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing here can ever matter again."""
-        return not self._trail and not self._level
-
     def pending_ns(self) -> int | None:
         """The time from the earliest live candidate to the last kept sample; None without one."""
-        if not self._trail:
+        if not self.trail:
             return None
-        first_ns = self._trail[0][T] if self._best is None else self._first_ns
-        return self._trail[-1][T] - first_ns
+        first_ns = self.trail[0][T] if self._best is None else self._first_ns
+        return self.trail[-1][T] - first_ns
 
     def samples(self) -> tuple[Sample, ...]:
         """From the sample before the earliest live candidate on, at most about the last window of them."""
-        return (self._edge, *self._trail) if self._trail else ()
+        return (self._edge, *self.trail) if self.trail else ()
 
     def _sustained(self, a: Sample, b: Sample, n: Sample) -> Firing:
         samples = self.samples()
@@ -207,7 +197,7 @@ class History:
             b_t_ns=b[T],
             mean_bps=_rate_bps(a, b),
             peak_bps=max(_rates((*samples, n))),
-            first_flank_bps=self._best_flank_bps,
+            first_flank_bps=_rate_bps(self._best_edge, a),
             last_flank_bps=_rate_bps(b, n),
             lowest_slice_bps=_lowest_slice_bps([s for s in samples if s[T] >= a[T]], self.rule.slice_ns),
             excess_bits=(self.rule.x(b) - self._best_x) * self.rule.unit // NS_PER_SECOND,
@@ -313,22 +303,21 @@ class Detector:
             self._floor_bps = self._settle()
         meter, histories = self._meter, self._histories
         reading = meter.read(snapshot, self._floor_bps, histories)
-        t_ns, links, counters = snapshot.t_ns, meter.links, meter.counters
+        t_ns = snapshot.t_ns
         for link, _ in reading.epochs:
             histories.pop(link.name, None)
         firings: list[tuple[Link, Firing]] = []
         noted: list[tuple[Link, Firing]] = []
-        for position, delta_ns, delta_bytes in reading.intervals:
-            link = links[position]
+        for link, tx_bytes, delta_ns, delta_bytes in reading.intervals:
             history = histories.get(link.name)
             if history is None:
                 rule = self._rules[link.name]
                 if not rule.is_hot(delta_ns, delta_bytes):
                     continue
                 history = histories[link.name] = History(rule)
-            firing = history.add((t_ns, counters[position]), delta_ns, delta_bytes)
+            firing = history.add((t_ns, tx_bytes), delta_ns, delta_bytes)
             if firing is None:
-                if history.idle:
+                if not (history.trail or history.level):
                     del histories[link.name]
             elif history.rule.ends(firing):
                 firings.append((link, firing))

@@ -6,20 +6,21 @@ max_gap, or the implied rate exceeds max_plausible: tested in this order. Only a
 its stamp equals the last kept one's, or its counter does and that sample is younger than counter_refresh.
 
 Theory of operation. A fleet is mostly idle, so a link at rest must cost nearly nothing. The last kept samples stand in
-columns (one position per watched link, rebuilt only when the links change), one snapshot is one `map(sub, …)`, and a
-single pass picks the positions that moved backwards or ran fast enough to matter to anyone. The filter uses the time
-since the last snapshot: a link whose last kept sample is older ran slower than that, so nothing that matters slips
-through. Positions that are picked, or that a caller names, are judged one by one with their own times. Whatever is true
-of all links at once (a gap, a clock that did not advance, the first snapshot) judges every position.
+columns (a position per link of the snapshot, rebuilt only when the links change). All counters of a snapshot, end to end,
+are also one large integer with a lane of 64 bits a link: one subtraction takes all differences, and one addition carries
+those that are fast enough to matter to anyone into the top bits of their lanes (see Lanes). The filter uses the time since the
+last snapshot: a link whose last kept sample is older ran slower than that, so nothing that matters slips through. Positions
+that are picked, or that a caller names, are judged one by one with their own times. Whatever is true of all links at once
+(a gap, a clock that did not advance, the first snapshot) judges every position, and so does a counter that went backwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import repeat
-from operator import itemgetter, sub
 from typing import Final, NamedTuple
 
+from limiterd.core.lanes import Lanes
 from limiterd.core.model import EpochReason, Link, Sampling, Snapshot
 
 BIT_NS_PER_BYTE: Final = 8 * 10**9
@@ -28,8 +29,8 @@ BIT_NS_PER_BYTE: Final = 8 * 10**9
 _AWAY: Final = -1
 """The position of a link that has none."""
 
-Interval = tuple[int, int, int]
-"""(position in the columns, Δt in ns, Δ tx_bytes): the last kept sample and this one. A plain tuple, for its speed."""
+Interval = tuple[Link, int, int, int]
+"""(link, its tx_bytes now, Δt in ns, Δ tx_bytes): from the last kept sample to this one. A plain tuple, for its speed."""
 
 
 class Reading(NamedTuple):
@@ -79,8 +80,8 @@ def sample_break(delta_ns: int, delta_bytes: int, sampling: Sampling) -> EpochRe
 class Meter:
     """The last kept sample of every watched link, and the intervals that new snapshots form with them.
 
-    Streams are keyed by interface name. links, times_ns and counters are the columns after the last reading, and
-    positions says where a name stands in them.
+    Streams are keyed by interface name. links, times_ns and counters are the columns after the last reading, links that are
+    not watched included, and positions says where a watched name stands in them.
     """
 
     def __init__(self, sampling: Sampling) -> None:
@@ -96,7 +97,7 @@ class Meter:
         self._returned: tuple[int, ...] = ()
         self._source: tuple[Link, ...] | None = None
         self._all: tuple[int, ...] = ()
-        self._pick: Callable[[Sequence[int]], Sequence[int]] = tuple
+        self._lanes = Lanes(0, ())
         self._t_ns = 0
 
     def watch(self, name: str) -> None:
@@ -146,7 +147,7 @@ class Meter:
         if snapshot.links is not self._source:
             self._arrange(snapshot.links)
         t_ns, times_before, before = snapshot.t_ns, self.times_ns, self.counters
-        now = self._pick(snapshot.tx_bytes)
+        now = snapshot.tx_bytes
         picked = self._picked(now, t_ns - self._t_ns, floor_bps, wanted)
         times = self._times_kept(t_ns, now) if self.sampling.counter_refresh_ns else [t_ns] * len(now)
         intervals: list[Interval] = []
@@ -158,7 +159,8 @@ class Meter:
             link = links[i]
             if resting and link.name in resting:
                 continue
-            delta_ns, delta_bytes = t_ns - times_before[i], now[i] - before[i]
+            tx_bytes = now[i]
+            delta_ns, delta_bytes = t_ns - times_before[i], tx_bytes - before[i]
             reason = due.pop(link.name, None) if due else None
             if reason is None and (strict or delta_bytes < 0 or not 0 <= delta_ns <= max_gap_ns):
                 reason = sample_break(delta_ns, delta_bytes, sampling)
@@ -168,9 +170,10 @@ class Meter:
             elif delta_ns == 0:
                 repeated.append(i)
             elif times[i] == t_ns:
-                intervals.append((i, delta_ns, delta_bytes))
+                intervals.append((link, tx_bytes, delta_ns, delta_bytes))
         if repeated:
             now = _restored(now, before, repeated)
+            self._lanes.take(now)
         self._t_ns, self.times_ns, self.counters, self._returned = t_ns, times, now, ()
         dropped = len(repeated)
         if sampling.counter_refresh_ns:
@@ -180,13 +183,11 @@ class Meter:
     def _picked(self, now: Sequence[int], elapsed_ns: int, floor_bps: int, wanted: Collection[str]) -> Iterable[int]:
         """The positions to judge one by one: all of them where the clock tells something about every link."""
         sampling = self.sampling
-        if not 0 < elapsed_ns <= sampling.max_gap_ns - sampling.counter_refresh_ns:
-            return self._all
         if sampling.max_plausible_bps:
             floor_bps = min(floor_bps, sampling.max_plausible_bps)
-        floor_bytes = -(-floor_bps * elapsed_ns // BIT_NS_PER_BYTE)
-        deltas = map(sub, now, self.counters)
-        hits = [i for i, delta in zip(self._all, deltas, strict=True) if not 0 <= delta < floor_bytes]
+        hits = self._lanes.take(now, floor_bps * max(0, elapsed_ns) // BIT_NS_PER_BYTE)
+        if hits is None or not 0 < elapsed_ns <= sampling.max_gap_ns - sampling.counter_refresh_ns:
+            return self._all
         if not (wanted or self._due or self._returned):
             return hits
         position = self.positions.get
@@ -204,9 +205,8 @@ class Meter:
 
     def _unrefreshed(self) -> int:
         """How many samples the last reading dropped because their counters had not been refreshed yet."""
-        times, t_ns = self.times_ns, self._t_ns
-        resting = sum(times[self.positions[name]] != t_ns for name in self._resting if name in self.positions)
-        return len(times) - times.count(t_ns) - resting
+        times, t_ns, resting = self.times_ns, self._t_ns, self._resting
+        return sum(times[i] != t_ns and name not in resting for name, i in self.positions.items())
 
     def _arrange(self, links: tuple[Link, ...]) -> None:
         """Rebuild the columns for these links; what is known of a link goes with its name."""
@@ -214,37 +214,28 @@ class Meter:
         for name, i in self.positions.items():
             if name not in where:
                 self._away[name] = Kept(self.links[i], self.times_ns[i], self.counters[i])
-        times: list[int] = []
-        counters: list[int] = []
+        times, counters = [self._t_ns] * len(links), [0] * len(links)
         returned: list[int] = []
-        for position, (name, i) in enumerate(where.items()):
+        for name, i in where.items():
             kept = self._last_kept(name)
             reason = EpochReason.NEW if kept is None else identity_break(kept.link, links[i])
             if reason is not None and name not in self._resting:
                 self._due.setdefault(name, reason)
             if self._away.pop(name, None) is not None:
-                returned.append(position)
-            times.append(kept.t_ns if kept else self._t_ns)
-            counters.append(kept.tx_bytes if kept else 0)
-        self.links = tuple(links[i] for i in where.values())
+                returned.append(i)
+            if kept is not None:
+                times[i], counters[i] = kept.t_ns, kept.tx_bytes
+        self.links = self._source = links
         self.times_ns, self.counters, self._returned = times, counters, tuple(returned)
-        self._all = tuple(range(len(where)))
-        self.positions = dict(zip(where, self._all, strict=True))
-        self._pick = _picker(tuple(where.values()))
-        self._source = links
+        self.positions, self._all = where, tuple(where.values())
+        self._lanes = Lanes(len(links), self._all)
+        self._lanes.take(counters)
 
     def _last_kept(self, name: str) -> Kept | None:
         position = self.positions.get(name)
         if position is None:
             return self._away.get(name)
         return Kept(self.links[position], self.times_ns[position], self.counters[position])
-
-
-def _picker(where: tuple[int, ...]) -> Callable[[Sequence[int]], Sequence[int]]:
-    """What takes these positions out of a sequence; an itemgetter of one would give no tuple."""
-    if len(where) > 1:
-        return itemgetter(*where)
-    return lambda values: tuple(values[i] for i in where)
 
 
 def _restored(now: Sequence[int], before: Sequence[int], positions: Iterable[int]) -> Sequence[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import psutil
@@ -109,7 +109,7 @@ class NetlinkSampler(_Stamps):
             tx_bytes = [tx_bytes[i] for i in self._kept]
         return Snapshot(before, self._links, tx_bytes)
 
-    def _dump(self) -> tuple[bytes, list[int]]:
+    def _dump(self) -> tuple[bytes, Sequence[int]]:
         """(ifindexes as packed words, tx_bytes) of one dump; an interrupted one is repeated twice, then taken as it is."""
         for _ in range(_SAMPLE_TRIES - 1):
             ids, tx_bytes, interrupted = self._dump_once()
@@ -117,7 +117,7 @@ class NetlinkSampler(_Stamps):
                 return ids, tx_bytes
         return self._dump_once()[:2]
 
-    def _dump_once(self) -> tuple[bytes, list[int], bool]:
+    def _dump_once(self) -> tuple[bytes, Sequence[int], bool]:
         sequence = self._socket.next_sequence()
         _SEQUENCE.pack_into(self._request, _SEQUENCE_AT, sequence)
         try:

@@ -12,6 +12,7 @@ Layouts: include/uapi/linux/if_link.h (if_stats_msg, rtnl_link_stats64).
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from limiterd.kernel.netlink import (
@@ -77,8 +78,8 @@ class Columns:
         self._ids = words[_IFINDEX_AT // 4 :: 2 * step]
         self._tx_bytes = longs[_TX_BYTES_AT // WORD :: step]
 
-    def read(self, sequence: int) -> tuple[bytes, list[int]] | None:
-        """(ifindexes as packed native u32, tx_bytes) of the dump that is in the buffer now; None where it is not plain."""
+    def read(self, sequence: int) -> tuple[bytes, Sequence[int]] | None:
+        """(ifindexes as packed native u32, tx_bytes) of the dump in the buffer, copied out of it; None where it is not plain."""
         if (
             not self._count
             or self._heads.tobytes() != self._heads_due
@@ -86,10 +87,10 @@ class Columns:
             or self._numbers.tobytes() != _NUMBER.pack(sequence, self._receiver) * self._count
         ):
             return None
-        return self._ids.tobytes(), self._tx_bytes.tolist()
+        return self._ids.tobytes(), memoryview(self._tx_bytes.tobytes()).cast("Q")
 
 
-def decode_stats(view: memoryview, sequence: int) -> tuple[bytes, list[int], bool]:
+def decode_stats(view: memoryview, sequence: int) -> tuple[bytes, Sequence[int], bool]:
     """(ifindexes as packed native u32, tx_bytes, interrupted) of a dump of any shape; of a link named twice the last.
 
     Raises MalformedMessage, and EnvironmentFault where the kernel ended the dump with an error.

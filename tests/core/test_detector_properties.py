@@ -301,7 +301,7 @@ def test_a_fleet_is_its_links(data: st.DataObject, count: int) -> None:
         detector.watch(name, detect)
     seen: dict[str, list[Sample]] = {name: [] for name in rules}
     got: dict[str, list[tuple[object, ...]]] = {name: [] for name in rules}
-    counters = dict.fromkeys(names, 0)
+    counters = {name: data.draw(st.sampled_from((0, 0, 2**63 - 10**8, 2**64 - 10**8))) for name in names}
     ifindexes = {name: i + 1 for i, name in enumerate(names)}
     links: tuple[Link, ...] = ()
     t_ns = 10**12

@@ -332,7 +332,7 @@ class Machine(RuleBasedStateMachine):
             self.promises.tick(SETTLED_TICKS)
         if self.phase(name) is not Phase.LIMITED:
             return
-        applies = self.world.state.effective[name]
+        applies, able = self.world.state.effective[name], self.world.state.abilities
         before, counted = self.world.kernel.shows(link.ifindex), self.world.state.tally.drift_repairs[name]
         self.hand(name, [foreign_deeds(link)[which]], seen=False)
         harmed = plain(self.world.kernel.shows(link.ifindex)) != plain(before)
@@ -340,7 +340,8 @@ class Machine(RuleBasedStateMachine):
             self.world.touch(name)
         else:
             self.promises.tick(SETTLED_TICKS)
-        if self.phase(name) is Phase.LIMITED and self.world.state.effective[name] == applies:
+        unchanged = self.world.state.effective.get(name) == applies and self.world.state.abilities == able
+        if self.phase(name) is Phase.LIMITED and unchanged:
             assert plain(self.world.kernel.shows(link.ifindex)) == plain(before)
             assert (self.world.state.tally.drift_repairs[name] > counted) == harmed
             Machine.reached["a limit repaired"] += harmed

@@ -229,7 +229,9 @@ def test_both_decoders_agree(dump: list[tuple[int, int]], words: int) -> None:
     """On equal records, of any kernel's length, columns and walking give the same."""
     view = memoryview(bytearray(b"".join(stats_record(i, tx, words=words) for i, tx in dump)))
     ids, tx_bytes = struct.pack(f"={len(dump)}I", *(i for i, _ in dump)), [tx for _, tx in dump]
-    assert Columns(view).read(SEQUENCE) == (ids, tx_bytes)
+    found = Columns(view).read(SEQUENCE)
+    assert found is not None
+    assert (found[0], list(found[1])) == (ids, tx_bytes)
     assert decode_stats(view, SEQUENCE) == (ids, tx_bytes, False)
 
 

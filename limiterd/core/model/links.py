@@ -26,9 +26,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All transmit counters at one instant; tx_bytes[i] belongs to links[i].
+    """All transmit counters at one instant; tx_bytes[i] belongs to links[i], and neither is changed afterwards.
 
-    A sampler hands out the *same* links tuple as long as no link changed: consumers compare it by identity.
+    A sampler hands out the *same* links tuple as long as no link changed: consumers compare it by identity. A memoryview
+    of native 64-bit words is the form of tx_bytes that is judged the fastest (core/lanes.py).
     """
 
     t_ns: int
