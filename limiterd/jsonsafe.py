@@ -14,7 +14,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import cache
 from typing import Any, Final, TypeVar
@@ -40,21 +40,27 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check(value: object, max_depth: int, errors: str) -> None:
-    todo = [(value, 1)]
+def _too_deep(value: object, max_depth: int) -> bool:
+    level = [value]
+    for _ in range(max_depth):
+        level = [entry for item in level for entry in _entries(item) if isinstance(entry, dict | list)]
+    return bool(level)
+
+
+def _check_text(value: object, errors: str) -> None:
+    """A lone surrogate raises UnicodeEncodeError, a ValueError."""
+    todo = [value]
     while todo:
-        item, depth = todo.pop()
+        item = todo.pop()
         if isinstance(item, str):
-            if not item.isascii():
-                item.encode(errors=errors)  # a lone surrogate raises UnicodeEncodeError, a ValueError
-        elif isinstance(item, dict | list):
-            if depth > max_depth:
-                raise ValueError(f"nested deeper than {max_depth} levels")
-            if isinstance(item, dict):
-                todo.extend((key, depth) for key in item)
-                todo.extend((entry, depth + 1) for entry in item.values())
-            else:
-                todo.extend((entry, depth + 1) for entry in item)
+            item.encode(errors=errors)
+        elif isinstance(item, dict):
+            todo.extend(item)
+        todo.extend(_entries(item))
+
+
+def _entries(item: object) -> Iterable[object]:
+    return item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
 
 
 def parse(data: bytes, *, max_depth: int = MAX_DEPTH, errors: str = "strict") -> object:
@@ -62,11 +68,15 @@ def parse(data: bytes, *, max_depth: int = MAX_DEPTH, errors: str = "strict") ->
 
     errors="surrogateescape" lets the names pass that os.fsdecode gives to bytes which are not UTF-8.
     """
+    text = data.decode()
     try:
-        value: object = json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_finite)
+        value: object = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError(f"nested deeper than {max_depth} levels") from None
-    _check(value, max_depth, errors)
+    if _too_deep(value, max_depth):
+        raise ValueError(f"nested deeper than {max_depth} levels")
+    if "\\u" in text:  # the only way to a lone surrogate
+        _check_text(value, errors)
     return value
 
 

@@ -49,7 +49,10 @@ _EXACT_COUNTS: Final = 10_000
 
 def clean(value: object) -> str:
     """Text that is safe on a terminal: control, format (bidi) and unassigned characters become visible escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in str(value))
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 
 def display_width(text: str) -> int:
@@ -313,11 +316,10 @@ def _shrink(widths: list[int], columns: Sequence[Column], excess: int) -> None:
 
 def _line(row: Sequence[Cell], columns: Sequence[Column], widths: Sequence[int], gap: str, palette: Palette) -> str:
     parts = []
-    for index, (cell, column, width) in enumerate(zip(row, columns, widths, strict=True)):
+    for cell, column, width in zip(row, columns, widths, strict=True):
         text = cut(cell.text, width)
-        last = index == len(columns) - 1
-        padded = text if last and not column.right else pad(text, width, right=column.right)
-        parts.append(padded.replace(text, palette.paint(text, cell.style), 1) if text else padded)
+        filler, painted = " " * (width - display_width(text)), palette.paint(text, cell.style)
+        parts.append(filler + painted if column.right else painted + filler)
     return gap.join(parts).rstrip()
 
 
