@@ -177,6 +177,7 @@ class _LaneRun:
         self._links: tuple[Link, ...] = ()
         self._split: tuple[tuple[Link, ...], list[int], list[int], tuple[Link, ...]] = ((), [], [], ())
         self._meters: dict[str, Possible | None] = {}
+        self._places: tuple[tuple[Link, ...], Mapping[str, int]] = ((), {})
         self._spacing_ns: Mapping[str, int] = lane.resolution_ns
         self._usual_ns = 0
         self._early: list[Snapshot] | None = None if lane.resolution_ns else []
@@ -272,7 +273,9 @@ class _LaneRun:
 
     def _flow(self, snapshot: Snapshot) -> None:
         """Let what was recorded since the last tick flow through the limits that stand."""
-        position = {link.name: i for i, link in enumerate(snapshot.links)}
+        if snapshot.links is not self._places[0]:
+            self._places = (snapshot.links, {link.name: i for i, link in enumerate(snapshot.links)})
+        position = self._places[1]
         for name, flow in self._flows.items():
             htb = self._kernel.links[flow.ifindex].htb if flow.ifindex in self._kernel.links else None
             i = position.get(name)
