@@ -31,6 +31,7 @@ BENCHES: Final = {
     "growth": "growth.py",
     "sampling": "sampling.py",
     "detector": "detector.py",
+    "replay": "replay.py",
     "shaper": "shaper.py",
     "metrics": "metrics.py",
     "cli": "bench_cli.py",
@@ -40,11 +41,12 @@ BENCHES: Final = {
 TITLES: Final = {
     "sampling": "## Sampling against a C program that only dumps",
     "detector": "## The detector",
+    "replay": "## Replay",
     "metrics": "## Scrapes, and ticks beside them",
     "cli": "## limiterctl",
 }
 """Headings of those that print none."""
-FENCED: Final = frozenset({"detector", "metrics", "cli"})
+FENCED: Final = frozenset({"metrics", "cli"})
 """Those that print plain text."""
 _SECTION: Final = re.compile(r"<!-- (\w+): begin -->\n(.*?)<!-- \1: end -->\n?", re.DOTALL)
 

@@ -185,6 +185,22 @@ def test_csv_decimals_are_exact_to_the_nanosecond(tmp_path: Path) -> None:
     assert [t for t, _ in rows(open_recording(path))] == [10**8, 1_700_000_000_123_456_789, 5 * 10**9, 7 * 10**9]
 
 
+@pytest.mark.parametrize("odd", ["{},eth0,1", "1,eth0,{}"])
+def test_csv_numbers_of_thousands_of_digits_are_refused(odd: str, tmp_path: Path) -> None:
+    """Python itself refuses to read them: the file and the line are named all the same."""
+    recording = open_recording(write(tmp_path / "r", CSV, "0,eth0,1", odd.format("9" * 5000)))
+    with pytest.raises(RecordingError, match=r"r:3: .* ≥ 0 is needed"):
+        rows(recording)
+
+
+def test_csv_rows_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    """With spaces, quotes, another number of decimals, another line end; within one instant too."""
+    plain = write(tmp_path / "p", CSV, "1.5,a,1", "1.5,b,2", "2.5,a,3", "2.5,b,4")
+    odd = tmp_path / "o"
+    odd.write_bytes(f'{CSV}\r\n1.5,a,1\r\n 1.50 ,"b", 2\n2.5,"a",3\n2.500000000,b,4\n'.encode())
+    assert rows(open_recording(plain)) == rows(open_recording(str(odd)))
+
+
 def test_csv_rows_of_one_instant_are_one_tick(tmp_path: Path) -> None:
     """Interfaces with the same stamp come in one snapshot, a repeated one in another."""
     path = write(tmp_path / "r", CSV, "1,a,1", "1,b,2", "2,a,3", "2,b,4", "2,a,5")

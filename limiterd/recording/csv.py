@@ -15,8 +15,11 @@ from limiterd.core.units import NS_PER_SECOND
 from limiterd.recording.base import Header, Lane, Lines, RecordingError, Tick, shown
 
 HEADER: Final = "t_seconds,interface,tx_bytes"
-_SECONDS: Final = re.compile(r"(\d+)(?:\.(\d*))?", re.ASCII)
-_COUNTER: Final = re.compile(r"\d+", re.ASCII)
+_SECONDS: Final = re.compile(r"(\d{1,40})(?:\.(\d*))?", re.ASCII)
+_COUNTER: Final = re.compile(r"\d{1,40}", re.ASCII)
+"""More digits than any clock or counter has, fewer than Python refuses to read (4300)."""
+_PLAIN: Final = re.compile(rb"(\d{1,20}(?:\.\d{1,9})?),([!#-+\--~]+),(\d{1,20})\r?\n")
+"""A row as programs write it: nothing to strip, no quotes, no name beyond ASCII."""
 _PATTERNS_MAX: Final = 64
 
 
@@ -33,13 +36,18 @@ def read(lines: Lines) -> tuple[Header, Iterator[Tick]]:
 def _ticks(lines: Lines) -> Iterator[Tick]:
     lanes = _Lanes()
     rows: dict[str, int] = {}
-    at_ns = 0
-    line = b"\n"
+    at_ns = t_ns = 0
+    line, stamp = b"\n", b""
     try:
         for line in lines.rest():
-            if line.isspace():
+            plain = _PLAIN.fullmatch(line)
+            if plain is not None and plain[1] == stamp:
+                name, tx_bytes = plain[2].decode(), int(plain[3])
+            elif not line.isspace():
+                t_ns, name, tx_bytes = _row(lines, line)
+                stamp = b"" if plain is None else plain[1]
+            else:
                 continue
-            t_ns, name, tx_bytes = _row(lines, line)
             if rows and (t_ns != at_ns or name in rows):
                 yield from lanes.ticks(at_ns, rows)
                 rows = {}
