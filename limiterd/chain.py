@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final
 
 from limiterd import jsonsafe
-from limiterd.core.errors import EnvironmentFault
 from limiterd.core.units import format_wall
 from limiterd.files import fault
 
@@ -34,7 +33,8 @@ _MAX_FIELDS_DEPTH: Final = jsonsafe.MAX_DEPTH - 2
 _TAIL_BYTES: Final = 4 * MAX_LINE_BYTES
 _BLOCK_BYTES: Final = 64 << 10
 _MAX_FINDINGS: Final = 100
-_OPEN_ATTEMPTS: Final = 50
+_LONGEST_HOLE: Final = 8
+"""So many numbers without a file are looked at before the highest one is thought to be found."""
 
 
 # ---- lines ---------------------------------------------------------------------------------------
@@ -106,10 +106,19 @@ class _Part:
     inode: tuple[int, int]
 
 
-def _names(directory: Path) -> list[str]:
-    suffixes = (path.name.rpartition(".")[2] for path in directory.glob(f"{FILE_NAME}.*"))
-    numbers = sorted(int(suffix) for suffix in suffixes if suffix.isascii() and suffix.isdecimal())
-    return [FILE_NAME, *(f"{FILE_NAME}.{number}" for number in numbers)]
+def _name(number: int) -> str:
+    """The file of this number; 0 is the newest."""
+    return f"{FILE_NAME}.{number}" if number else FILE_NAME
+
+
+def _listed(directory: Path) -> list[int]:
+    """The numbers that files of the trail have now, in ascending order; none where there is no directory. Raises OSError."""
+    try:
+        names = [path.name for path in directory.iterdir()]
+    except FileNotFoundError:
+        return []
+    suffixes = (name.removeprefix(f"{FILE_NAME}.") for name in names if name.startswith(f"{FILE_NAME}."))
+    return sorted(int(suffix) for suffix in suffixes if suffix.isascii() and suffix.isdecimal() and len(suffix) < 10)
 
 
 def _open_part(directory: Path, name: str) -> _Part | None:
@@ -122,52 +131,43 @@ def _open_part(directory: Path, name: str) -> _Part | None:
     return _Part(name, descriptor, found.st_size if stat.S_ISREG(found.st_mode) else 0, (found.st_dev, found.st_ino))
 
 
-def _still_named(directory: Path, parts: Sequence[_Part]) -> bool:
-    """Whether the opened files are those of the trail, all and under the same names: nothing was rotated meanwhile."""
-    now = []
-    for name in _names(directory):
-        try:
-            found = (directory / name).lstat()
-        except FileNotFoundError:
-            continue
-        now.append((name, (found.st_dev, found.st_ino)))
-    return now == [(part.name, part.inode) for part in parts]
-
-
-def _close(parts: Sequence[_Part]) -> None:
+def _close(parts: Iterable[_Part]) -> None:
     for part in parts:
         os.close(part.descriptor)
 
 
-def _open_all(directory: Path) -> list[_Part] | None:
-    """All files, newest first; None where they were rotated meanwhile. Raises OSError."""
-    parts: list[_Part] = []
+def _open_all(directory: Path) -> list[_Part]:
+    """All files, newest first, however they are rotated meanwhile. Raises OSError.
+
+    A rotation only ever moves a file one number up. So whoever looks at one number after the other comes upon every file that
+    was there at the beginning; upon one that moves along several times, of which the last counts: by then nothing is added
+    to it, and all that is older comes after it. While files are moved there is a hole between two of them: it is no end.
+    """
+    parts: dict[tuple[int, int], _Part] = {}
+    number, missing, listed = 0, 0, _listed(directory)
     try:
-        for name in _names(directory):
-            part = _open_part(directory, name)
+        while missing <= _LONGEST_HOLE or (listed and listed[-1] >= number):
+            if missing > _LONGEST_HOLE:
+                number = next(known for known in listed if known >= number)
+            part = _open_part(directory, _name(number))
+            number, missing = number + 1, 0 if part else missing + 1
             if part is not None:
-                parts.append(part)
-        whole = _still_named(directory, parts)
+                _close(earlier for earlier in [parts.pop(part.inode, None)] if earlier)
+                parts[part.inode] = part
     except OSError:
-        _close(parts)
+        _close(parts.values())
         raise
-    if whole:
-        return parts
-    _close(parts)
-    return None
+    return [*parts.values()]
 
 
 @contextmanager
 def _parts(directory: Path) -> Iterator[Sequence[_Part]]:
-    """The trail's files as of one moment, newest first.
+    """The trail's files, newest first: those that there were at the beginning, with no gap that a rotation makes.
 
     Raises EnvironmentFault(operation="read"), also for what goes wrong while they are read.
     """
     try:
-        attempts = (_open_all(directory) for _ in range(_OPEN_ATTEMPTS))
-        parts = next(opened for opened in attempts if opened is not None)
-    except StopIteration:
-        raise EnvironmentFault(f"the audit trail in {directory} is rotated again and again", operation="read") from None
+        parts = _open_all(directory)
     except OSError as error:
         raise fault(f"the audit trail in {directory} cannot be opened", error, "read") from error
     try:

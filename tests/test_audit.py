@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -561,6 +562,38 @@ def test_an_unreadable_trail_is_reported_to_who_asks(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault):
         trail.verify()
     trail.close(0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_no_file_is_missed_while_it_is_moved(tmp_path_factory: pytest.TempPathFactory, steps: list[int]) -> None:
+    """A rotation goes on, step by step, between any two looks of a reader: what was there is read, in order, without a gap."""
+    directory = tmp_path_factory.mktemp("trail")
+    head = write(directory, 40, Bounds(file_bytes=2000, kept_files=20))
+    rotation, pace = _rotating(directory, head), iter(steps)
+    whole = chain._open_part
+
+    def look(where: Path, name: str) -> chain._Part | None:
+        for _ in range(next(pace, 0)):
+            next(rotation, None)
+        return whole(where, name)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chain, "_open_part", look)
+        found = chain.verify(directory, expected={head: "what was there"})
+    assert (found.ok, found.first_seq) == (True, 1), found.findings
+
+
+def _rotating(directory: Path, head: str) -> Iterator[None]:
+    """Rotate six times, and write one entry each time; yields after each change on the disk."""
+    for seq in range(41, 47):
+        for number in range(len(list(directory.iterdir())) - 1, -1, -1):
+            (directory / chain._name(number)).rename(directory / chain._name(number + 1))
+            yield
+        line = chain.seal(seq, chain.body_of(WALL, "limit", "eth0", {"number": seq}), head)
+        head = chain.line_hash(line)
+        (directory / chain.FILE_NAME).write_bytes(line + b"\n")
+        yield
 
 
 def test_writers_readers_and_rotation_go_together(tmp_path: Path) -> None:
