@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from limiterd import chain
 from limiterd.audit import AuditTrail, Bounds
 from limiterd.core.errors import EnvironmentFault
+from tests.examples import few
 from tests.netns import wait_for
 from tests.smalldisk import fill, on_tmpfs, remount, use_up_inodes
 
@@ -290,7 +291,7 @@ def test_findings_are_bounded(tmp_path: Path) -> None:
     assert "more" in found.findings[-1]
 
 
-@settings(deadline=None, max_examples=200)
+@few(200)
 @given(data=st.binary(max_size=400), position=st.integers(0, 1200))
 def test_any_bytes_are_verified_and_read_without_an_exception(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int

@@ -267,7 +267,6 @@ def test_any_bytes_get_an_answer_and_leave_the_server_well(server: ControlServer
     assert server.problem is None
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_parsing_raises_the_documented_error_alone(data: bytes) -> None:
     """For any bytes parse_request gives a known verb with its arguments, or raises PeerError with exit code 2."""

@@ -17,6 +17,7 @@ from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Decision, Journal, Memory, Reason, RootQdisc, SavedQdisc
 from limiterd.core.units import MAX_RATE_BPS
 from limiterd.journal import JournalStore, from_records, to_records
+from tests.examples import few
 from tests.netns import wait_for
 from tests.smalldisk import fill, on_tmpfs, remount, use_up_inodes
 
@@ -141,7 +142,7 @@ def test_any_altered_byte_alters_no_record(tmp_path: Path) -> None:
                 aside.unlink()
 
 
-@settings(deadline=None, max_examples=300)
+@few(300)
 @given(data=st.binary(max_size=300), position=st.integers(0, 1000))
 def test_any_bytes_are_read_without_an_exception(tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int) -> None:
     """Whatever stands in the file, or was written over a part of it, only sound records and sentences come out."""

@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limiterd import config, overrides
 from limiterd.core.errors import ConfigError
 from limiterd.core.model import Config, Override, OverrideAction
 from limiterd.yamlsafe import MAX_BYTES
+from tests.examples import few
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 HOSTILE: Final = sorted((ROOT / "tests/data/hostile").glob("*.yaml"))
@@ -244,7 +245,7 @@ def mutants(draw: st.DrawFn) -> bytes:
     return data
 
 
-@settings(max_examples=600)
+@few(600)
 @given(mutants())
 def test_mutants_are_read_or_refused(data: bytes) -> None:
     """A damaged file is a configuration or a ConfigError, and reads the same twice."""
@@ -252,7 +253,7 @@ def test_mutants_are_read_or_refused(data: bytes) -> None:
     assert [str(error) for error in first] == [str(error) for error in second]
 
 
-@settings(max_examples=100)
+@few(100)
 @given(mutants())
 def test_mutants_are_read_or_refused_without_libyaml(data: bytes) -> None:
     """The same through PyYAML's own parser."""
@@ -261,14 +262,14 @@ def test_mutants_are_read_or_refused_without_libyaml(data: bytes) -> None:
         outcome(data)
 
 
-@settings(max_examples=200)
+@few(200)
 @given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_noise_is_read_or_refused(data: bytes) -> None:
     """Bytes and text without any meaning."""
     outcome(data)
 
 
-@settings(max_examples=200)
+@few(200)
 @given(st.lists(st.sampled_from(TOKENS), max_size=40).map(b"".join))
 def test_punctuation_is_read_or_refused(data: bytes) -> None:
     """YAML's own signs in any order."""
@@ -288,14 +289,14 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@few(300)
 @given(st.dictionaries(keys, trees, max_size=5), st.booleans())
 def test_well_formed_nonsense_is_read_or_refused(tree: dict[str, Any], flow: bool) -> None:  # noqa: FBT001 - drawn
     """Proper YAML of known keys in wrong places, with values of every type, is read or refused."""
     outcome(yaml.safe_dump(tree, default_flow_style=flow, allow_unicode=True).encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=200)
+@few(200)
 @given(st.integers(0, 2), st.data())
 def test_a_cut_is_read_or_refused(which: int, data: st.DataObject) -> None:
     """A valid file cut at any byte, then continued by another."""

@@ -12,11 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
+
+from tests.examples import MANY
 
 TARGETS: Final = {
     "netlink decoder": (
@@ -48,7 +52,6 @@ TARGETS: Final = {
     "audit trail": ("tests.test_audit:test_any_bytes_are_verified_and_read_without_an_exception",),
     "HTTP requests": ("tests.test_http:test_any_bytes_are_a_request_or_a_bad_one",),
 }
-ROUND: Final = settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 class Places:
@@ -66,17 +69,26 @@ class Places:
         return Path(tempfile.mkdtemp(prefix=name, dir=self._base))
 
 
-def target(place: str, base: Path) -> Callable[[], object]:
-    """The property test at module:function, with a round's settings and what it asks of pytest."""
+def property_at(place: str) -> Any:
+    """The property test at module:function."""
     module, name = place.split(":")
-    test: Any = getattr(import_module(module), name)
-    wants_places = "tmp_path_factory" in test.hypothesis.inner_test.__code__.co_varnames
-    test._hypothesis_internal_use_settings = ROUND  # settings refuses to decorate a test that has some of its own
-    return (lambda: test(tmp_path_factory=Places(base))) if wants_places else test
+    return getattr(import_module(module), name)
+
+
+def places(test: Callable[..., object], factory: object) -> dict[str, object]:
+    """What the test asks of pytest, if it does."""
+    return {"tmp_path_factory": factory} if "tmp_path_factory" in signature(test).parameters else {}
+
+
+def target(place: str, base: Path) -> Callable[[], object]:
+    """The property test at module:function, ready to be called."""
+    test = property_at(place)
+    return partial(test, **places(test.hypothesis.inner_test, Places(base)))
 
 
 def main(seconds: float) -> None:
     """Run all of them."""
+    settings.load_profile(MANY)  # before the tests are imported: they take their settings then
     with tempfile.TemporaryDirectory() as base:
         for subject, places in TARGETS.items():
             rounds, until = 0, time.monotonic() + seconds
@@ -84,7 +96,7 @@ def main(seconds: float) -> None:
             while time.monotonic() < until:
                 works[rounds % len(works)]()
                 rounds += 1
-            sys.stdout.write(f"{subject}: about {rounds * 500} examples in {seconds:g} s, none failed\n")
+            sys.stdout.write(f"{subject}: about {rounds * settings().max_examples} examples in {seconds:g} s, none failed\n")
             sys.stdout.flush()
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limiterd.core.errors import EnvironmentFault
@@ -19,8 +20,12 @@ from limiterd.kernel.links import RTM_DELLINK, RTM_NEWLINK, LinkTable
 from limiterd.kernel.netlink import Ack, MalformedMessage
 from limiterd.kernel.tc import TcKernel
 from limiterd.recording import RecordingError, open_recording
+from tests.examples import few
+from tests.faults.fuzz import places, property_at
 
-DUMPS: Final[Mapping[str, list[str]]] = json.loads((Path(__file__).parent.parent / "data/fuzz/tc.json").read_text())
+DATA: Final = Path(__file__).parent.parent / "data/fuzz"
+CORPUS: Final = sorted(DATA.glob("corpus/*.json"))
+DUMPS: Final[Mapping[str, list[str]]] = json.loads((DATA / "tc.json").read_text())
 """What the real kernel (Linux 6.18) answers about a link with a limit of 40 Gbit/s and exempt traffic: payloads in hex."""
 
 IFINDEX: Final = 2
@@ -48,6 +53,28 @@ def mutants(draw: st.DrawFn, seeds: tuple[bytes, ...], longest_cut: int = 12) ->
     return data
 
 
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_the_corpus_raises_only_the_documented_errors(path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Fuzz with inputs of known sorts, kept a file a decoder: each is read or refused as the fuzz target requires of any."""
+    corpus = json.loads(path.read_text())
+    target = property_at(corpus["target"]).hypothesis.inner_test
+    for what, arguments in corpus["cases"].items():
+        try:
+            target(**places(target, tmp_path_factory), **raw(arguments))
+        except Exception as error:
+            error.add_note(f"the case: {what}")
+            raise
+
+
+def raw(value: Any) -> Any:
+    """Every text as the bytes that it stands for, one a character."""
+    if isinstance(value, str):
+        return value.encode("latin-1")
+    if isinstance(value, dict):
+        return {key: raw(part) for key, part in value.items()}
+    return [raw(part) for part in value] if isinstance(value, list) else value
+
+
 def read(data: bytes) -> list[str]:
     """The error that reading these bytes as a recording ends with, if any."""
     descriptor = os.memfd_create("recording")
@@ -67,7 +94,7 @@ def test_the_seeds_are_recordings() -> None:
     assert [read(seed) for seed in SEEDS] == [[], [], []]
 
 
-@settings(max_examples=150, deadline=None)
+@few(150)
 @given(mutants(SEEDS) | st.binary(max_size=300))
 def test_damaged_recordings_are_read_or_refused(data: bytes) -> None:
     """Fuzz of recordings (JSON lines, CSV, Prometheus answers): ticks, then the end or one RecordingError fit for a terminal."""
@@ -94,7 +121,7 @@ def test_the_link_message_is_one() -> None:
         assert table.get(9) is not None
 
 
-@settings(max_examples=150, deadline=None)
+@few(150)
 @given(st.lists(st.tuples(st.sampled_from([RTM_NEWLINK, RTM_DELLINK]), mutants((_LINK,)) | st.binary(max_size=60)), max_size=4))
 def test_damaged_link_messages_are_applied_or_malformed(messages: list[tuple[int, bytes]]) -> None:
     """Fuzz of link events: applied in order, or MalformedMessage, which leads to a resync."""
@@ -163,7 +190,7 @@ def damaged(draw: st.DrawFn) -> dict[str, list[bytes]]:
     return dumps
 
 
-@settings(max_examples=300, deadline=None)
+@few(300)
 @given(damaged())
 def test_damaged_dumps_of_tc_are_read_or_a_fault(dumps: dict[str, list[bytes]]) -> None:
     """Fuzz of tc's dumps: whatever the kernel says, reading gives a state or the documented fault, never another exception."""
