@@ -145,6 +145,7 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
             f"{HERE}/test_time.py::test_an_override_follows_the_wall_clock_both_ways",
         ),
         "CPU starvation": (
+            f"{HERE}/test_time.py::test_a_starved_processor",
             f"{HERE}/test_time.py::test_starvation_costs_ticks_not_correctness",
             f"{LINKS}::test_slow_samples_are_dropped_and_counted",
         ),
@@ -263,6 +264,7 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
             f"{YAML}::test_punctuation_is_read_or_refused",
             f"{YAML}::test_a_cut_is_read_or_refused",
         ),
+        "fuzz: inputs of known sorts": (f"{HERE}/test_fuzz.py::test_the_corpus_raises_only_the_documented_errors",),
         "fuzz: recordings": (f"{HERE}/test_fuzz.py::test_damaged_recordings_are_read_or_refused",),
         "fuzz: journal and audit trail": (
             f"{JOURNAL}::test_any_bytes_are_read_without_an_exception",

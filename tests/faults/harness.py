@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -180,6 +183,32 @@ def stopped(daemon: Rig) -> Iterator[None]:
         yield
     finally:
         daemon.process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def starved(daemon: Rig) -> Iterator[None]:
+    """During the block the daemon, as nice as can be, shares one processor with loops that never rest."""
+    assert daemon.process is not None
+    processor = {min(os.sched_getaffinity(0))}
+    for thread in (int(path.name) for path in Path(f"/proc/{daemon.process.pid}/task").iterdir()):
+        os.sched_setaffinity(thread, processor)
+        os.setpriority(os.PRIO_PROCESS, thread, 19)
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        for loop in loops:
+            os.sched_setaffinity(loop.pid, processor)
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def burst(pair: Pair, size_bytes: int) -> None:
+    """That many bytes out of the near end as fast as they go."""
+    with inside(pair.near.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(size_bytes // 50_000):
+            sender.sendto(bytes(50_000), (pair.far.v4, 9))
 
 
 def later(daemon: Rig, verb: str, **args: object) -> None:

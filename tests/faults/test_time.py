@@ -11,13 +11,15 @@ import pytest
 
 from limiterd.core.model import DAY, HOUR, SECOND, EpochReason, EventKind, Override, OverrideAction, Phase
 from limiterd.kernel.lab import Lab, Pair, join
-from tests.faults.harness import some, stopped
+from tests.faults.harness import EXCESS_BPS, QUICK, burst, some, starved, stopped
 from tests.netns import wait_for
 from tests.rig import FAST, rig
 from tests.world import AUTO, MBIT, POLICY, START, World, rules_of
 
 YEAR: Final = 365 * DAY
 PAUSES_S: Final = (3.0, 5.0, 12.0, 30.0)
+TICKS: Final = "limiterd_tick_duration_seconds_count"
+MISSED: Final = "limiterd_missed_ticks_total"
 
 
 @pytest.mark.root
@@ -35,16 +37,39 @@ def test_sigstop(lab: Lab, pair: Pair, tmp_path: Path, pause_s: float) -> None:
             flow = lab.udp(pair.near, pair.far, rate_bps=200_000_000)
             time.sleep(pause_s)  # the pause itself
             flow.stop()
-        missed, ticks = "limiterd_missed_ticks_total", "limiterd_tick_duration_seconds_count"
-        wait_for(lambda: daemon.metrics()[missed] >= before[missed] + 9 * pause_s, "the missed ticks are counted")
+        wait_for(lambda: daemon.metrics()[MISSED] >= before[MISSED] + 9 * pause_s, "the missed ticks are counted")
         awake_s = time.monotonic() - began - pause_s
-        assert daemon.metrics()[ticks] - before[ticks] <= 10 * (awake_s + 0.5) + 3
+        assert daemon.metrics()[TICKS] - before[TICKS] <= 10 * (awake_s + 0.5) + 3
         wait_for(lambda: daemon.metrics()['limiterd_epochs_total{reason="gap"}'] >= 1, "the gap is counted")
         assert daemon.phase() == "conforming"
         assert daemon.metrics()['limiterd_detections_total{interface="eth0",reason="sustained"}'] == 0
         assert (daemon.phase(other.near.ifname), daemon.root("eth1")) == ("limited", "htb 1d1d:")
         lab.udp(pair.near, pair.far, rate_bps=200_000_000)
         daemon.wait_phase("limited", longest_s=6)
+
+
+@pytest.mark.root
+def test_a_starved_processor(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+    """CPU starvation for real (nice 19 beside busy loops): excess is limited, a burst is not, each missed tick is counted."""
+    other = join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)
+    with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
+        daemon.start()
+        at_most = time.monotonic()
+        before = daemon.metrics()
+        at_least = time.monotonic()
+        with starved(daemon):
+            burst(other, 10_000_000)  # four times what a window at the threshold carries, in no time
+            lab.udp(pair.near, pair.far, rate_bps=EXCESS_BPS)
+            wait_for(lambda: daemon.root() == "htb 1d1d:", "the excess is limited", longest_s=60, pause_s=0.1)
+        daemon.wait_phase("limited")
+        least_s = time.monotonic() - at_least
+        after = daemon.metrics()
+        most_s = time.monotonic() - at_most
+        ticks, missed = (after[name] - before[name] for name in (TICKS, MISSED))
+        assert missed > 0
+        assert 10 * least_s - 3 <= ticks + missed <= 10 * most_s + 3
+        assert daemon.phase("eth1") == "conforming"
+        assert after['limiterd_detections_total{interface="eth1",reason="sustained"}'] == 0
 
 
 @pytest.mark.root
