@@ -105,6 +105,8 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
             f"{HERE}/test_links.py::test_churn",
             f"{LINKS}::test_churn_never_breaks_a_sample",
             f"{ENGINE}::test_memory_is_bounded_under_churn",
+            f"{HERE}/test_links.py::test_what_is_remembered_of_links_ends_at_its_bounds",
+            f"{HERE}/test_links.py::test_incarnations_are_remembered_of_the_newest_links_alone",
         ),
         "odd names": (f"{HERE}/test_links.py::test_odd_names",),
     },

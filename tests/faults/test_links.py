@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import struct
 import subprocess
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Final
 
 import pytest
 
-from limiterd.core.model import EpochReason, EventKind, Phase
+from limiterd.core.births import GONE_LINKS_MAX
+from limiterd.core.model import HOUR, EpochReason, EventKind, Phase
 from limiterd.kernel.lab import Lab, Namespace, Pair, inside, route_in, run
+from limiterd.kernel.links import RTM_DELLINK, RTM_NEWLINK, LinkTable
 from tests.faults.harness import QUICK, Echo, problems, watched_interfaces
 from tests.netns import LONG, wait_for
 from tests.rig import Rig, rig
@@ -131,6 +138,68 @@ def test_odd_names(pair: Pair, tmp_path: Path) -> None:
         assert all(daemon.phase(name) == "limited" for name in names)
         daemon.ask("release", all=True, reason="test")
         wait_for(lambda: [daemon.root(name) for name in names] == before, "all released")
+
+
+# ---- what is remembered of links that are gone -----------------------------------------------------
+
+
+def weight(root: object) -> int:
+    """How many objects hang on this one."""
+    seen: dict[int, object] = {}
+    waiting = [root]
+    while waiting:
+        found = waiting.pop()
+        if id(found) not in seen and not isinstance(found, type | ModuleType | FunctionType):
+            seen[id(found)] = found
+            waiting += gc.get_referents(found)
+    return len(seen)
+
+
+def churn(world: World, births: int, first: int) -> None:
+    """So many links with names of their own are born and die, a hundred at a time."""
+    for start in range(first, first + births, 100):
+        links = [world.add(number, f"eth{number}") for number in range(start, start + 100)]
+        world.tick()
+        for link in links:
+            world.remove(link.name)
+        world.tick()
+
+
+def test_what_is_remembered_of_links_ends_at_its_bounds() -> None:
+    """Births and deaths without end, under new names: what is remembered stops growing, and an hour later it is gone."""
+    world = World()
+    world.tick()
+    few = weight(world.state)
+    churn(world, GONE_LINKS_MAX + 100, 1000)
+    full = weight(world.state)
+    churn(world, GONE_LINKS_MAX, 100_000)
+    assert few + GONE_LINKS_MAX < weight(world.state) <= full + 10
+    world.pass_time(HOUR)
+    world.add(3, "eth3")
+    world.tick()
+    assert weight(world.state) <= few + 100
+
+
+def test_incarnations_are_remembered_of_the_newest_links_alone() -> None:
+    """Ifindexes without end: the link table stops growing, and still tells the newest dead from who comes after them."""
+    with contextlib.closing(LinkTable()) as table:
+        lives(table, range(1, 5000))
+        full = weight(table)
+        lives(table, range(5000, 10_000))
+        assert weight(table) <= full
+        table.apply([(RTM_NEWLINK, memoryview(ifinfo(9999)))])
+        assert [link.incarnation for link in table.links] == [1]
+
+
+def lives(table: LinkTable, ifindexes: Iterable[int]) -> None:
+    """Links are born and die."""
+    for ifindex in ifindexes:
+        table.apply((kind, memoryview(ifinfo(ifindex))) for kind in (RTM_NEWLINK, RTM_DELLINK))
+
+
+def ifinfo(ifindex: int) -> bytes:
+    """An ifinfomsg, as links are told of."""
+    return struct.pack("=BxHiII", 0, 1, ifindex, 0, 0)
 
 
 # ---- counters, on the in-memory kernel -------------------------------------------------------------
