@@ -248,7 +248,7 @@ class ControlServer:
                 self._on_time()
         finally:
             if not self._closing.is_set():
-                self._problem = "the control socket's thread ended by a defect; the log has the details"
+                self._problem = "the control socket's thread ended by a defect; the log has the details, a restart brings it back"
             for client in tuple(self._clients):
                 self._end(client)
             if self._listener is not None:

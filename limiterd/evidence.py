@@ -79,6 +79,9 @@ class EvidenceSampler:
         self._closed = False
         self._wake = threading.Event()
         self._problem = ""
+        self._start()
+
+    def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="evidence", daemon=True)
         self._thread.start()
 
@@ -98,6 +101,8 @@ class EvidenceSampler:
         wanted = bool(interfaces)
         if wanted != self._wanted:
             self._wanted = wanted
+            if not self._thread.is_alive():  # a defect ended it
+                self._start()
             self._wake.set()
 
     def close(self) -> None:

@@ -117,6 +117,11 @@ class Log:
         """Lines that were never written, cumulative."""
         return self._dropped
 
+    @property
+    def writer(self) -> threading.Thread | None:
+        """The thread that writes."""
+        return self._thread
+
     def debug(self, event: str, **fields: object) -> None:
         """For whoever looks for a defect."""
         self.emit("debug", event, fields)
@@ -172,18 +177,24 @@ class Log:
                 if not self._queue:
                     return
                 line = self._queue[0]
-            written = self._write(line)
-            with self._changed:
-                self._queue.popleft()
-                self._queued_bytes -= len(line)
-                self._changed.notify_all()
-                if not written:
-                    self._dropped += 1
-                    self._unreported += 1
-                elif self._unreported:
-                    report = {"lines": self._unreported, "text": f"{self._unreported} log lines were dropped: stderr was blocked"}
-                    self._unreported = 0
-                    self._enqueue(self._render("warning", "log_dropped", report))
+            written = False
+            try:
+                written = self._write(line)
+            finally:  # also when a defect ends this thread: the next one begins with the next line
+                self._done(line, written=written)
+
+    def _done(self, line: bytes, *, written: bool) -> None:
+        with self._changed:
+            self._queue.popleft()
+            self._queued_bytes -= len(line)
+            self._changed.notify_all()
+            if not written:
+                self._dropped += 1
+                self._unreported += 1
+            elif self._unreported:
+                report = {"lines": self._unreported, "text": f"{self._unreported} log lines were dropped: stderr was blocked"}
+                self._unreported = 0
+                self._enqueue(self._render("warning", "log_dropped", report))
 
     def _write(self, line: bytes) -> bool:
         """Write a whole line, however long that takes; whether it could be."""
@@ -240,7 +251,9 @@ def bridged(log: Log) -> Iterator[None]:
     """While it lasts, warnings, libraries' logs, threads that die of an exception and unraisable errors are lines of this log."""
 
     def on_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_type is not SystemExit:
+        if args.thread is log.writer:  # it would die of this line too, and so on without an end
+            before[0](args)
+        elif args.exc_type is not SystemExit:
             name = args.thread.name if args.thread else "?"
             log.error("thread_died", text=f"thread {name}: {args.exc_value!r}", traceback=_trace(args.exc_value))
 

@@ -114,6 +114,18 @@ def test_nothing_is_read_unless_wanted(sampler: EvidenceSampler, host: Sockets) 
     assert host.reads == reads
 
 
+def test_a_defect_ends_one_reading(sampler: EvidenceSampler, host: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reading that raises what nobody expected ends the thread; when sockets are wanted again the next one reads."""
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    monkeypatch.setattr(host, "now", {7: None})
+    sampler.want({"eth0"})
+    wait_for(lambda: told, "the defect is told")
+    monkeypatch.undo()
+    sampler.want(())
+    started(sampler, host)
+
+
 def test_flows_rank_by_what_they_sent_in_the_window(sampler: EvidenceSampler, host: Sockets, clock: Clock) -> None:
     """What a socket sent before the window does not count; one made in it counts whole; the top five are shown."""
     host.now = {1: (9_000_000, 2), 2: (0, 2), 3: (50, 2), 4: (0, 2), 5: (0, 2), 6: (0, 2)}

@@ -219,6 +219,24 @@ def test_a_closed_stderr_is_survived() -> None:
     os.close(writing)
 
 
+def test_a_defect_costs_the_line_that_it_hit(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing raises what nobody expected: that line is lost and counted, the next ones come; no line tells of it."""
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    log = log_to(pipe)
+    with logs.bridged(log):
+        with monkeypatch.context() as patched:
+            patched.setattr(log, "_write", lambda _: 1 // 0)
+            log.info("x", number=1)
+            wait_for(lambda: told, "the defect is told")
+        log.info("x", number=2)
+        wait_for(lambda: len(pipe.lines()) == 2, "the second line, and how many are missing")
+    assert log.close()
+    assert (log.dropped, len(told)) == (1, 1)
+    assert "number=2" in pipe.lines()[0]
+    assert "lines=1" in pipe.lines()[1]
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_an_endless_line_is_cut(pipe: Pipe, form: str) -> None:
     """A line is bounded, and in JSON still JSON."""

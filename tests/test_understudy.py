@@ -93,6 +93,22 @@ def test_the_sampler_has_one_user_at_a_time(make: Callable[[int], Understudy], s
     assert len(understudy.taken()) == len(sampler.threads) == 1
 
 
+def test_a_defect_ends_one_performance(
+    make: Callable[[int], Understudy], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling raises what nobody expected: the loop is not held up, and the next wait is sampled again."""
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    understudy = make(0)
+    sampler.fault = cast("EnvironmentFault", ZeroDivisionError())
+    with understudy:
+        wait_for(lambda: told, "the defect is told")
+    sampler.fault = None
+    with understudy:
+        wait_for(lambda: len(sampler.threads) >= 3, "samples again")
+    assert [type(sample) for sample in understudy.taken()][:1] == [Snapshot]
+
+
 def test_a_failed_sample_is_handed_on(make: Callable[[int], Understudy], sampler: Sampler) -> None:
     """Where sampling fails, the loop gets the fault in the sample's place."""
     understudy = make(0)

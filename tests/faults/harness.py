@@ -93,11 +93,19 @@ class Echo:
                 last = now
 
 
-def plant(daemon: Rig, code: str) -> None:
-    """Run this code in the daemon's process before the daemon itself (after the next start)."""
+_PLANTED: Final = """
+import pathlib
+for path in sorted(pathlib.Path(__file__).parent.glob("*.planted")):
+    exec(compile(path.read_text(), str(path), "exec"), {})
+"""
+
+
+def plant(daemon: Rig, code: str, name: str = "code") -> None:
+    """Run this code in the daemon's process before the daemon itself (after the next start), besides what has other names."""
     directory = daemon.home / "planted"
     directory.mkdir(exist_ok=True)
-    (directory / "sitecustomize.py").write_text(code)
+    (directory / "sitecustomize.py").write_text(_PLANTED)
+    (directory / f"{name}.planted").write_text(code)
     # A cached compilation would be taken for what is planted later in the same second.
     fresh = {"PYTHONPATH": f"{directory}:{Path.cwd()}", "PYTHONDONTWRITEBYTECODE": "1"}
     daemon.environment = {**daemon.environment, **fresh}
@@ -106,6 +114,7 @@ def plant(daemon: Rig, code: str) -> None:
 _REPLACED: Final = """
 import importlib, pathlib, time
 from limiterd.core.errors import EnvironmentFault
+from limiterd.kernel.netlink import MalformedMessage
 module, _, path = {target!r}.partition(":")
 *owners, name = path.split(".")
 owner = importlib.import_module(module)
@@ -124,8 +133,13 @@ class _Switched:
     """A function of the daemon, "module:Class.method", that does something else while this is switched on."""
 
     def __init__(self, daemon: Rig, target: str, act: str) -> None:
-        self._switch, self._reached = daemon.home / "switch", daemon.home / "reached"
-        plant(daemon, _REPLACED.format(target=target, switch=str(self._switch), reached=str(self._reached), act=act))
+        self._name = f"{target} {len(list(daemon.home.glob('*/*.planted')))}"
+        self._switch, self._reached = daemon.home / f"{self._name}.switch", daemon.home / f"{self._name}.reached"
+        code = _REPLACED.format(target=target, switch=str(self._switch), reached=str(self._reached), act=act)
+        plant(daemon, code, self._name)
+
+    def __str__(self) -> str:
+        return self._name
 
     def on(self) -> None:
         """From now on it does."""
@@ -141,7 +155,7 @@ class Spoilt(_Switched):
     """A function of the daemon that raises while it is switched on."""
 
     def __init__(self, daemon: Rig, target: str, error: str) -> None:
-        """Plant it; error is an expression (EnvironmentFault and OSError are known)."""
+        """Plant it; error is an expression (EnvironmentFault, MalformedMessage and OSError are known)."""
         super().__init__(daemon, target, f"raise {error}")
 
 

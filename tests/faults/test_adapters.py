@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import socket
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -21,47 +24,96 @@ pytestmark = pytest.mark.root
 
 FAULT: Final = "EnvironmentFault('planted', operation='planted', errno_name='EIO')"
 SILENCE: Final = "EnvironmentFault('planted', operation='apply', errno_name='ETIMEDOUT')"
+MALFORMED: Final = "MalformedMessage('planted')"
+REFUSED: Final = "OSError(5, 'planted')"
 DEFECT: Final = "RuntimeError('planted')"
 
-
-def provoke(daemon: Rig) -> None:
-    """Make every adapter do something: a repair, a change, a reload by signal."""
-    run(daemon.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"], check=False)
-    daemon.ask("limit", interface="eth0", rate_bps=5_000_000, reason="test")
-    daemon.hang_up()
-
-
-@pytest.mark.parametrize(
-    ("target", "error", "says"),
-    some(
-        4,
-        [
-            ("limiterd.kernel.samplers:NetlinkSampler.sample", FAULT, "links cannot be sampled: planted"),
-            ("limiterd.kernel.tc:TcKernel.apply", SILENCE, "failed with ETIMEDOUT"),
-            ("limiterd.kernel.events:EventSocket.drain", FAULT, "by polling alone: planted"),
-            ("limiterd.recordfile:RecordFile.write", DEFECT, "thread journal died"),
-            ("limiterd.kernel.tc:TcKernel.read", FAULT, "the kernel did not answer"),
-            ("limiterd.kernel.tc:TcKernel.apply", FAULT, "failed with EIO"),
-            ("limiterd.recordfile:RecordFile.write", FAULT, "planted"),
-            ("limiterd.config:load_all", DEFECT, "thread reload died"),
-            ("limiterd.kernel.sockets:SocketDiag.read", FAULT, "planted"),
-        ],
-    ),
+Trouble = tuple[str, str, str]
+"""What fails, what it raises, and the words that status and log have for it."""
+OF_THE_LOOP: Final[Sequence[Trouble]] = (
+    ("limiterd.kernel.samplers:NetlinkSampler.sample", FAULT, "links cannot be sampled: planted"),
+    ("limiterd.kernel.statsdump:Columns.read", MALFORMED, "links cannot be sampled: planted"),
+    ("limiterd.kernel.events:EventSocket.drain", FAULT, "by polling alone: planted"),
+    ("limiterd.kernel.tcwire:stats_of", MALFORMED, "the kernel did not answer"),
+    ("limiterd.kernel.tc:TcKernel.apply", SILENCE, "failed with ETIMEDOUT"),
+    ("limiterd.kernel.tc:TcKernel.read", FAULT, "the kernel did not answer"),
+    ("limiterd.kernel.tc:TcKernel.apply", FAULT, "failed with EIO"),
 )
-def test_a_failing_adapter_is_told_and_survived(pair: Pair, tmp_path: Path, target: str, error: str, says: str) -> None:
-    """An adapter raises: the daemon goes on, status says what is degraded, and when it works again the limit is whole."""
+BESIDE_IT: Final[Sequence[Trouble]] = (
+    ("limiterd.kernel.sockets:SocketDiag.read", FAULT, "planted"),
+    ("limiterd.recordfile:RecordFile.write", FAULT, "planted"),
+    ("limiterd.audit:AuditTrail._write", REFUSED, "audit.jsonl cannot be written"),
+    ("limiterd.config:load_all", FAULT, "planted"),
+    ("limiterd.overrides:Store.load", FAULT, "planted"),
+    ("limiterd.metrics:render", FAULT, "the answer for /metrics cannot be made: planted"),
+    ("limiterd.metrics:page", FAULT, "the answer for / cannot be made: planted"),
+)
+ALONE: Final = [[trouble] for trouble in (*some(5, OF_THE_LOOP), *some(0, BESIDE_IT))]
+"""Rounds of one; what is beside the loop fails all at once as well."""
+
+_NUMBERS: Final = itertools.count()
+
+
+def provoke(daemon: Rig) -> str:
+    """Make every adapter do something: a limit that changes to the rate returned, a reload, a link that comes and goes, pages."""
+    rate_bps = 5_000_000 + 10_000 * next(_NUMBERS)
+    daemon.ask("limit", interface="eth0", rate_bps=rate_bps, reason="test")
+    daemon.hang_up()
+    run(daemon.namespace, ["ip", "link", "add", "passing", "type", "veth", "peer", "name", "by"])
+    run(daemon.namespace, ["ip", "link", "del", "passing"])
+    for path in ("/", "/metrics"):
+        get(daemon, path)
+    return str(rate_bps)
+
+
+def told(daemon: Rig) -> str:
+    """Everything that status has to say of what is degraded, as one text."""
+    return f"{problems(daemon)} | {daemon.status()['config']['error'] or ''}".strip(" |")
+
+
+def tells(daemon: Rig, words: str) -> bool:
+    """Whether status says so."""
+    return words in told(daemon)
+
+
+def logs(daemon: Rig, words: str, known: int = 0) -> bool:
+    """Whether the log says so beyond what is known of it."""
+    return words in daemon.log()[known:]
+
+
+def well(daemon: Rig) -> bool:
+    """Whether nothing is degraded."""
+    return told(daemon) == ""
+
+
+def test_a_failing_adapter_is_told_and_survived(pair: Pair, tmp_path: Path) -> None:
+    """Each adapter's environment fails it: the daemon goes on, status and log say what is degraded, then all is whole again."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
-        spoilt = Spoilt(daemon, target, error)
+        rounds = [[(Spoilt(daemon, target, error), says) for target, error, says in one] for one in (*ALONE, BESIDE_IT)]
         daemon.start()
         daemon.ask("limit", interface="eth0", reason="test")
-        spoilt.on()
-        provoke(daemon)
-        wait_for(lambda: says in problems(daemon), f"status says {says!r}; {problems(daemon)}; {daemon.log()}")
-        spoilt.off()
-        daemon.wait_phase("limited", longest_s=6)
-        assert daemon.root() == "htb 1d1d:"
-        if error is not DEFECT:  # what a thread died of stays to be reported
-            wait_for(lambda: problems(daemon) == "", f"no problem any more: {problems(daemon)}")
+        for troubles in rounds:
+            known = len(daemon.log())
+            for spoilt, _ in troubles:
+                spoilt.on()
+            provoke(daemon)
+            for spoilt, says in troubles:
+                waits(partial(tells, daemon, says), spoilt, daemon)
+                waits(partial(logs, daemon, says, known), spoilt, daemon)
+                spoilt.off()
+            provoke(daemon)
+            waits(partial(well, daemon), troubles[-1][0], daemon)
+            daemon.wait_phase("limited")
+            assert daemon.root() == "htb 1d1d:"
+
+
+def waits(condition: Callable[[], bool], spoilt: Spoilt, daemon: Rig) -> None:
+    """Until it holds; the failure names what was spoilt and shows what is told instead."""
+    try:
+        wait_for(condition, str(spoilt))
+    except AssertionError as error:
+        error.add_note(f"status: {told(daemon)}\nlog: {daemon.log()[-3000:]}")
+        raise
 
 
 @pytest.mark.parametrize(
@@ -72,6 +124,10 @@ def test_a_failing_adapter_is_told_and_survived(pair: Pair, tmp_path: Path, targ
             "limiterd.core.status:frame",
             "limiterd.kernel.samplers:NetlinkSampler.sample",
             "limiterd.journal:JournalStore.save",
+            "limiterd.kernel.events:EventSocket.drain",
+            "limiterd.kernel.tc:TcKernel.apply",
+            "limiterd.systemd:Notifier.tick",
+            "limiterd.daemon.losses:Losses.follow",
         ],
     ),
 )
@@ -129,32 +185,155 @@ def test_a_capability_that_is_lost(pair: Pair, tmp_path: Path) -> None:
         daemon.wait_phase("limited", longest_s=6)
 
 
-def test_the_history_goes_on_after_a_defect_in_it(pair: Pair, tmp_path: Path) -> None:
-    """A defect while an event is written down: that event is lost and told, the next ones are written again."""
-    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
-        spoilt = Spoilt(daemon, "limiterd.audit:AuditTrail.append", DEFECT)
-        daemon.start()
-        spoilt.on()
-        daemon.ask("limit", interface="eth0", reason="first")
-        wait_for(lambda: "thread chronicle died" in problems(daemon), "the defect in status")
-        spoilt.off()
-        daemon.ask("limit", interface="eth0", rate_bps=5_000_000, reason="second")
-        wait_for(lambda: "second" in json.dumps(daemon.ask("history")), "the second limit in the history")
+DEFECTS: Final[Sequence[tuple[str, str, Callable[[Rig, str], bool]]]] = (
+    (
+        "limiterd.daemon.chronicle:sentence",
+        "thread chronicle died",
+        lambda daemon, rate: rate in json.dumps(daemon.ask("history")),
+    ),
+    ("limiterd.audit:AuditTrail._write_out", "thread audit died", lambda daemon, rate: holds(daemon, "audit.jsonl", rate)),
+    ("limiterd.recordfile:RecordFile.write", "thread journal died", lambda daemon, rate: holds(daemon, "journal.json", rate)),
+    ("limiterd.config:load_all", "thread reload died", lambda daemon, rate: "event=reload " in daemon.log().partition(rate)[2]),
+    (
+        "limiterd.kernel.sockets:SocketDiag.read",
+        "thread evidence died",
+        lambda daemon, _: bool(daemon.ask("explain", interface="eth0")),
+    ),
+    ("limiterd.log:Log._write", "thread log died", lambda daemon, rate: rate in daemon.log()),
+    (
+        "limiterd.metrics:render",
+        "/metrics cannot be made: RuntimeError('planted')",
+        lambda daemon, _: get(daemon, "/metrics") == 200,
+    ),
+)
+"""What has a defect, the words of status for it, and how it shows that what is to be done next is done."""
 
 
-def test_sighup_works_after_a_defect_in_a_reload(pair: Pair, tmp_path: Path) -> None:
-    """A defect in one reload: told; the next SIGHUP reloads."""
+def holds(daemon: Rig, name: str, text: str) -> bool:
+    """Whether a file of the daemon's state does."""
+    return text in (daemon.state / name).read_text()
+
+
+def test_a_defect_beside_the_loop_costs_what_it_hit(pair: Pair, tmp_path: Path) -> None:
+    """A defect in each thread beside the loop: told, limits change as ever, and what comes next is done again."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
-        spoilt = Spoilt(daemon, "limiterd.config:load_all", DEFECT)
+        rows = [(Spoilt(daemon, target, DEFECT), says, works) for target, says, works in DEFECTS]
         daemon.start()
-        before = daemon.status()["config"]["sha256"]
+        for spoilt, says, works in rows:
+            daemon.ask("release", all=True, reason="test")
+            spoilt.on()
+            provoke(daemon)
+            waits(partial(tells, daemon, says), spoilt, daemon)
+            spoilt.off()
+            waits(partial(works, daemon, provoke(daemon)), spoilt, daemon)
+            daemon.wait_phase("limited")
+        assert daemon.stop() == 0
+
+
+def test_a_server_that_a_defect_ends_takes_nothing_with_it(pair: Pair, tmp_path: Path) -> None:
+    """A defect in the threads that hold the sockets: what is left says so, limits are kept and repaired, SIGTERM ends it."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        pages, questions = (
+            Spoilt(daemon, target, DEFECT)
+            for target in ("limiterd.http.exchange:Exchange.deliver", "limiterd.control:ControlServer._on_time")
+        )
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        pages.on()
+        with contextlib.suppress(OSError):  # this answer may still come
+            get(daemon, "/healthz")
+        wait_for(lambda: tells(daemon, "the metrics server ended on an internal error"), "the defect in status")
+        questions.on()
+        wait_for(lambda: logs(daemon, "the control socket's thread ended by a defect"), "the defect in the log")
+        run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
+        wait_for(lambda: daemon.root() == "htb 1d1d:", "the limit is repaired")
+        assert daemon.stop(within_s=2) == 0
+
+
+RECORD: Final = {"id": "A", "interfaces": ["eth0"], "action": "exempt", "expires": "2099-01-01", "reason": "test"}
+
+
+def test_a_store_that_fails_is_told_to_who_asked(pair: Pair, tmp_path: Path) -> None:
+    """The stores of requests and overrides fail: who asks hears it, nothing has changed, and the next time it works."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        requests, decisions, overrides, revocations = (
+            Spoilt(daemon, target, FAULT)
+            for target in (
+                "limiterd.requests:RequestStore.add",
+                "limiterd.requests:RequestStore.decide",
+                "limiterd.overrides:Store.add",
+                "limiterd.overrides:Store.revoke",
+            )
+        )
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        filed = refused_once(daemon, requests, "request.add", interface="eth0", until="2099-01-01", reason="test")
+        refused_once(daemon, overrides, "override.add", record=RECORD)
+        assert daemon.phase() == "exempt"
+        refused_once(daemon, revocations, "override.revoke", id="A")
+        assert daemon.phase() == "conforming"
+        decisions.on()
+        with pytest.raises(PeerError, match="could not be written down"):
+            daemon.ask("request.approve", id=filed["id"], exempt=True)
+        assert daemon.phase() == "exempt"
+        wait_for(lambda: tells(daemon, "still show as pending"), "the decision that is not on disk")
+        decisions.off()
+        wait_for(lambda: well(daemon), f"no problem any more: {told(daemon)}")
+        assert [request["state"] for request in daemon.ask("request.list")["requests"]] == ["approved"]
+
+
+def refused_once(daemon: Rig, spoilt: Spoilt, verb: str, **args: object) -> Any:
+    """What the question comes to once it works; before, it is refused, and no record has come or gone."""
+    before = daemon.ask("override.list"), daemon.ask("request.list"), daemon.phase()
+    spoilt.on()
+    with pytest.raises(PeerError, match="planted"):
+        daemon.ask(verb, **args)
+    assert (daemon.ask("override.list"), daemon.ask("request.list"), daemon.phase()) == before
+    spoilt.off()
+    return daemon.ask(verb, **args)
+
+
+@pytest.mark.long
+def test_a_control_socket_that_cannot_be_made_anew(pair: Pair, tmp_path: Path) -> None:
+    """The control socket is removed and cannot be bound: the log and the metrics say so; then it is served again."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        spoilt = Spoilt(daemon, "limiterd.runsocket:OwnedSocket.bind", FAULT)
+        daemon.start()
         spoilt.on()
-        daemon.hang_up()
-        wait_for(lambda: "thread reload died" in problems(daemon), "the defect in status")
+        Path(daemon.socket).unlink()
+        wait_for(lambda: logs(daemon, "text=planted topic=control"), f"the log says so: {daemon.log()}")
+        assert daemon.metrics()['limiterd_faults{interface="",reason="other"}'] == 1
         spoilt.off()
-        daemon.configure(extra="log: {level: debug}")
-        daemon.hang_up()
-        wait_for(lambda: daemon.status()["config"]["sha256"] != before, "the new configuration")
+        wait_for(daemon.answers, "it is served again")
+        wait_for(lambda: well(daemon), "no problem any more")
+
+
+def test_a_manager_that_does_not_listen(pair: Pair, tmp_path: Path) -> None:
+    """Nobody listens on NOTIFY_SOCKET: status says so, limits as ever; when somebody does, pings come."""
+    path = str(tmp_path / "notify")
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        daemon.environment = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"}
+        daemon.start()
+        daemon.ask("limit", interface="eth0", reason="test")
+        assert daemon.root() == "htb 1d1d:"
+        wait_for(lambda: tells(daemon, "systemd cannot be told"), "the problem in status")
+        manager.bind(path)
+        manager.settimeout(2)
+        hear(manager, b"WATCHDOG=1")
+        wait_for(lambda: well(daemon), "no problem any more")
+
+
+def test_counters_that_psutil_cannot_read(pair: Pair, tmp_path: Path) -> None:
+    """/proc/net/dev cannot be read where psutil samples: status and metric say so; then the excess is found."""
+    with rig(pair.near.namespace, tmp_path, FAST, "sampling: {source: psutil}") as daemon:
+        spoilt = Spoilt(daemon, "psutil:net_io_counters", REFUSED)
+        daemon.start()
+        spoilt.on()
+        wait_for(lambda: tells(daemon, "links cannot be sampled: psutil"), "the problem in status")
+        assert daemon.metrics()['limiterd_kernel_errors_total{errno="EIO",operation="sample"}'] >= 1
+        spoilt.off()
+        wait_for(lambda: well(daemon), "no problem any more")
+        assert [link["interface"] for link in daemon.status()["links"]] == ["eth0"]
 
 
 def test_the_watchdog_is_fed_by_the_loop_alone(pair: Pair, tmp_path: Path) -> None:
@@ -176,10 +355,10 @@ def test_the_watchdog_is_fed_by_the_loop_alone(pair: Pair, tmp_path: Path) -> No
         hear(manager, b"WATCHDOG=1")
         hang.touch()
         wait_for(lambda: not heard(manager), "two seconds without a ping", longest_s=8)
-        wait_for(lambda: healthz(daemon) == 503, "the metrics server says that the loop hangs")
+        wait_for(lambda: get(daemon, "/healthz") == 503, "the metrics server says that the loop hangs")
         hang.unlink()
         hear(manager, b"WATCHDOG=1")
-        wait_for(lambda: healthz(daemon) == 200, "the loop is well again")
+        wait_for(lambda: get(daemon, "/healthz") == 200, "the loop is well again")
 
 
 def hear(manager: socket.socket, message: bytes) -> None:
@@ -196,8 +375,8 @@ def heard(manager: socket.socket) -> bool:
     return False
 
 
-def healthz(daemon: Rig) -> int:
-    """The status of GET /healthz."""
+def get(daemon: Rig, path: str) -> int:
+    """The status of GET on a path of the metrics server."""
     with inside(daemon.namespace), contextlib.closing(http.client.HTTPConnection("127.0.0.1", 9817, timeout=5)) as connection:
-        connection.request("GET", "/healthz")
+        connection.request("GET", path)
         return connection.getresponse().status

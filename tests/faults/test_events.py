@@ -99,8 +99,7 @@ def test_limits_are_looked_after_while_nothing_can_be_sampled(pair: Pair, tmp_pa
             "limiterd.kernel.samplers:NetlinkSampler.sample",
             "EnvironmentFault('no sample', operation='sample', errno_name='EIO')",
         )
-        more = "from limiterd.kernel.events import Events, EventSocket\nEventSocket.drain = lambda self: Events()\n"
-        plant(daemon, (daemon.home / "planted" / "sitecustomize.py").read_text() + more)
+        plant(daemon, "from limiterd.kernel.events import Events, EventSocket\nEventSocket.drain = lambda self: Events()\n")
         daemon.start()
         daemon.ask("limit", interface="eth0", reason="test")
         spoilt.on()
