@@ -45,12 +45,12 @@ def sampler() -> Sampler:
 
 
 @pytest.fixture
-def make(sampler: Sampler) -> Iterator[Callable[[int], Understudy]]:
-    """Makes an understudy whose next tick is due in so many milliseconds, one every millisecond after it."""
+def make(sampler: Sampler) -> Iterator[Callable[..., Understudy]]:
+    """Makes an understudy whose next tick is due in so many milliseconds, further ones every millisecond or as said."""
     made: list[Understudy] = []
 
-    def understudy(due_ms: int) -> Understudy:
-        pace = Pace(MS, time.monotonic_ns() + due_ms * MS)
+    def understudy(due_ms: int, every_ms: int = 1) -> Understudy:
+        pace = Pace(every_ms * MS, time.monotonic_ns() + due_ms * MS)
         kernel = cast("KernelPort", SimpleNamespace(sampler=sampler))
         made.append(Understudy(kernel, pace, time.monotonic_ns))
         return made[-1]
@@ -60,7 +60,7 @@ def make(sampler: Sampler) -> Iterator[Callable[[int], Understudy]]:
         each.close()
 
 
-def test_a_short_wait_is_left_alone(make: Callable[[int], Understudy], sampler: Sampler) -> None:
+def test_a_short_wait_is_left_alone(make: Callable[..., Understudy], sampler: Sampler) -> None:
     """A wait that ends before the next tick is due takes no sample."""
     understudy = make(3_600_000)
     for _ in range(100):
@@ -70,7 +70,7 @@ def test_a_short_wait_is_left_alone(make: Callable[[int], Understudy], sampler: 
     assert sampler.threads == []
 
 
-def test_a_long_wait_is_sampled_at_the_pace(make: Callable[[int], Understudy], sampler: Sampler) -> None:
+def test_a_long_wait_is_sampled_at_the_pace(make: Callable[..., Understudy], sampler: Sampler) -> None:
     """While the loop waits another thread samples; the loop gets each sample once, in order."""
     understudy = make(0)
     with understudy:
@@ -82,9 +82,9 @@ def test_a_long_wait_is_sampled_at_the_pace(make: Callable[[int], Understudy], s
     assert threading.get_ident() not in sampler.threads
 
 
-def test_the_sampler_has_one_user_at_a_time(make: Callable[[int], Understudy], sampler: Sampler) -> None:
+def test_the_sampler_has_one_user_at_a_time(make: Callable[..., Understudy], sampler: Sampler) -> None:
     """The wait ends within a sample: the loop gets on only when that is complete, and none follows."""
-    understudy = make(0)
+    understudy = make(0, 3_600_000)
     sampler.held.clear()
     with understudy:
         wait_for(lambda: len(sampler.threads) == 1, "a sample that has begun")
@@ -94,7 +94,7 @@ def test_the_sampler_has_one_user_at_a_time(make: Callable[[int], Understudy], s
 
 
 def test_a_defect_ends_one_performance(
-    make: Callable[[int], Understudy], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Understudy], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sampling raises what nobody expected: the loop is not held up, and the next wait is sampled again."""
     told: list[object] = []
@@ -109,7 +109,7 @@ def test_a_defect_ends_one_performance(
     assert [type(sample) for sample in understudy.taken()][:1] == [Snapshot]
 
 
-def test_a_failed_sample_is_handed_on(make: Callable[[int], Understudy], sampler: Sampler) -> None:
+def test_a_failed_sample_is_handed_on(make: Callable[..., Understudy], sampler: Sampler) -> None:
     """Where sampling fails, the loop gets the fault in the sample's place."""
     understudy = make(0)
     sampler.fault = EnvironmentFault("refused", operation="sample")
