@@ -425,7 +425,7 @@ def _shape(link: FakeLink, htb: _Htb, offered_bytes: int, duration_ns: int) -> N
     link.tx_bytes += sent_bytes
     htb.stats = ClassStats(
         sent_bytes=htb.stats.sent_bytes + sent_bytes,
-        sent_packets=htb.stats.sent_packets + sent_bytes // _PACKET_BYTES,
+        sent_packets=(htb.stats.sent_bytes + sent_bytes) // _PACKET_BYTES,
         drops=htb.stats.drops + lost_packets,
         overlimits=htb.stats.overlimits + (demand_bytes > sent_bytes),
         backlog_bytes=backlog_bytes,

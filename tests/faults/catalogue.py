@@ -77,7 +77,11 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
             f"{TC}::test_a_limit_reads_back_exactly",
             f"{SHAPING}::test_the_kernel_has_no_complaint",
         ),
-        "what the real kernel would answer": (f"{TC}::test_the_fake_answers_and_ends_up_as_the_kernel",),
+        "what the real kernel would answer": (
+            f"{TC}::test_the_fake_answers_and_ends_up_as_the_kernel",
+            f"{TC}::test_traffic_moves_the_counters_that_tell_of_it",
+            f"{TC}::test_a_link_that_was_never_up_shows_no_root",
+        ),
     },
     "Links": {
         "deleted and made again": (

@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import re
+import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from limiterd.core.model import (
     CLASS_LIMIT,
     HANDLE_ROOT,
     LEAF_DEFAULT,
+    MS,
     Action,
     ActionKind,
     Filter,
@@ -60,6 +62,8 @@ from tests.core.states import (
 )
 
 USUAL = Wish(Limit(), 200_000_000)
+SLOW = Wish(Limit(), 1_000_000)
+_SO_SNDBUFFORCE = 32
 EXEMPTING = Wish(Limit(exempt=(Match(to="10.0.0.0/8"), Match(protocol="tcp", port=22))), 200_000_000)
 FEWER = settings(
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
@@ -74,6 +78,29 @@ class World:
     kernel: TcPort
     link: Link
     namespace: Namespace | None = None
+    far: str = ""
+
+    def burst(self) -> None:
+        """Half a megabyte is offered, far beyond what a slow limit and its queue hold."""
+        if isinstance(self.kernel, FakeKernel):
+            self.kernel.offer(self.link.ifindex, 40_000_000)
+            for _ in range(100):
+                self.kernel.advance(MS)
+            return
+        assert self.namespace is not None
+        with inside(self.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 8 << 20)  # else the sender waits before anything is dropped
+            for _ in range(360):
+                sender.sendto(bytes(1400), (self.far, 9))
+
+    def another(self, name: str) -> Link:
+        """A further link, which was never up."""
+        if isinstance(self.kernel, FakeKernel):
+            self.kernel.add_link(77, visible=False)
+            return Link(77, name)
+        assert self.namespace is not None
+        run(self.namespace, ["ip", "link", "add", name, "index", "77", "type", "veth", "peer", "name", f"{name}-far"])
+        return Link(77, name)
 
     def clear(self) -> None:
         """Back to a link without explicit root."""
@@ -110,7 +137,7 @@ def tc_kernel(namespace: Namespace, **options: Any) -> TcKernel:
 def real(pair: Pair) -> Iterator[World]:
     """The real kernel, on a veth."""
     with tc_kernel(pair.near.namespace) as kernel:
-        yield World(kernel, Link(pair.near.ifindex, "eth0"), pair.near.namespace)
+        yield World(kernel, Link(pair.near.ifindex, "eth0"), pair.near.namespace, pair.far.v4)
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.root)])
@@ -194,6 +221,52 @@ def test_a_link_that_never_was_is_left_out(world: World) -> None:
     )
     assert first.errno == errno.ENODEV
     assert {r.errno for r in rest} == {-1}
+
+
+def test_a_link_that_was_never_up_shows_no_root(world: World) -> None:
+    """No root to be seen, neither in the dump nor when read; a limit shows all the same, and goes without a trace."""
+    link = world.another("eth7")
+    assert link.ifindex not in world.kernel.roots()
+    assert seen(world.kernel, link).root is None
+    converge(world.kernel, link, USUAL.tree(link))
+    assert world.kernel.roots()[link.ifindex] == seen(world.kernel, link).root == RootQdisc("htb", HANDLE_ROOT)
+    converge(world.kernel, link, None)
+    assert link.ifindex not in world.kernel.roots()
+
+
+BESIDE_THE_LIMIT = HtbClass(CLASS_FOREIGN, CLASS_DEFAULT, 8_000_000, 8_000_000, 1_600, 1_600, 1_500)
+
+
+@pytest.mark.parametrize(
+    ("hands", "moved"),
+    [
+        ((), {"sent_bytes", "sent_packets", "drops", "overlimits", "backlog_bytes", "queued_bytes"}),
+        (((ActionKind.ADD_CLASS, BESIDE_THE_LIMIT),), {"direct_packets"}),
+        (((ActionKind.DELETE_ROOT, HANDLE_ROOT), (ActionKind.ADD_ROOT, CLASS_DEFAULT)), {"direct_packets"}),
+    ],
+    ids=["limited", "a class below the default", "no default"],
+)
+def test_traffic_moves_the_counters_that_tell_of_it(
+    world: World, hands: Sequence[tuple[ActionKind, Any]], moved: set[str]
+) -> None:
+    """What is sent, waits, is dropped or passes the limit by shows in the same counters, and in no others."""
+    converge(world.kernel, world.link, SLOW.tree(world.link))
+    carry_out(world.kernel, [world.deed(kind, item) for kind, item in hands])
+    before = figures(world)
+    world.burst()
+    after = figures(world)
+    found = {name for name, value in after.items() if value > before[name]}
+    assert found in (moved, moved | LIFELINE)
+
+
+LIFELINE = {"sent_bytes", "sent_packets"}
+"""What moves as well when the real machine happens to look for a neighbour."""
+
+
+def figures(world: World) -> dict[str, int]:
+    """Every counter that a reading has."""
+    actual = seen(world.kernel, world.link)
+    return {"direct_packets": actual.direct_packets, "queued_bytes": actual.queued_bytes, **asdict(actual.stats)}
 
 
 def test_foreign_objects_inside_are_told(world: World) -> None:
