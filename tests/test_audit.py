@@ -291,7 +291,7 @@ def test_findings_are_bounded(tmp_path: Path) -> None:
     assert "more" in found.findings[-1]
 
 
-@few(200)
+@few(100)
 @given(data=st.binary(max_size=400), position=st.integers(0, 1200))
 def test_any_bytes_are_verified_and_read_without_an_exception(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int

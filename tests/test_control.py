@@ -242,7 +242,7 @@ def test_garbage_is_answered_with_what_is_wrong(
     assert call(path, "status")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(
     st.binary(max_size=200)
     | st.recursive(

@@ -8,6 +8,7 @@ until its span is over. The first failure ends the run with the smallest example
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 import tempfile
 import time
@@ -88,6 +89,7 @@ def target(place: str, base: Path) -> Callable[[], object]:
 
 def main(seconds: float) -> None:
     """Run all of them."""
+    faulthandler.enable()
     settings.load_profile(MANY)  # before the tests are imported: they take their settings then
     with tempfile.TemporaryDirectory() as base:
         for subject, places in TARGETS.items():
