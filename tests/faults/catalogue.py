@@ -184,6 +184,14 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "state cut at every offset, any byte altered": (
             f"{JOURNAL}::test_truncation_at_every_offset_keeps_whole_records",
             f"{JOURNAL}::test_any_altered_byte_alters_no_record",
+            "tests/test_requests.py::test_truncation_at_every_offset_keeps_whole_requests",
+            "tests/test_overrides.py::test_a_cut_store_file_is_refused_at_every_offset",
+            f"{AUDIT}::test_a_line_torn_at_any_byte_is_ended_and_marked",
+            f"{AUDIT}::test_every_altered_byte_is_found_at_its_line",
+        ),
+        "audit trail read while it is rotated": (
+            f"{AUDIT}::test_no_file_is_missed_while_it_is_moved",
+            f"{AUDIT}::test_writers_readers_and_rotation_go_together",
         ),
         "state of another boot": (f"{JOURNAL}::test_saved_roots_end_with_their_boot",),
     },
