@@ -42,7 +42,8 @@ def _finite(text: str) -> float:
 
 def _too_deep(value: object, max_depth: int) -> bool:
     level = [value]
-    for _ in range(max_depth):
+    while level and max_depth:
+        max_depth -= 1
         level = [entry for item in level for entry in _entries(item) if isinstance(entry, dict | list)]
     return bool(level)
 
