@@ -67,6 +67,11 @@ def _check_directory(directory: Path) -> None:
         )
 
 
+def _another(who: str) -> EnvironmentFault:
+    text = f"another limiterd is running already: {who}; stop that one first"
+    return EnvironmentFault(text, operation=LOCKED, errno_name="EWOULDBLOCK")
+
+
 def is_owned(path: str | Path) -> bool:
     """Whether a running instance owns the socket of this path; makes nothing, and holds nothing afterwards."""
     lock_path = Path(path).with_name(Path(path).name + ".lock")
@@ -102,7 +107,12 @@ class OwnedSocket:
         """
         if self._lock is not None:
             return
-        _check_directory(self.path.parent)
+        try:
+            _check_directory(self.path.parent)
+        except EnvironmentFault as error:
+            if is_owned(self.path):  # the service's, seen by root: nothing is wrong with the directory
+                raise _another(f"{self._lock_path} is held") from error
+            raise
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self._lock_path, flags, 0o600)
@@ -128,11 +138,7 @@ class OwnedSocket:
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError as error:
             pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            raise EnvironmentFault(
-                f"another limiterd is running already: pid {pid} holds {self._lock_path}; stop that one first",
-                operation=LOCKED,
-                errno_name="EWOULDBLOCK",
-            ) from error
+            raise _another(f"pid {pid} holds {self._lock_path}") from error
         except OSError as error:
             if error.errno != errno.ENOSPC:  # the pid in it is a courtesy; the lock itself needs no room
                 raise fault(f"{self._lock_path} cannot be locked", error, _OPERATION) from error

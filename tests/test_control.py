@@ -791,6 +791,20 @@ def test_what_belongs_to_somebody_else_is_refused(tmp_path: Path, what: str) -> 
     assert path.exists() == (what == "socket")
 
 
+@pytest.mark.root
+@pytest.mark.usefixtures("real_root")
+def test_another_users_daemon_is_no_fault_of_its_directory(tmp_path: Path) -> None:
+    """Where a daemon of another user runs, a second one by root is told just that, and not to change the directory."""
+    run = tmp_path / "run"
+    first = server_at(run / "control.sock")
+    first.start()
+    os.chown(run, 65534, -1)
+    with pytest.raises(EnvironmentFault, match=r"another limiterd is running already: .*stop that one first") as refused:
+        server_at(run / "control.sock").start()
+    assert "chmod" not in str(refused.value)
+    first.close()
+
+
 def test_a_missing_run_directory_is_made(tmp_path: Path) -> None:
     """Started by hand, the daemon makes the last part of the path itself."""
     server = server_at(tmp_path / "run" / "control.sock")
