@@ -8,6 +8,7 @@ skipped, with a line at the end of the report that nobody overlooks; with CI=tru
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Final
 
@@ -31,8 +32,10 @@ _skipped = pytest.StashKey[list[str]]()
 def pytest_configure(config: pytest.Config) -> None:
     """Find out once, before anything starts a thread, whether namespaces can be made.
 
-    Programs that tests start get none of Python's own settings (PYTHONUNBUFFERED would hide output that is never flushed).
+    Programs that tests start get none of Python's own settings (PYTHONUNBUFFERED would hide output that is never flushed), and
+    hear SIGINT, which a shell script makes those deaf to that it starts in the background.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith("PYTHON") and name != "PYTHONPATH"]:
         del os.environ[name]
     able = laboratory.can_make_namespaces()
