@@ -65,7 +65,10 @@ def _flushed() -> bool:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    from limiterd.log import LEVELS, is_journal  # noqa: PLC0415 - only what goes wrong needs it
+
+    priority = f"<{LEVELS['error']}>" if is_journal(2, os.environ.get("JOURNAL_STREAM", "")) else ""
+    sys.stderr.write("".join(f"{priority}{line}\n" for line in text.splitlines()))
 
 
 def _run(path: str, *, check: bool, cleanup: bool) -> int:

@@ -61,6 +61,16 @@ def test_an_invalid_configuration_is_exit_78(pair: Pair, tmp_path: Path, text: s
             assert re.search(rf"{re.escape(str(daemon.config))}:[12]:[0-9]+: ", done.stderr + done.stdout)
 
 
+def test_the_journal_gets_every_problem_as_an_error(tmp_path: Path) -> None:
+    """Under systemd each line of a refused start begins with the priority by which journalctl finds errors."""
+    config = tmp_path / "limiterd.yaml"
+    config.write_text("sampling: {interval: 100}\npolicies: [{mode: enfroce}]\n")
+    under_systemd = ["sh", "-c", 'JOURNAL_STREAM=$(stat -L -c %d:%i /dev/stderr) exec "$@"', "sh"]
+    done = subprocess.run([*under_systemd, *DAEMON, "--config", config], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 78
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == [f"<3>{config}:1:22", f"<3>{config}:2:19"]
+
+
 def test_an_absent_link_is_taken_up_when_it_appears(lab: Lab, pair: Pair, tmp_path: Path) -> None:
     """A policy's literal name without a link is absent in status; the link is watched within a second of its birth."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
