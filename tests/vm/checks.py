@@ -23,6 +23,7 @@ from typing import Any
 
 LINK = "lim0"
 FAR = "limfar"
+MISSING = "late0"
 NEAR_IP, FAR_IP = "10.77.0.1", "10.77.0.2"
 LIMIT_BPS = 200_000_000
 CONFIG = Path("/etc/limiterd/limiterd.yaml")
@@ -504,17 +505,17 @@ def drop_in(text: str) -> Iterator[None]:
 
 
 def failed_start() -> tuple[int, str]:
-    """Start the service where it cannot: its exit status and what the journal says, of which one line is the daemon's."""
+    """Start the service where it cannot: its exit status and the journal, in which the daemon says one line, as an error."""
     sh("systemctl stop limiterd; systemctl reset-failed limiterd", code=None)
     mark = cursor()
     sh("systemctl start limiterd", code=None)
     wait_for(lambda: int(show("ExecMainStatus")) != 0, "an exit status", 20)
     code = int(show("ExecMainStatus"))
     said = journal_since(mark)
-    own = [entry["MESSAGE"] for entry in journal(mark) if entry["SYSLOG_IDENTIFIER"] == "limiterd"]
+    own = [(entry["PRIORITY"], entry["MESSAGE"]) for entry in journal(mark) if entry["SYSLOG_IDENTIFIER"] == "limiterd"]
     sh("systemctl stop limiterd")
-    assert len(own) == (code < 200), said  # from 200 on, systemd itself could not start it
-    print(*(f"      exit {code}: {line}" for line in own), sep="\n", end="\n" * len(own))
+    assert [priority for priority, _ in own] == ["3"] * (code < 200), said  # from 200 on, systemd itself could not start it
+    print(*(f"      exit {code}: {line}" for _, line in own), sep="\n", end="\n" * len(own))
     return code, said
 
 
@@ -674,8 +675,10 @@ def dropins_socket_group() -> None:
 
 
 def before_reboot_enabled_and_limited() -> None:
-    """The service is enabled, and a decision stands to be put back."""
+    """The service is enabled, one of its links will be missing, and a decision stands to be put back."""
     sh("systemctl enable limiterd")
+    config(POLICY.replace(f'"{LINK}"', f'"{LINK}", "{MISSING}"'))
+    sh("systemctl reload limiterd")
     be_limited()
     with (HERE / "since").open("w", encoding="utf-8") as file:
         file.write(str(row()["since"]))
@@ -708,8 +711,10 @@ def limit_came_with_the_link() -> None:
 
 
 def boot_was_not_held_up() -> None:
-    """Nothing failed at boot, and the audit trail is whole."""
+    """Nothing failed at boot or waits for the link that is missing, and the audit trail is whole."""
     assert "limiterd" not in sh("systemctl --failed --plain --no-legend")
+    assert active()
+    assert {link["interface"]: link["phase"] for link in status()["links"]} == {LINK: "limited", MISSING: "absent"}
     sh("limiterctl history --verify")
 
 
