@@ -193,7 +193,7 @@ def _places(name: str) -> list[Path]:
     shares = (Path(sysconfig.get_path("data")), Path(sys.prefix), Path("/usr"))
     return [
         Path(__file__).resolve().parent.parent / name,
-        *(Path(str(entry.locate())) for entry in noted),
+        *(Path(str(entry.locate())).resolve() for entry in noted),  # an installer notes ../../../share
         *(prefix / "share/limiterd" / name for prefix in shares),
     ]
 
