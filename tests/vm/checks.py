@@ -240,7 +240,7 @@ def shaped_rate() -> str:
     yardstick: list[float] = []
     enough = False
     try:
-        for _ in range(12):
+        for _ in range(30):
             ours.append(_passed(FAR_IP, LINK, "1d1d:1"))
             yardstick.append(_passed("10.78.0.2", "ref0", "1:1"))
             enough = max(ours) >= 0.97 * min(LIMIT_BPS, max(yardstick))
