@@ -342,17 +342,17 @@ class World:
         self.rules = rules
         self.keeper.take_rules(rules)
 
-    def command(self, output: Output) -> None:
+    def command(self, act: Callable[[State, Now], Output]) -> None:
         """Carry out an operator's command."""
-        self.keeper.command(lambda *_: output)
+        self.keeper.command(act)
 
     def limit(self, name: str = "eth0", rate_bps: int | None = None, *, force: bool = False) -> None:
         """Limit by hand."""
-        self.command(limit(self.state, self.now, name, rate_bps=rate_bps, reason="test", force=force, by="root"))
+        self.command(lambda state, now: limit(state, now, name, rate_bps=rate_bps, reason="test", force=force, by="root"))
 
     def release(self, name: str = "eth0") -> None:
         """Release by hand."""
-        self.command(release(self.state, self.now, name, reason="test", by="root"))
+        self.command(lambda state, now: release(state, now, name, reason="test", by="root"))
 
     def fire(self, name: str = "eth0") -> None:
         """Traffic above the threshold until the link fires."""

@@ -200,7 +200,11 @@ class Keeper:
     # ---- what people ask for ----
 
     def command(self, act: Callable[[State, Now], Output]) -> Output:
-        """Let an operator's command change the state, and settle the kernel at once; returns what was decided."""
+        """Let an operator's command change the state, and settle the kernel at once; returns what was decided.
+
+        It is about the links that there are now: one that was made anew since the last tick is not the one that was known.
+        """
+        self.take_sample()
         output = act(self.state, self._ports.clock())
         self.hands.publish(self.state, output)
         self.settle(Inputs(self._ports.clock()))

@@ -122,7 +122,8 @@ class Promises:
             if applies is not None and self.detects.get(link.name) != applies.detect:
                 self.detects[link.name] = applies.detect
                 del samples[:-1]
-            samples.append(Sample(snapshot.t_ns, tx_bytes, link.ifindex, link.incarnation))
+            if not samples or samples[-1].t_ns != snapshot.t_ns:  # at the same instant it is the same sample
+                samples.append(Sample(snapshot.t_ns, tx_bytes, link.ifindex, link.incarnation))
 
     def before(self, action: Action) -> None:
         """The daemon is about to take a step."""

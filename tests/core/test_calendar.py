@@ -106,7 +106,7 @@ def test_release_all_is_told_even_of_links_that_are_away() -> None:
     mac = world.link().mac
     world.remove("eth0")
     world.run(0.3)
-    world.command(release_all(world.state, world.now, reason="done", by="root"))
+    world.command(lambda state, now: release_all(state, now, reason="done", by="root"))
     released = [event for event in world.events if event.kind in (EventKind.RELEASING, EventKind.RELEASED)]
     assert [(event.kind, event.interface) for event in released] == [(EventKind.RELEASING, ""), (EventKind.RELEASED, "eth0")]
     assert sentence(released[0])[1] == "release of everything asked for by root (done)"

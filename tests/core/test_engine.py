@@ -93,7 +93,7 @@ def test_a_paused_daemon_limits_nothing_new_and_lifts_nothing() -> None:
     world = World()
     world.add(3, "eth1")
     world.fire()
-    world.command(pause(world.state, world.now, reason="x", by="root"))
+    world.command(lambda state, now: pause(state, now, reason="x", by="root"))
     world.run(3, {"eth1": 150 * MBIT})
     assert world.rate() == 20 * MBIT
     assert world.rate("eth1") is None
@@ -103,7 +103,7 @@ def test_a_paused_daemon_limits_nothing_new_and_lifts_nothing() -> None:
         pause(world.state, world.now, reason="x", by="root")
     with pytest.raises(PeerError, match="paused"):
         world.limit("eth1")
-    world.command(resume(world.state, world.now, reason="x", by="root"))
+    world.command(lambda state, now: resume(state, now, reason="x", by="root"))
     with pytest.raises(PeerError, match="not paused"):
         resume(world.state, world.now, reason="x", by="root")
     world.run(3)
@@ -193,7 +193,7 @@ def test_releasing_what_is_not_limited_is_refused() -> None:
     world = World()
     with pytest.raises(PeerError, match="not limited"):
         world.release()
-    world.command(release_all(world.state, world.now, reason="x", by="root"))
+    world.command(lambda state, now: release_all(state, now, reason="x", by="root"))
 
 
 def test_auto_release_waits_for_hold_and_quiet() -> None:
@@ -828,7 +828,7 @@ def test_exit_lifts_everything() -> None:
     world.fire()
     world.remove("eth1")
     world.tick()
-    world.command(release_for_exit(world.state, world.now))
+    world.command(release_for_exit)
     world.run(0.3)
     assert world.told(EventKind.RELEASED) == [(EventKind.RELEASED, ReleaseReason.EXIT)]
     assert world.disk.decisions == ()
@@ -1027,7 +1027,7 @@ def test_exit_during_a_release_lets_it_finish() -> None:
     world.fire()
     world.run(1, {"eth0": 10**15})
     world.release()
-    world.command(release_for_exit(world.state, world.now))
+    world.command(release_for_exit)
     world.run(1)
     assert world.told(EventKind.RELEASED) == [(EventKind.RELEASED, "operator")]
 

@@ -100,7 +100,7 @@ def test_a_changed_override_has_not_ended() -> None:
 def test_force_against_a_pause_is_none_against_observe() -> None:
     """`limit --force` under a pause overrules the pause alone: enforce to observe lifts it like any other limit."""
     world = World()
-    world.command(pause(world.state, world.now, reason="x", by="root"))
+    world.command(lambda state, now: pause(state, now, reason="x", by="root"))
     world.limit(force=True)
     assert world.rate() == 20 * MBIT
     world.reload(rules_of(observing()))

@@ -574,13 +574,13 @@ class Machine(RuleBasedStateMachine):
     def release_all(self) -> None:
         """Release every link by hand, or be refused."""
         with self.operating():
-            self.world.command(release_all(self.world.state, self.world.now, reason="test", by="root"))
+            self.world.command(lambda state, now: release_all(state, now, reason="test", by="root"))
 
     @deed(on=seldom)
     def pause(self, on: bool) -> None:  # noqa: FBT001 - likewise
         """Pause or resume, or be refused."""
         with self.operating():
-            self.world.command((pause if on else resume)(self.world.state, self.world.now, reason="", by="root"))
+            self.world.command(lambda state, now: (pause if on else resume)(state, now, reason="", by="root"))
 
 
 Machine.TestCase.settings = settings(
