@@ -852,6 +852,18 @@ def test_a_resync_reads_everything_anew() -> None:
     assert world.hands.with_roots(Inputs(world.now)).roots is None
 
 
+def test_a_command_is_about_the_links_that_there_are_now() -> None:
+    """A link made since the last tick can be limited, one that has gone since cannot."""
+    world = World()
+    world.tick()
+    world.add(3, "eth3")
+    world.limit("eth3")
+    assert world.view("eth3").phase is Phase.LIMITED
+    world.remove("eth0")
+    with pytest.raises(PeerError, match="eth0"):
+        world.limit("eth0")
+
+
 def test_memory_is_bounded_under_churn() -> None:
     """Links that come and go leave nothing behind but the newest few thousand names."""
     world = World()
