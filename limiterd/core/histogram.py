@@ -27,5 +27,5 @@ class Buckets:
 
     def view(self) -> Histogram:
         """The histogram now, cumulative."""
-        counts = tuple(accumulate(self._counts))
-        return Histogram(self._bounds_s, counts[:-1], counts[-1], self._sum_s)
+        counts = [*accumulate(self._counts)]  # a tuple from an iterator is one more in CPython's stock of tuples, each time
+        return Histogram(self._bounds_s, tuple(counts[:-1]), counts[-1], self._sum_s)
