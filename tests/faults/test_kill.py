@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from limiterd.core.errors import PeerError
-from limiterd.kernel.lab import Lab, Pair, run
+from limiterd.kernel.lab import Lab, Pair, join, run
 from tests.faults.harness import Echo, plant
 from tests.netns import LONG, wait_for
 from tests.rig import FAST, Rig, rig
@@ -44,6 +44,11 @@ def converges(daemon: Rig, default: str, what: str) -> None:
     wait_for(lambda: converged(daemon, default), f"{what} converges; its log: {daemon.log()[-2000:]}")
 
 
+def aside(lab: Lab, pair: Pair) -> Pair:
+    """A link that no policy watches: how long an echo over it is silent is the machine's doing."""
+    return join(pair.near.namespace, lab.namespace(), "aside", "eth0", number=9)
+
+
 def attack(daemon: Rig, chance: random.Random) -> None:
     """Ask for an install, a change or a release, and kill at a random instant of it."""
     limited = daemon.phase() == "limited"
@@ -68,7 +73,7 @@ def test_sigkill_at_random_instants(lab: Lab, pair: Pair, tmp_path: Path) -> Non
     """SIGKILL at random instants of start, install, change and release: an echo goes on, the next start converges."""
     chance = random.Random(KILLS)  # noqa: S311 - instants, not secrets
     lab.tcp(pair.near, pair.far, rate_bps=25_000_000)
-    with rig(pair.near.namespace, tmp_path, FAST) as daemon, Echo(pair) as echo:
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon, Echo(pair) as echo, Echo(aside(lab, pair)) as yardstick:
         default = daemon.root()
         for number in range(KILLS):
             daemon.start(wait=False)
@@ -82,8 +87,9 @@ def test_sigkill_at_random_instants(lab: Lab, pair: Pair, tmp_path: Path) -> Non
             echo.alive(f"after kill {number}; root {daemon.root()}")
         daemon.start()
         converges(daemon, default, "the last start")
-        print(f"{KILLS} kills, {echo.sent} datagrams, longest silence {echo.longest_silence_s * 1e3:.0f} ms")  # noqa: T201
-        assert echo.longest_silence_s < 1
+        silent_ms = [round(1000 * each.longest_silence_s) for each in (echo, yardstick)]
+        print(f"{KILLS} kills, {echo.sent} datagrams, longest silence {silent_ms[0]} ms, beside it {silent_ms[1]} ms")  # noqa: T201
+        assert echo.longest_silence_s < 1 + yardstick.longest_silence_s
 
 
 _AT_STEP = """
@@ -105,11 +111,11 @@ NetlinkSocket.exchange = exchange
 
 
 @pytest.mark.parametrize("verb", ["install", "change", "release"])
-def test_sigkill_after_every_single_step(pair: Pair, tmp_path: Path, verb: str) -> None:
+def test_sigkill_after_every_single_step(lab: Lab, pair: Pair, tmp_path: Path, verb: str) -> None:
     """SIGKILL after each message of an install, a change, a release: an echo goes on, the next start converges."""
     switch = tmp_path / "now"
     args = {} if verb == "release" else {"rate_bps": 5_000_000}
-    with rig(pair.near.namespace, tmp_path, FAST) as daemon, Echo(pair) as echo:
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon, Echo(pair) as echo, Echo(aside(lab, pair)) as yardstick:
         default = daemon.root()
         for steps in STEPS:
             plant(daemon, _AT_STEP.replace("STEPS", str(steps)).replace("SWITCH", repr(str(switch))))
@@ -130,7 +136,7 @@ def test_sigkill_after_every_single_step(pair: Pair, tmp_path: Path, verb: str) 
         else:
             raise AssertionError("the plan has no end")
         assert steps >= {"install": 6, "change": 1, "release": 2}[verb]
-        assert echo.longest_silence_s < 1
+        assert echo.longest_silence_s < 1 + yardstick.longest_silence_s
 
 
 @pytest.mark.parametrize("verb", ["install", "release"])
