@@ -122,7 +122,8 @@ class Promises:
             if applies is not None and self.detects.get(link.name) != applies.detect:
                 self.detects[link.name] = applies.detect
                 del samples[:-1]
-            if not samples or samples[-1].t_ns != snapshot.t_ns:  # at the same instant it is the same sample
+            repeated = bool(samples) and samples[-1].t_ns == snapshot.t_ns and samples[-1].tx_bytes <= tx_bytes
+            if not repeated:  # a command samples too, mostly at the instant of the last tick
                 samples.append(Sample(snapshot.t_ns, tx_bytes, link.ifindex, link.incarnation))
 
     def before(self, action: Action) -> None:
