@@ -259,14 +259,16 @@ class Machine(RuleBasedStateMachine):
         """A link is made anew between two samples, and gets its old ifindex."""
         if name in self.names():
             old = self.world.remove(name)
-            self.forget(old.ifindex)
+            mistakable = same_mac and not self.promises.seen(old)
+            self.forget(old.ifindex, roots=not mistakable)
             self.taken += 1
             mac = old.mac if same_mac else f"02:00:00:00:03:{self.taken % 256:02x}"
             self.world.add(old.ifindex, name, mac=mac, incarnation=old.incarnation + 1)
 
-    def forget(self, ifindex: int) -> None:
-        """The link and all that was on it are gone."""
-        for known in (self.promises.roots, self.promises.saved, self.promises.owed, self.promises.hands, self.promises.last):
+    def forget(self, ifindex: int, *, roots: bool = True) -> None:
+        """The link and all that was on it are gone; roots False: unknown to a daemon that has just started, so it restores one."""
+        promises = self.promises
+        for known in (promises.roots, promises.hands, promises.last, *((promises.saved, promises.owed) if roots else ())):
             known.pop(ifindex, None)
         self.promises.ours.discard(ifindex)
         self.promises.disturb()
