@@ -266,7 +266,7 @@ class Machine(RuleBasedStateMachine):
             self.world.add(old.ifindex, name, mac=mac, incarnation=old.incarnation + 1)
 
     def forget(self, ifindex: int, *, roots: bool = True) -> None:
-        """The link and all that was on it are gone; roots False: unknown to a daemon that has just started, so it restores one."""
+        """The link and all that was on it are gone; roots False: unknown to a daemon that just started, so it restores one."""
         promises = self.promises
         for known in (promises.roots, promises.hands, promises.last, *((promises.saved, promises.owed) if roots else ())):
             known.pop(ifindex, None)
