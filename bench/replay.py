@@ -12,6 +12,7 @@ large as --mb says.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import resource
@@ -24,7 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import world
+
 MB: Final = 10**6
 TENTH: Final = 10**8
 FAST: Final = 13_000_000
@@ -113,23 +117,15 @@ def cases(home: Path, megabytes: int) -> Iterator[Case]:
     yield Case("JSON lines, busy, auto release", path, 100, ticks, AUTO)
 
 
-def resident_mib(pid: int) -> float:
-    """The process's memory now; 0 where it has just ended."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0.0
-    return pages * resource.getpagesize() / 2**20
-
-
 def replayed(case: Case, config: Path) -> tuple[float, float, list[float]]:
     """(wall s, CPU s, memory in MiB read again and again) of one replay. Raises CalledProcessError where it failed."""
     config.write_text(case.policy, encoding="utf-8")
     command = [sys.executable, "-m", "limiterd.cli", "replay", str(case.path), "--config", str(config)]
     before, began, readings = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), [0.0]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=world.ROOT) as process:
         while process.poll() is None:
-            readings.append(resident_mib(process.pid) or readings[-1])
+            with contextlib.suppress(OSError, KeyError):  # it has ended since
+                readings.append(world.usage(process.pid).rss_kib / 1024)
             time.sleep(0.25)
     wall_s, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:

@@ -170,10 +170,11 @@ class History:
 
     def _void(self, up_to_ns: int) -> None:
         """A slice below the floor starts here: no candidate up to it lives, thus no mature one."""
-        rule, trail, edge = self.rule, self.trail, self._edge
-        while trail and (trail[0][T] <= up_to_ns or rule.x(trail[0]) < rule.x(edge)):
+        rule, trail, edge, edge_x = self.rule, self.trail, self._edge, self._edge_x
+        while trail and (trail[0][T] <= up_to_ns or rule.x(trail[0]) < edge_x):
             edge = trail.popleft()
-        self._edge, self._edge_x, self._best = edge, rule.x(edge), None
+            edge_x = rule.x(edge)
+        self._edge, self._edge_x, self._best = edge, edge_x, None
         if not trail:
             self._recent.clear()
 

@@ -40,7 +40,7 @@ from limiterd.core.plan import OUR_CLASSES
 from limiterd.core.policy import OverrideState, effective, override_state
 from limiterd.core.shape import LEAF_OF
 from limiterd.metrics import render
-from tests.core.reference import Sample, opens, over_the_line_bits, sustained
+from tests.core.reference import Sample, is_dropped, opens, over_the_line_bits, sustained
 from tests.premises import Premises
 
 SETTLED_TICKS: Final = 12
@@ -122,9 +122,10 @@ class Promises:
             if applies is not None and self.detects.get(link.name) != applies.detect:
                 self.detects[link.name] = applies.detect
                 del samples[:-1]
-            repeated = bool(samples) and samples[-1].t_ns == snapshot.t_ns and samples[-1].tx_bytes <= tx_bytes
-            if not repeated:  # a command samples too, mostly at the instant of the last tick
-                samples.append(Sample(snapshot.t_ns, tx_bytes, link.ifindex, link.incarnation))
+            sample, last = Sample(snapshot.t_ns, tx_bytes, link.ifindex, link.incarnation), samples[-1] if samples else None
+            sampling = self.world.keeper.rules.config.sampling
+            if last is None or opens(last, sample, sampling) or not is_dropped(last, sample, sampling):
+                samples.append(sample)  # dropped is what a command samples at the instant of the last tick
 
     def before(self, action: Action) -> None:
         """The daemon is about to take a step."""
