@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import world
 from bench.daemon import compile_dumper, dumping_percent
-from limiterd import metrics
 from limiterd.core.detector import Detector
 from limiterd.core.model import MS, Detect, Link, Sampling, Snapshot
 from limiterd.core.status import build
 from limiterd.core.units import NS_PER_SECOND
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.samplers import NetlinkSampler
+from limiterd.serve import metrics
 from tests.world import World, rules_of
 
 RECORDED: Final = Path(__file__).with_name("guard.json")
@@ -185,8 +185,8 @@ def imports() -> dict[str, float]:
     """What loading takes, against an interpreter that loads some of the standard library."""
     base = child_cpu_s([sys.executable, "-c", "import argparse, json, socket"])
     loads = {
-        "daemon imports / small imports": "import limiterd.daemon.house",
-        "limiterctl imports / small imports": "import limiterd.cli, limiterd.ctl.status, limiterd.ask",
+        "daemon imports / small imports": "import limiterd.daemon.daemon",
+        "limiterctl imports / small imports": "import limiterd.cli, limiterd.ctl.show_status, limiterd.serve.control_client",
     }
     return {name: child_cpu_s([sys.executable, "-c", code]) / base for name, code in loads.items()}
 

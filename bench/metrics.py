@@ -30,9 +30,9 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from limiterd import metrics
 from limiterd.core.model import ClassStats, MetricsConfig, Phase, Status
-from limiterd.metrics import MetricsServer
+from limiterd.serve import metrics
+from limiterd.serve.metrics import MetricsServer
 from tests.statuses import link, rich
 
 SCRAPER: Final = """
@@ -65,7 +65,7 @@ class ThroughTheLibrary(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """The same series as limiterd.metrics.LINK_FAMILIES."""
+        """The same series as limiterd.serve.metrics.LINK_FAMILIES."""
         for family in metrics.LINK_FAMILIES:
             labels = ["interface", family.label] if family.label else ["interface"]
             kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily

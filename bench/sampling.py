@@ -21,9 +21,9 @@ from pathlib import Path
 
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.kernel.lab import Lab, Namespace, can_make_namespaces, enter_user_namespace, inside, route_in
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.samplers import NetlinkSampler
+from limiterd.sim.netns import Lab, Namespace, can_make_namespaces, enter_user_namespace, inside, route_in
 
 ROUNDS = 7
 PAUSE_S = 0.02

@@ -33,7 +33,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from limiterd.core.model import SECOND, Detect, Link, Policy  # noqa: E402 - found by the line above
-from limiterd.kernel.lab import (  # noqa: E402 - likewise
+from limiterd.kernel.links import LinkTable  # noqa: E402 - likewise
+from limiterd.kernel.tc import TcKernel  # noqa: E402 - likewise
+from limiterd.sim.netns import (  # noqa: E402 - likewise
     Flow,
     Lab,
     Pair,
@@ -43,8 +45,6 @@ from limiterd.kernel.lab import (  # noqa: E402 - likewise
     route_in,
     run,
 )
-from limiterd.kernel.links import LinkTable  # noqa: E402 - likewise
-from limiterd.kernel.tc import TcKernel  # noqa: E402 - likewise
 from tests.driver import Driver  # noqa: E402 - likewise
 
 LIMIT_BPS: Final = 200_000_000

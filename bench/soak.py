@@ -24,7 +24,7 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from limiterd.kernel.lab import Flow, Lab, Pair, join, run  # found by the line above
+from limiterd.sim.netns import Flow, Lab, Pair, join, run  # found by the line above
 from tests.rig import Rig, rig
 
 POLICY: Final = (

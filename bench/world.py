@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from limiterd.core.errors import EnvironmentFault  # noqa: E402 - found by the line above
-from limiterd.kernel.lab import Lab, Namespace, can_make_namespaces, enter_user_namespace, inside, run  # noqa: E402 - likewise
+from limiterd.sim.netns import Lab, Namespace, can_make_namespaces, enter_user_namespace, inside, run  # noqa: E402 - likewise
 from tests.rig import Rig, rig  # noqa: E402 - likewise
 
 _CPUCLOCK_SCHED: Final = 2

@@ -22,7 +22,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from limiterd.kernel.lab import Flow, Lab, Pair, run  # noqa: E402  # the checkout's own
+from limiterd.sim.netns import Flow, Lab, Pair, run  # noqa: E402  # the checkout's own
 from tests.faults.harness import LOOP, Held  # noqa: E402  # likewise
 from tests.netns import wait_for  # noqa: E402  # likewise
 from tests.rig import Rig, rig  # noqa: E402  # likewise

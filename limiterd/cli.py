@@ -37,58 +37,64 @@ class Verb(NamedTuple):
 VERBS: Final[Mapping[str, Verb]] = {
     "status": Verb(
         "show what every watched link is doing, one row per link",
-        "limiterd.ctl.status:status_arguments",
-        "limiterd.ctl.status:status",
+        "limiterd.ctl.show_status:status_arguments",
+        "limiterd.ctl.show_status:status",
     ),
     "top": Verb("live view of status, with charts", "limiterd.ctl.top:top_arguments", "limiterd.ctl.top:top"),
     "explain": Verb(
         "explain why a link is in its phase, and what would lift its limit",
-        "limiterd.ctl.explain:explain_arguments",
-        "limiterd.ctl.explain:explain",
+        "limiterd.ctl.show_explain:explain_arguments",
+        "limiterd.ctl.show_explain:explain",
     ),
     "history": Verb(
         "show the audit trail, newest first", "limiterd.ctl.history:history_arguments", "limiterd.ctl.history:history"
     ),
     "reload": Verb(
         "apply the configuration and the overrides now, or change nothing and say why",
-        "limiterd.ctl.hand:reload_arguments",
-        "limiterd.ctl.hand:reload",
+        "limiterd.ctl.operator:reload_arguments",
+        "limiterd.ctl.operator:reload",
     ),
-    "limit": Verb("limit a link by hand", "limiterd.ctl.hand:limit_arguments", "limiterd.ctl.hand:limit"),
-    "release": Verb("lift a limit by hand", "limiterd.ctl.hand:release_arguments", "limiterd.ctl.hand:release"),
-    "pause": Verb("impose no new limits; those in force stay", "limiterd.ctl.hand:pause_arguments", "limiterd.ctl.hand:pause"),
-    "resume": Verb("end a pause", "limiterd.ctl.hand:resume_arguments", "limiterd.ctl.hand:resume"),
+    "limit": Verb("limit a link by hand", "limiterd.ctl.operator:limit_arguments", "limiterd.ctl.operator:limit"),
+    "release": Verb("lift a limit by hand", "limiterd.ctl.operator:release_arguments", "limiterd.ctl.operator:release"),
+    "pause": Verb(
+        "impose no new limits; those in force stay", "limiterd.ctl.operator:pause_arguments", "limiterd.ctl.operator:pause"
+    ),
+    "resume": Verb("end a pause", "limiterd.ctl.operator:resume_arguments", "limiterd.ctl.operator:resume"),
     "override": Verb(
         "add, list and revoke approved increase requests",
-        "limiterd.ctl.overrides:override_arguments",
-        "limiterd.ctl.overrides:override",
+        "limiterd.ctl.override:override_arguments",
+        "limiterd.ctl.override:override",
     ),
-    "request": Verb("submit an increase request", "limiterd.ctl.requests:request_arguments", "limiterd.ctl.requests:request"),
+    "request": Verb("submit an increase request", "limiterd.ctl.request:request_arguments", "limiterd.ctl.request:request"),
     "requests": Verb(
         "list the increase requests and what became of them",
-        "limiterd.ctl.requests:requests_arguments",
-        "limiterd.ctl.requests:requests",
+        "limiterd.ctl.request:requests_arguments",
+        "limiterd.ctl.request:requests",
     ),
     "approve": Verb(
-        "turn an increase request into an override", "limiterd.ctl.requests:approve_arguments", "limiterd.ctl.requests:approve"
+        "turn an increase request into an override", "limiterd.ctl.request:approve_arguments", "limiterd.ctl.request:approve"
     ),
-    "deny": Verb("reject an increase request", "limiterd.ctl.requests:deny_arguments", "limiterd.ctl.requests:deny"),
+    "deny": Verb("reject an increase request", "limiterd.ctl.request:deny_arguments", "limiterd.ctl.request:deny"),
     "check": Verb(
         "validate configuration and overrides, without a daemon", "limiterd.ctl.check:check_arguments", "limiterd.ctl.check:check"
     ),
     "replay": Verb(
         "show what a policy would have done to recorded traffic", "limiterd.replay:add_arguments", "limiterd.replay:run"
     ),
-    "record": Verb("record the watched links' counters for replay", "limiterd.record:add_arguments", "limiterd.record:run"),
+    "record": Verb(
+        "record the watched links' counters for replay", "limiterd.ctl.record:add_arguments", "limiterd.ctl.record:run"
+    ),
     "demo": Verb(
         "show the policy at work on real traffic, in its own namespaces", "limiterd.demo:add_arguments", "limiterd.demo:run"
     ),
     "install-service": Verb(
         "set limiterd up as a systemd service on this machine",
-        "limiterd.service:add_arguments",
-        "limiterd.service:run",
+        "limiterd.ctl.install_service:add_arguments",
+        "limiterd.ctl.install_service:run",
     ),
-    "uninstall-service": Verb("remove the systemd service", "limiterd.service:add_arguments", "limiterd.service:run"),
+    "uninstall-service": Verb(
+        "remove the systemd service", "limiterd.ctl.install_service:add_arguments", "limiterd.ctl.install_service:run"
+    ),
     "completion": Verb(
         "print the completion script for a shell",
         "limiterd.ctl.completion:completion_arguments",

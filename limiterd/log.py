@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TextIO
 
-from limiterd import jsonsafe
+from limiterd import json_codec as jsonsafe
 from limiterd.core.units import format_wall
 
 LEVELS: Final[Mapping[str, int]] = {"debug": 7, "info": 6, "warning": 4, "error": 3}

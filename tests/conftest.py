@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from limiterd.core.errors import EnvironmentFault
-from limiterd.kernel import lab as laboratory
-from limiterd.kernel.lab import Lab, Pair
+from limiterd.sim import netns as laboratory
+from limiterd.sim.netns import Lab, Pair
 from tests import netns
 
 _IN_CI: Final = os.environ.get("CI", "").lower() in {"1", "true", "yes"}

@@ -9,8 +9,8 @@ import time
 from dataclasses import replace
 
 from limiterd.core import engine
-from limiterd.core.case import Case, Stage
 from limiterd.core.commands import limit, release_all
+from limiterd.core.limit_state import Case, Stage
 from limiterd.core.model import (
     HOUR,
     MS,
@@ -30,7 +30,7 @@ from limiterd.core.model import (
 )
 from limiterd.core.ports import TcPort
 from limiterd.core.state import Inputs, Output
-from limiterd.daemon.hands import Hands
+from limiterd.daemon.executor import Hands
 
 PACE_S = 0.005
 LONGEST_S = 10.0

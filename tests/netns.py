@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from limiterd.kernel.lab import Namespace, inside
+from limiterd.sim.netns import Namespace, inside
 
 T = TypeVar("T")
 

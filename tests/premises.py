@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from limiterd import config
+from limiterd.config import load as config
+from limiterd.config.override_files import Store, to_yaml
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Config, Event, Override, Snapshot, Status
 from limiterd.core.status import Surroundings, build
-from limiterd.daemon.chronicle import Chronicle
-from limiterd.daemon.machine import hostname
-from limiterd.daemon.reloading import Reloading
+from limiterd.daemon.event_log import Chronicle
+from limiterd.daemon.host import hostname
+from limiterd.daemon.reload import Reloading
 from limiterd.kernel.events import Events
-from limiterd.overrides import Store, to_yaml
 from tests.world import World
 
 T = TypeVar("T")

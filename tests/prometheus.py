@@ -22,7 +22,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from limiterd.kernel.lab import Namespace, inside
+from limiterd.sim.netns import Namespace, inside
 
 SCRAPE_INTERVAL: Final = "500ms"
 PATIENCE_S: Final = 60.0

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from limiterd.ask import call
-from limiterd.kernel.lab import Namespace, inside, run
+from limiterd.serve.control_client import call
+from limiterd.sim.netns import Namespace, inside, run
 from tests.netns import wait_for
 from tests.seccomp import SOCKET_GROUP, unit_filter
 

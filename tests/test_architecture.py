@@ -1,7 +1,7 @@
 """The house rules that a reader can rely on without looking, held by reading every module's syntax tree.
 
-Layers: core ← adapters (kernel/ and the modules at the top) ← wiring. The core is pure; adapters know the core and
-nobody else; only the wiring knows everybody. Each dependency lives behind one fence.
+Layers: core ← adapters ← wiring (MAY_IMPORT). The core is pure; adapters know the core and the tools they stand on; only
+the wiring knows everybody. Each dependency lives behind one fence.
 """
 
 from __future__ import annotations
@@ -18,46 +18,37 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "limiterd"
 ROOT = PACKAGE.parent
 
-WIRING = {"daemon", "replay", "demo", "cli", "ctl", "plot", "record", "service"}
-"""The only modules that may know several adapters."""
-
-GROUND = {"limiterd", "limiterd.kernel", "limiterd.kernel.netlink"} | {
-    f"limiterd.{name}"
-    for name in (
-        "background",
-        "chain",
-        "files",
-        "http",
-        "jsonsafe",
-        "parsers",
-        "protocol",
-        "recordfile",
-        "runsocket",
-        "schema",
-        "yamlsafe",
-    )
+MAY_IMPORT: dict[str, set[str]] = {
+    # package (or module at the top): what it may import besides itself and the core
+    "core": set(),
+    "background": set(),
+    "files": set(),
+    "json_codec": set(),
+    "log": {"json_codec"},
+    "systemd": set(),
+    "config": {"files"},
+    "store": {"background", "config", "files", "json_codec"},
+    "kernel": set(),
+    "serve": {"files", "json_codec"},
+    "sim": set(),
+    "recording": set(),
+    "daemon": {"background", "config", "json_codec", "kernel", "log", "serve", "store", "systemd"},
+    "ctl": {"cli", "config", "json_codec", "kernel", "recording", "serve", "store"},
+    "replay": {"config", "ctl", "daemon", "recording", "sim"},
+    "demo": {"config", "ctl", "daemon", "kernel", "serve", "sim"},
+    "cli": {"ctl"},
 }
-"""What adapters share besides the core: tools that know nothing of the policy; they stand on each other and the core."""
+"""The layers: which package may know which. No adapter (config, store, kernel, serve, sim, recording) knows the wiring."""
 
-NEIGHBOURS = {
-    # importer: what it may know besides core and ground
-    "limiterd.config": {"limiterd.overrides"},  # the rules are both, and are loaded as one
-    "limiterd.kernel.events": {"limiterd.kernel.links"},  # link messages are applied to the one link table
-    "limiterd.kernel.samplers": {"limiterd.kernel.links", "limiterd.kernel.statsdump"},  # counters of the one link table's links
-    "limiterd.kernel.tc": {"limiterd.kernel.tcwire"},  # one adapter in two files: the port, and its bytes
-    "limiterd.kernel.refused": {"limiterd.kernel.events"},  # stands in for it where netlink is refused
-    "limiterd.metrics": {"limiterd.landing"},  # the page at / beside /metrics
-}
-
-ONE_ADAPTER = "limiterd.recording."
-"""An adapter that is a package of its own: its files may know one another."""
+WIRING = {"daemon", "replay", "demo", "cli", "ctl"}
+"""The packages that may know several adapters."""
 
 FENCES = {
-    "pyroute2": {"limiterd.kernel.lab"},
-    "psutil": {"limiterd.kernel.samplers", "limiterd.evidence"},
-    "yaml": {"limiterd.yamlsafe"},
-    "prometheus_client": {"limiterd.metrics"},
-    "matplotlib": {"limiterd.plot"},  # the extra `plot`
+    "pyroute2": {"limiterd.sim.netns"},
+    "psutil": {"limiterd.kernel.samplers", "limiterd.kernel.top_talkers"},
+    "yaml": {"limiterd.config.yaml_reader"},
+    "prometheus_client": {"limiterd.serve.metrics"},
+    "matplotlib": {"limiterd.replay.plot"},  # the extra `plot`
     "rich": {"limiterd.ctl.top", "limiterd.demo.show", "limiterd.replay"},
 }
 """Which modules may import a dependency."""
@@ -128,9 +119,9 @@ def is_wiring(name: str) -> bool:
     return len(parts) > 1 and parts[1] in WIRING
 
 
-def is_ground(name: str) -> bool:
-    """Whether a module is a tool that every adapter may use, or a part of one."""
-    return name in GROUND or name.startswith("limiterd.http.")
+def package_of(name: str) -> str:
+    """The package of a module; a module at the top is its own."""
+    return name.split(".")[1] if "." in name else ""
 
 
 def own(imports: frozenset[str]) -> set[str]:
@@ -189,28 +180,18 @@ def test_core_does_no_io(path: Path) -> None:
     assert not calls & {"open", "print", "input", "exec", "eval", "__import__"}
 
 
-@every_module
-def test_adapters_know_core_but_not_each_other(path: Path) -> None:
-    """An adapter imports core, the common ground, and its named neighbours; never another adapter nor the wiring."""
-    name = name_of(path)
-    if is_core(name) or is_wiring(name) or path.name == "__init__.py":
-        return
-    allowed = NEIGHBOURS.get(name, set())
-    alien = {t for t in own(imports_of(path)) if not is_core(t) and not is_ground(t) and t not in allowed}
-    if name.startswith(ONE_ADAPTER):
-        alien = {t for t in alien if not t.startswith(ONE_ADAPTER)}
-    assert not alien
+def package_imports() -> dict[str, set[str]]:
+    """Every package, and the other packages that it imports, type-checking imports included."""
+    found: dict[str, set[str]] = {package_of(name): set() for name in NAMES if "." in name}
+    for name, path in NAMES.items():
+        targets = {package_of(target) for target in own(imports_of(path))} - {"", "core", package_of(name)}
+        found.setdefault(package_of(name), set()).update(targets)
+    return {package: targets for package, targets in found.items() if package}
 
 
-def test_the_named_exceptions_are_used() -> None:
-    """An exception in NEIGHBOURS that no import needs any more is gone from the table."""
-    stale = {
-        (importer, target)
-        for importer, targets in NEIGHBOURS.items()
-        for target in targets
-        if importer in NAMES and target not in imports_of(NAMES[importer])
-    }
-    assert not stale
+def test_packages_import_what_their_layer_allows() -> None:
+    """A package imports the core and what MAY_IMPORT names, type-checking imports included; the table names nothing else."""
+    assert package_imports() == MAY_IMPORT
 
 
 def test_each_dependency_has_one_fence() -> None:
@@ -309,17 +290,11 @@ def in_code(text: str) -> set[str]:
     return {word.rstrip("/").rpartition("/")[2] for code in re.findall(r"`([^`]+)`", text) for word in code.split()}
 
 
-def unit_of(name: str) -> str:
-    """What the page calls a module by: its own name in core/ and kernel/, else the name at the top."""
-    parts = name.split(".")
-    return parts[min(2, len(parts) - 1)] if parts[1] in {"core", "kernel"} else parts[1]
-
-
 def test_the_page_names_every_module() -> None:
-    """The table of layers has each module of core/ and kernel/, and each module and package at the top, and no other."""
-    table = PAGE[PAGE.index("| layer |") : PAGE.index("The core imports itself")]
-    named = set().union(*(in_code(row.split("|")[2]) for row in table.splitlines() if row))
-    assert named == {unit_of(name) for name in NAMES if "." in name} - {"core", "kernel"}
+    """The tables of modules have each module once, in the table of its package, and no other."""
+    table = PAGE[PAGE.index("## The modules") : PAGE.index("## The path of one byte count")]
+    named = [row.split("|")[1].strip(" `") for row in table.splitlines() if row.startswith("| `")]
+    assert sorted(named) == sorted(name.removeprefix("limiterd.") for name, path in NAMES.items() if path.name != "__init__.py")
 
 
 def test_the_page_names_every_thread() -> None:

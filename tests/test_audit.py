@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limiterd import chain
-from limiterd.audit import AuditTrail, Bounds
 from limiterd.core.errors import EnvironmentFault
+from limiterd.store import hash_chain as chain
+from limiterd.store.audit import AuditTrail, Bounds
 from tests.examples import few
 from tests.netns import wait_for
 from tests.smalldisk import fill, on_tmpfs, remount, use_up_inodes

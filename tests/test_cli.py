@@ -19,11 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limiterd import cli
-from limiterd.audit import AuditTrail
 from limiterd.core.model import EventKind
-from limiterd.ctl import connect, effect, explain, history, overrides, requests, status, top
+from limiterd.ctl import connect, effect, history, top
+from limiterd.ctl import override as overrides
+from limiterd.ctl import request as requests
+from limiterd.ctl import show_explain as explain
+from limiterd.ctl import show_status as status
 from limiterd.ctl.format import PLAIN, display_width
 from limiterd.ctl.terminal import Terminal
+from limiterd.store.audit import AuditTrail
 from tests.ctl_server import ControlStub, Refusal
 from tests.netns import wait_for
 
@@ -274,7 +278,7 @@ def test_status_loads_only_what_it_needs(option: str, stub: ControlStub, tmp_pat
     config.write_text(f"control: {{socket: {stub.path}}}\n")
     script = (
         "import sys; from limiterd import cli; assert cli.main(sys.argv[1:]) == 0; "
-        "heavy = {'yaml', 'rich', 'psutil', 'pyroute2', 'prometheus_client', 'limiterd.core.engine', 'limiterd.config'}; "
+        "heavy = {'yaml', 'rich', 'psutil', 'pyroute2', 'prometheus_client', 'limiterd.core.engine', 'limiterd.config.load'}; "
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     where = stub.path if option == "--socket" else config
@@ -731,7 +735,7 @@ def test_an_unknown_kind_is_a_usage_error(ctl: Ctl, capsys: pytest.CaptureFixtur
 def test_every_kind_that_is_written_is_known() -> None:
     """No part of the program writes an entry of a kind that `history --kind` would refuse."""
     package = Path(cli.__file__).parent
-    sources = [package / "audit.py", package / "chain.py", *(package / "daemon").glob("*.py")]
+    sources = [package / "store" / "audit.py", package / "store" / "hash_chain.py", *(package / "daemon").glob("*.py")]
     text = "\n".join(path.read_text() for path in sources)
     written = set(re.findall(r'(?:\.append|tell|body_of)\((?:[^"()]|\(\))*"([a-z_]+)",\s', text)) | set(
         re.findall(r'kind="([a-z_]+)"', text)

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from limiterd import config, schema, yamlsafe
+from limiterd.config import load as config
+from limiterd.config import schema
+from limiterd.config import yaml_reader as yamlsafe
+from limiterd.config.values import Context, Section
 from limiterd.core.errors import ConfigError
 from limiterd.core.model import (
     HOUR,
@@ -41,7 +44,6 @@ from limiterd.core.model import (
     Source,
     Tls,
 )
-from limiterd.parsers import Context, Section
 
 SHIPPED = Path(__file__).resolve().parent.parent / "config" / "limiterd.yaml"
 

@@ -22,12 +22,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from limiterd import control, protocol
-from limiterd.ask import call
-from limiterd.control import ControlServer
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError, Problem
 from limiterd.core.model import ControlConfig
-from limiterd.protocol import Access, Answer, Call, Peer, Role
+from limiterd.serve import control, protocol
+from limiterd.serve.control import ControlServer
+from limiterd.serve.control_client import call
+from limiterd.serve.protocol import Access, Answer, Call, Peer, Role
 from tests.netns import wait_for
 
 

@@ -22,7 +22,7 @@ from limiterd.demo.chart import Point
 from limiterd.demo.scale import FAST, FULL, Findings, Scale
 from limiterd.demo.simulated import SimulatedStage
 from limiterd.demo.story import Director, Scene
-from limiterd.kernel import lab
+from limiterd.sim import netns as lab
 from tests import netns
 from tests.netns import LONG
 

@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd import evidence
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import SECOND, Link
 from limiterd.core.ports import TcpSocket
-from limiterd.evidence import EvidenceSampler, processes_of, thin, unit_of
-from limiterd.kernel.lab import Lab, Pair, inside
+from limiterd.kernel import top_talkers as evidence
 from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.sockets import SocketDiag
+from limiterd.kernel.top_talkers import EvidenceSampler, processes_of, thin, unit_of
+from limiterd.sim.netns import Lab, Pair, inside
 from tests.netns import wait_for
 
 ETH0 = Link(2, "eth0")

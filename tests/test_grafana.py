@@ -27,7 +27,7 @@ import pytest
 import yaml
 
 from limiterd.core.errors import PeerError
-from limiterd.kernel.lab import Flow, Lab, Namespace, inside, join, run
+from limiterd.sim.netns import Flow, Lab, Namespace, inside, join, run
 from tests.faults.harness import LOOP, Held, problems
 from tests.netns import wait_for
 from tests.prometheus import Prometheus, prometheus, tool

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import MetricsConfig, Tls
-from limiterd.http import server as server_module
-from limiterd.http.exchange import Limits, Route
-from limiterd.http.listen import Certificate, parse_listen
-from limiterd.http.server import HttpServer
-from limiterd.http.wire import BadRequestError, Request, Response, encode_head, parse_request
+from limiterd.serve import http_server as server_module
+from limiterd.serve.exchange import Limits, Route
+from limiterd.serve.http_server import HttpServer
+from limiterd.serve.http_wire import BadRequestError, Request, Response, encode_head, parse_request
+from limiterd.serve.listen import Certificate, parse_listen
 
 PATIENCE_S: Final = 20.0
 LOOPBACK: Final = MetricsConfig("127.0.0.1:0")

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limiterd import jsonsafe, recordfile
+from limiterd import json_codec as jsonsafe
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Decision, Journal, Memory, Reason, RootQdisc, SavedQdisc
 from limiterd.core.units import MAX_RATE_BPS
-from limiterd.journal import JournalStore, from_records, to_records
+from limiterd.store import crc_store as recordfile
+from limiterd.store.journal import JournalStore, from_records, to_records
 from tests.examples import few
 from tests.netns import wait_for
 from tests.smalldisk import fill, on_tmpfs, remount, use_up_inodes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from limiterd.daemon.losses import Losses
-from limiterd.daemon.problems import Problems
+from limiterd.daemon.health import Problems
+from limiterd.daemon.loss_warnings import Losses
 
 
 def test_a_loss_is_a_warning_for_a_minute_and_told_twice() -> None:

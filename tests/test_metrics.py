@@ -26,8 +26,8 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from limiterd.core.model import ClassStats, EpochReason, Link, MetricsConfig, Phase, Snapshot, Status
-from limiterd.landing import MAX_ROWS, POINTS, History, page, rate_text, span_text
-from limiterd.metrics import LINES_A_BLOCK, MetricsServer, link_blocks, render
+from limiterd.serve.index_page import MAX_ROWS, POINTS, History, page, rate_text, span_text
+from limiterd.serve.metrics import LINES_A_BLOCK, MetricsServer, link_blocks, render
 from tests.prometheus import tool
 from tests.statuses import GBIT, MBIT, SECOND, link, quiet, rich
 

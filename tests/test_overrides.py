@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from limiterd import overrides, yamlsafe
+from limiterd.config import override_files as overrides
+from limiterd.config import yaml_reader as yamlsafe
+from limiterd.config.override_files import Store
 from limiterd.core.errors import EXIT_FAILED, ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Config, Detect, Override, OverrideAction, Policy, Rules
 from limiterd.core.units import parse_wall
-from limiterd.overrides import Store
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "config/overrides.d/example.yaml.example"
 NOW = parse_wall("2026-11-23")

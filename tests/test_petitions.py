@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import pytest
 
-from limiterd import config
+from limiterd.config import load as config
+from limiterd.config.override_files import Store
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Config, LinkView, Now, Phase, Rules
-from limiterd.daemon.petitions import Petitions
-from limiterd.daemon.problems import Problems
-from limiterd.daemon.reloading import Reloading
-from limiterd.overrides import Store
-from limiterd.requests import Grant, Request, RequestState, RequestStore, Wish
+from limiterd.daemon.approvals import Petitions
+from limiterd.daemon.health import Problems
+from limiterd.daemon.reload import Reloading
+from limiterd.store.request_store import Grant, Request, RequestState, RequestStore, Wish
 
 T = TypeVar("T")
 MBIT = 10**6
@@ -140,7 +140,7 @@ class Daemon:
 
 def config_host() -> str:
     """This machine, as the daemon names it."""
-    from limiterd.daemon.machine import hostname  # noqa: PLC0415 - for this one line
+    from limiterd.daemon.host import hostname  # noqa: PLC0415 - for this one line
 
     return hostname()
 

@@ -97,7 +97,7 @@ def test_a_recording_without_a_sample_is_one(tmp_path: Path, settings_file: str,
         def close(self) -> None:
             """Nothing to close."""
 
-    monkeypatch.setattr("limiterd.record.open_sampler", lambda *_: Silent())
+    monkeypatch.setattr("limiterd.ctl.record.open_sampler", lambda *_: Silent())
     out = tmp_path / "out.jsonl"
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     try:

@@ -347,8 +347,8 @@ def test_a_bad_point_costs_nothing_before_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 7, 1 << 16])
 def test_an_answer_is_read_in_pieces_of_any_size(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the pieces end, within a number, a text or a character, the points are the same; cut off, those before it."""
-    monkeypatch.setattr("limiterd.recording.base.CHUNK_BYTES", size)
-    monkeypatch.setattr("limiterd.recording.base.MAX_FIRST_BYTES", size + 1)
+    monkeypatch.setattr("limiterd.recording.source.CHUNK_BYTES", size)
+    monkeypatch.setattr("limiterd.recording.source.MAX_FIRST_BYTES", size + 1)
     series = {"values": [[k + 0.125, str(10**k)] for k in range(19)], "metric": {"instance": "ä:1", "device": "naïve"}}
     head = {"data": {"result": [series], "stats": [1.5, {}], "resultType": "matrix"}, "status": "success", "warnings": []}
     text = json.dumps(head, ensure_ascii=False, indent=1) if size > 1 else json.dumps(head)

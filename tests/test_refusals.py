@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from limiterd.daemon.refusals import AT_ONCE, MOST_USERS, Refusals
-from limiterd.protocol import Call, Peer, Role
+from limiterd.daemon.denials import AT_ONCE, MOST_USERS, Refusals
+from limiterd.serve.protocol import Call, Peer, Role
 
 
 class Told:

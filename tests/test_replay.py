@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from limiterd import plot
 from limiterd.cli import main
-from limiterd.config import load_rules
+from limiterd.config.load import load_rules
 from limiterd.core.model import Detect, Event, EventKind, Link, Phase, Snapshot
-from limiterd.plot import Curve, Level, Mark, Shade
 from limiterd.recording import open_recording
+from limiterd.replay import plot
 from limiterd.replay.curves import MAX_POINTS, Curves
+from limiterd.replay.plot import Curve, Level, Mark, Shade
 from limiterd.replay.possible import Possible
 from limiterd.replay.runner import LOOK_AHEAD, Look, Run, Told
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limiterd import jsonsafe
+from limiterd import json_codec as jsonsafe
 from limiterd.core.errors import EnvironmentFault, PeerError
-from limiterd.requests import (
+from limiterd.store.request_store import (
     Bounds,
     Grant,
     Request,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from limiterd import service
 from limiterd.core.errors import EnvironmentFault, PermissionFault
+from limiterd.ctl import install_service as service
 from tests import seccomp
 
 SYSTEMD = Path(__file__).resolve().parent.parent / "systemd"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limiterd import jsonsafe
+from limiterd import json_codec as jsonsafe
 from limiterd.background import Background
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Reason

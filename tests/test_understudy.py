@@ -12,9 +12,9 @@ import pytest
 
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Snapshot
-from limiterd.daemon.keeper import KernelPort
+from limiterd.daemon.controller import KernelPort
 from limiterd.daemon.loop import Pace
-from limiterd.daemon.understudy import Understudy
+from limiterd.daemon.standby_sampler import Understudy
 from tests.netns import wait_for
 
 MS = 1_000_000

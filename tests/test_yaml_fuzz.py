@@ -15,10 +15,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd import config, overrides
+from limiterd.config import load as config
+from limiterd.config import override_files as overrides
+from limiterd.config.yaml_reader import MAX_BYTES
 from limiterd.core.errors import ConfigError
 from limiterd.core.model import Config, Override, OverrideAction
-from limiterd.yamlsafe import MAX_BYTES
 from tests.examples import few
 
 ROOT: Final = Path(__file__).resolve().parent.parent

@@ -32,13 +32,13 @@ from limiterd.core.model import (
 )
 from limiterd.core.state import Output, State
 from limiterd.core.status import Frame, Surroundings, build
-from limiterd.daemon.hands import Hands
-from limiterd.daemon.keeper import Keeper, Ports
-from limiterd.daemon.problems import Problems
-from limiterd.journal import from_records, to_records
+from limiterd.daemon.controller import Keeper, Ports
+from limiterd.daemon.executor import Hands
+from limiterd.daemon.health import Problems
 from limiterd.kernel.events import Events
-from limiterd.kernel.fake import FakeKernel
-from limiterd.recordfile import records_of, text_of
+from limiterd.sim.fake_kernel import FakeKernel
+from limiterd.store.crc_store import records_of, text_of
+from limiterd.store.journal import from_records, to_records
 
 MBIT = 10**6
 DETECT = Detect(threshold_bps=100 * MBIT, window_ns=2 * SECOND, slice_ns=SECOND // 2)

@@ -6,12 +6,12 @@ takes next. A refusal is a PeerError that says why and what would work; it chang
 
 from __future__ import annotations
 
-from limiterd.core.case import HOLDING, Case
+from limiterd.core.enforcement import lift, order, override_key, rate_wanted_bps, strikes_of
 from limiterd.core.errors import EXIT_FAILED, EXIT_USAGE, PeerError
-from limiterd.core.limits import lift, order, override_key, rate_wanted_bps, strikes_of
+from limiterd.core.htb_tree import LOWEST_BPS
+from limiterd.core.limit_state import HOLDING, Case
 from limiterd.core.model import Decision, EventKind, Link, Now, PolicyMode, Reason, ReleaseReason
 from limiterd.core.policy import Effective
-from limiterd.core.shape import LOWEST_BPS
 from limiterd.core.state import Output, State, Turn
 from limiterd.core.units import format_rate
 

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from limiterd.core.births import take_links
-from limiterd.core.calendar import set_calendar, take_calendar, take_rules
-from limiterd.core.case import HOLDING, Stage
 from limiterd.core.detector import Detector
+from limiterd.core.enforcement import drive, lift, obstruct, order, override_key, owed, refresh, stray, strikes_of
 from limiterd.core.errors import errno_name
 from limiterd.core.faults import OPERATION_OF, REMEDY, Obstacle, obstacle_of
-from limiterd.core.limits import drive, lift, obstruct, order, override_key, owed, refresh, stray, strikes_of
+from limiterd.core.firing_policy import response
+from limiterd.core.limit_state import HOLDING, Stage
+from limiterd.core.link_changes import take_links
 from limiterd.core.model import (
     HANDLE_ROOT,
     NOT_SENT,
@@ -43,7 +43,7 @@ from limiterd.core.model import (
     TcActual,
 )
 from limiterd.core.policy import Effective
-from limiterd.core.responses import response
+from limiterd.core.schedule import set_calendar, take_calendar, take_rules
 from limiterd.core.state import Inputs, Output, State, Turn, key_of
 
 SAMPLES_SHOWN: Final = 128

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from limiterd.core.auto_release import hold
 from limiterd.core.model import Detect, Fault, FaultReason, LinkView, Phase, Reason, Release, ReleaseMode
-from limiterd.core.release import hold
 from limiterd.core.units import NS_PER_SECOND, PPM, format_duration, format_rate, format_share, format_wall, parse_wall
 
 Sample = tuple[int, int]

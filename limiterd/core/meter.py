@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import repeat
 from typing import Final, NamedTuple
 
-from limiterd.core.lanes import Lanes
 from limiterd.core.model import EpochReason, Link, Sampling, Snapshot
+from limiterd.core.packed_counters import Lanes
 
 BIT_NS_PER_BYTE: Final = 8 * 10**9
 """bytes · this, against bits per second · nanoseconds: both sides in bit·ns, exact integers."""

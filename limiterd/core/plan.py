@@ -24,7 +24,7 @@ from itertools import groupby
 from typing import Final
 
 from limiterd.core.errors import EnvironmentFault
-from limiterd.core.matches import PRIO_LIFELINE, is_link
+from limiterd.core.htb_tree import LEAF_OF
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_EXEMPT,
@@ -44,7 +44,7 @@ from limiterd.core.model import (
     TcActual,
     TcTree,
 )
-from limiterd.core.shape import LEAF_OF
+from limiterd.core.u32_filters import PRIO_LIFELINE, is_link
 
 RESTORABLE: Final = frozenset({"pfifo", "bfifo", "pfifo_fast", "tbf", "noqueue", "fq", "fq_codel"})
 """Single qdiscs that their dumped options bring back whole."""

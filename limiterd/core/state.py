@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from limiterd.core.case import HOLDING, Case
 from limiterd.core.detector import Detector
+from limiterd.core.limit_state import HOLDING, Case
 from limiterd.core.model import (
     Action,
     ActionResult,

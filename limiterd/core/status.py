@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from limiterd.core.case import HOLDING, Case, calm_phase
-from limiterd.core.limits import rate_wanted_bps
+from limiterd.core.enforcement import rate_wanted_bps
+from limiterd.core.limit_state import HOLDING, Case, calm_phase
 from limiterd.core.model import (
     SECOND,
     ClassStats,

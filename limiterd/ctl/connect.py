@@ -74,7 +74,7 @@ _PLAIN_SOCKET: Final = re.compile(r"""(?:^|[\s{,])socket: *["']?(/[^\s"',}#\\]+)
 
 
 def _configured_socket(config: str) -> str:
-    from limiterd.config import load  # noqa: PLC0415 - it brings YAML along, and is hardly ever needed
+    from limiterd.config.load import load  # noqa: PLC0415 - it brings YAML along, and is hardly ever needed
 
     try:
         return load(config).control.socket
@@ -86,7 +86,7 @@ def _configured_socket(config: str) -> str:
 
 def ask(ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_s: float = ASK_TIMEOUT_S) -> dict[str, object]:
     """The daemon's data for one verb. Raises PeerError with the exit code and one sentence that says what to do."""
-    from limiterd.ask import call  # noqa: PLC0415 - not for help and usage errors
+    from limiterd.serve.control_client import call  # noqa: PLC0415 - not for help and usage errors
 
     try:
         data = call(socket_path(ns), verb, dict(args or {}), timeout_s)

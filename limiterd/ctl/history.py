@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from limiterd import chain, jsonsafe
+from limiterd import json_codec as jsonsafe
 from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, ConfigError, PeerError
 from limiterd.core.model import EventKind
 from limiterd.core.units import parse_wall
@@ -19,6 +19,7 @@ from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, json_argument, numb
 from limiterd.ctl.format import PLAIN, Palette, clean
 from limiterd.ctl.terminal import complain, say, say_json, terminal
 from limiterd.ctl.values import past
+from limiterd.store import hash_chain as chain
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1000
@@ -143,7 +144,7 @@ def _asked(ns: argparse.Namespace, verb: str, args: Data, read: Callable[[Path],
 def _state_directory(ns: argparse.Namespace) -> Path | None:
     if ns.socket is not None:  # whose files would they be
         return None
-    from limiterd import config  # noqa: PLC0415 - it brings YAML along
+    from limiterd.config import load as config  # noqa: PLC0415 - it brings YAML along
 
     try:
         directory = Path(config.load(ns.config).state_directory)

@@ -25,7 +25,7 @@ from limiterd.core.errors import EXIT_DONE, EXIT_UNREACHABLE, PeerError
 from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import Data, ask, figure, json_argument, number, record, records, socket_path
 from limiterd.ctl.format import PHASE_STYLES, Cell, Column, clean
-from limiterd.ctl.status import notices, progress
+from limiterd.ctl.show_status import notices, progress
 from limiterd.ctl.terminal import Terminal, say, say_json, terminal
 
 MEMORY: Final = 600

@@ -18,7 +18,7 @@ from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, EXIT_NOPER
 from limiterd.core.model import PolicyMode, Rules
 
 if TYPE_CHECKING:
-    from limiterd.config import Loaded
+    from limiterd.config.load import Loaded
 
 CANNOT_CLEAN_UP = "limiterd: --cleanup needs CAP_NET_ADMIN; run it as root"
 NO_CAPABILITY = (
@@ -72,8 +72,8 @@ def _say(text: str) -> None:
 
 
 def _run(path: str, *, check: bool, cleanup: bool) -> int:
-    from limiterd import config  # noqa: PLC0415 - a usage error needs no YAML
-    from limiterd.daemon.machine import CAP_NET_ADMIN, has_capability, hostname  # noqa: PLC0415 - likewise
+    from limiterd.config import load as config  # noqa: PLC0415 - a usage error needs no YAML
+    from limiterd.daemon.host import CAP_NET_ADMIN, has_capability, hostname  # noqa: PLC0415 - likewise
 
     if cleanup and not has_capability(CAP_NET_ADMIN):
         _say(CANNOT_CLEAN_UP)
@@ -101,7 +101,7 @@ def _enforces(rules: Rules) -> bool:
 
 
 def _serve(path: str, loaded: Loaded) -> int:
-    from limiterd.daemon.house import House  # noqa: PLC0415 - the daemon proper
+    from limiterd.daemon.daemon import House  # noqa: PLC0415 - the daemon proper
     from limiterd.log import Log, bridged  # noqa: PLC0415 - likewise
 
     settings = loaded.rules.config

@@ -14,20 +14,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from limiterd import config
+from limiterd.config import load as config
 from limiterd.core import engine
 from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, ConfigError, EnvironmentFault
 from limiterd.core.model import Config, Event, EventKind, Journal, Rules, Snapshot
 from limiterd.core.state import Inputs, State
-from limiterd.daemon.chronicle import sentence
-from limiterd.daemon.hands import Hands
+from limiterd.daemon.event_log import sentence
+from limiterd.daemon.executor import Hands
+from limiterd.daemon.host import hostname
 from limiterd.daemon.loop import clocks
-from limiterd.daemon.machine import hostname
-from limiterd.journal import FILE_NAME, JournalStore
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.tc import TcKernel
-from limiterd.runsocket import is_owned
+from limiterd.serve.unix_listener import is_owned
+from limiterd.store.journal import FILE_NAME, JournalStore
 
 _LONGEST_NS = 10_000_000_000
 _PAUSE_S = 0.05

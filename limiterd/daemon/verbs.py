@@ -12,18 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from limiterd import jsonsafe
+from limiterd import json_codec as jsonsafe
 from limiterd.core import commands, explain
 from limiterd.core.errors import EXIT_USAGE, PeerError
 from limiterd.core.model import LinkView, Status
 from limiterd.core.policy import effective
 from limiterd.core.status import document, fault_document, link_document, override_document
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
-from limiterd.daemon.machine import hostname
-from limiterd.requests import Grant, Wish, check_increase
+from limiterd.daemon.host import hostname
+from limiterd.store.request_store import Grant, Wish, check_increase
 
 if TYPE_CHECKING:
-    from limiterd.daemon.house import House
+    from limiterd.daemon.daemon import House
 
 _HASH: Final = re.compile("[0-9a-f]{64}")
 

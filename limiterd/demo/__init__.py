@@ -21,7 +21,7 @@ from limiterd.demo.scale import FAST, FULL, Findings, Scale
 from limiterd.demo.show import LineShow, LiveShow, introduction, summary
 from limiterd.demo.stage import RealStage, Stage, held
 from limiterd.demo.story import Director
-from limiterd.kernel import lab
+from limiterd.sim import netns as lab
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

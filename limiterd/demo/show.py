@@ -17,7 +17,7 @@ from limiterd.core.units import format_rate
 from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import number
 from limiterd.ctl.format import PHASE_STYLES, Cell, Column, Palette, clean
-from limiterd.ctl.status import progress, shaped
+from limiterd.ctl.show_status import progress, shaped
 from limiterd.ctl.terminal import Terminal, say
 from limiterd.demo.chart import AXIS_WIDTH, chart
 from limiterd.demo.scale import Findings, Scale

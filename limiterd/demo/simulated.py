@@ -12,18 +12,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from limiterd import __version__, config, overrides
+from limiterd import __version__
+from limiterd.config import load as config
+from limiterd.config import override_files as overrides
 from limiterd.core import engine, status
-from limiterd.core.diff import describe
 from limiterd.core.model import Event, EventKind, Journal, Link, Now, Rules, Snapshot
+from limiterd.core.rule_changes import describe
 from limiterd.core.state import Inputs
 from limiterd.core.status import RATE_SPAN_NS, Surroundings
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.daemon.chronicle import sentence
-from limiterd.daemon.hands import Hands
+from limiterd.daemon.event_log import sentence
+from limiterd.daemon.executor import Hands
 from limiterd.demo.scale import LINK, Scale, config_text, override_text
 from limiterd.demo.stage import Document, Reading
-from limiterd.kernel.fake import FakeKernel
+from limiterd.sim.fake_kernel import FakeKernel
 
 HOST: Final = "demo"
 IFINDEX: Final = 2

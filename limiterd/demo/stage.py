@@ -20,15 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, Self
 
-from limiterd.ask import call
 from limiterd.core.errors import EXIT_UNREACHABLE, EnvironmentFault, PeerError
 from limiterd.ctl.connect import record, records
 from limiterd.demo.scale import LINK, Scale, config_text, override_text
-from limiterd.kernel.lab import Flow, Lab, Pair, inside
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.samplers import NetlinkSampler
 from limiterd.kernel.tc import TcKernel
+from limiterd.serve.control_client import call
+from limiterd.sim.netns import Flow, Lab, Pair, inside
 
 START_S: Final = 15.0
 STOP_S: Final = 5.0

@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple, Self
 
 from limiterd.core.errors import PermissionFault
-from limiterd.core.matches import OUR_PRIOS
+from limiterd.core.htb_tree import LEAF_OF
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_LIFELINE,
@@ -39,7 +39,7 @@ from limiterd.core.model import (
     TcTree,
 )
 from limiterd.core.plan import OUR_CLASSES, carried_out, name_of
-from limiterd.core.shape import LEAF_OF
+from limiterd.core.u32_filters import OUR_PRIOS
 from limiterd.kernel import tcwire as wire
 from limiterd.kernel.netlink import Ack, Batch, MalformedMessage, Message, NetlinkSocket, batches, boottime_ns
 from limiterd.kernel.tcwire import Nature, SeenFilter, TcMsg

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from limiterd.core.matches import is_link
+from limiterd.core.htb_tree import burst_bytes, burst_ticks
 from limiterd.core.model import HANDLE_ROOT, PARENT_ROOT, Filter, HtbClass, Leaf, RootQdisc
-from limiterd.core.shape import burst_bytes, burst_ticks
+from limiterd.core.u32_filters import is_link
 from limiterd.kernel.netlink import (
     HEADER_BYTES,
     NLM_F_CREATE,

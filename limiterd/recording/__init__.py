@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from limiterd.recording import csv, jsonlines, prometheus
-from limiterd.recording.base import Header, Lane, Lines, Recording, RecordingError, Tick
 from limiterd.recording.jsonlines import Writer
 from limiterd.recording.jsonstream import JsonStream
 from limiterd.recording.prometheus import METRIC
-from limiterd.recording.server import query
+from limiterd.recording.prometheus_server import query
+from limiterd.recording.source import Header, Lane, Lines, Recording, RecordingError, Tick
 
 __all__ = ["METRIC", "Header", "Lane", "Progress", "Recording", "RecordingError", "Writer", "open_recording", "query"]
 

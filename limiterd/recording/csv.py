@@ -12,7 +12,7 @@ from typing import Final
 
 from limiterd.core.model import Link, Snapshot
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.recording.base import Header, Lane, Lines, RecordingError, Tick, shown
+from limiterd.recording.source import Header, Lane, Lines, RecordingError, Tick, shown
 
 HEADER: Final = "t_seconds,interface,tx_bytes"
 _SECONDS: Final = re.compile(r"(\d{1,40})(?:\.(\d*))?", re.ASCII)

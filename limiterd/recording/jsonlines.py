@@ -9,7 +9,7 @@ from typing import IO, Final
 
 from limiterd.core.model import Link, Snapshot
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.recording.base import Header, Lane, Lines, RecordingError, Tick, shown
+from limiterd.recording.source import Header, Lane, Lines, RecordingError, Tick, shown
 
 VERSION: Final = 1
 _INT: Final = {int}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Final
 
-from limiterd.recording.base import RecordingError
+from limiterd.recording.source import RecordingError
 
 MAX_VALUE_CHARS: Final = 1 << 20
 _SPACE: Final = re.compile(r"[ \t\n\r]*")

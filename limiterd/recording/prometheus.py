@@ -18,8 +18,8 @@ from typing import Final
 
 from limiterd.core.model import Link, Snapshot
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.recording.base import Header, Lane, RecordingError, Tick, shown
 from limiterd.recording.jsonstream import JsonStream
+from limiterd.recording.source import Header, Lane, RecordingError, Tick, shown
 
 METRIC: Final = "node_network_transmit_bytes_total"
 MISSED_SCRAPES: Final = 3

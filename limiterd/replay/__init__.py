@@ -18,8 +18,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Final
 
-from limiterd import DEFAULT_CONFIG, plot
-from limiterd.config import load_rules
+from limiterd import DEFAULT_CONFIG
+from limiterd.config.load import load_rules
 from limiterd.core.errors import EXIT_DONE, UnitError
 from limiterd.core.model import Rules
 from limiterd.core.units import NS_PER_SECOND, parse_duration
@@ -27,6 +27,7 @@ from limiterd.ctl.connect import json_argument
 from limiterd.ctl.format import clean, span
 from limiterd.ctl.terminal import complain, say, terminal
 from limiterd.recording import METRIC, Progress, Recording, RecordingError, open_recording, query
+from limiterd.replay import plot
 from limiterd.replay.curves import Curves
 from limiterd.replay.report import Clock, Report, Side, as_json, event_lines, table
 from limiterd.replay.runner import Run, Told

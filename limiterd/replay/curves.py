@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from limiterd.core.model import EventKind, Phase, Snapshot
-from limiterd.plot import Curve, Level, Mark, Shade
+from limiterd.replay.plot import Curve, Level, Mark, Shade
 from limiterd.replay.runner import Look, Told
 
 MAX_POINTS: Final = 4_000

@@ -18,8 +18,8 @@ from itertools import pairwise
 from statistics import median_low
 from typing import Final, NamedTuple
 
-from limiterd.core.case import Stage, calm_phase
 from limiterd.core.engine import start
+from limiterd.core.limit_state import Stage, calm_phase
 from limiterd.core.model import (
     CLASS_LIMIT,
     ClassStats,
@@ -36,10 +36,10 @@ from limiterd.core.model import (
 )
 from limiterd.core.policy import Effective, effective, policy_for
 from limiterd.core.state import Inputs
-from limiterd.daemon.hands import Hands
-from limiterd.kernel.fake import FakeKernel
+from limiterd.daemon.executor import Hands
 from limiterd.recording import Lane
 from limiterd.replay.possible import Possible
+from limiterd.sim.fake_kernel import FakeKernel
 
 REPORTED: Final = frozenset(
     {

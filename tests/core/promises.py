@@ -11,9 +11,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
-from limiterd.core.calendar import EXPIRY_NOTICES_NS
-from limiterd.core.case import HOLDING
-from limiterd.core.matches import OUR_PRIOS
+from limiterd.core.htb_tree import LEAF_OF
+from limiterd.core.limit_state import HOLDING
 from limiterd.core.model import (
     HANDLE_ROOT,
     SECOND,
@@ -38,8 +37,9 @@ from limiterd.core.model import (
 )
 from limiterd.core.plan import OUR_CLASSES
 from limiterd.core.policy import OverrideState, effective, override_state
-from limiterd.core.shape import LEAF_OF
-from limiterd.metrics import render
+from limiterd.core.schedule import EXPIRY_NOTICES_NS
+from limiterd.core.u32_filters import OUR_PRIOS
+from limiterd.serve.metrics import render
 from tests.core.reference import Sample, is_dropped, opens, over_the_line_bits, sustained
 from tests.premises import Premises
 

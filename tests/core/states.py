@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
+from limiterd.core.htb_tree import tree_for
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_EXEMPT,
@@ -31,7 +32,6 @@ from limiterd.core.model import (
 )
 from limiterd.core.plan import Plan, plan
 from limiterd.core.ports import TcPort
-from limiterd.core.shape import tree_for
 
 CLASS_FOREIGN = HANDLE_ROOT | 0x99
 LEAF_FOREIGN = 0x99990000

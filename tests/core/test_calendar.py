@@ -8,7 +8,7 @@ import pytest
 
 from limiterd.core.commands import release_all
 from limiterd.core.model import DAY, HOUR, SECOND, EventKind, Override, OverrideAction
-from limiterd.daemon.chronicle import sentence
+from limiterd.daemon.event_log import sentence
 from tests.world import START, World, rules_of
 
 RECORD = Override("A", ("eth0",), OverrideAction.EXEMPT, START.wall_ns + 10 * SECOND, "ops", "why")

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd.core.diff import describe, needs_restart
 from limiterd.core.model import (
     Config,
     ControlConfig,
@@ -25,6 +24,7 @@ from limiterd.core.model import (
     Sampling,
     Tls,
 )
+from limiterd.core.rule_changes import describe, needs_restart
 from limiterd.core.units import parse_wall
 
 NOW = parse_wall("2026-11-23")

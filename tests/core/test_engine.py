@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from limiterd.core.commands import pause, release_all, resume
+from limiterd.core.enforcement import MEMORIES_MAX
 from limiterd.core.engine import release_for_exit, step, thinned
 from limiterd.core.errors import PeerError
 from limiterd.core.faults import OPERATION_OF
-from limiterd.core.limits import MEMORIES_MAX
 from limiterd.core.model import (
     DAY,
     HANDLE_ROOT,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from limiterd.core.auto_release import Quiet
 from limiterd.core.commands import pause
 from limiterd.core.model import (
     HOUR,
@@ -19,7 +20,6 @@ from limiterd.core.model import (
     Sampling,
     Snapshot,
 )
-from limiterd.core.release import Quiet
 from limiterd.core.state import Inputs
 from tests.world import AUTO, MBIT, POLICY, START, TICK_NS, World, observing, rules_of
 

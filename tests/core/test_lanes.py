@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd.core.lanes import Lanes
+from limiterd.core.packed_counters import Lanes
 
 EDGES = (0, 1, 2**30, 2**31 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 2**70)
 COUNTERS = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 5000), st.sampled_from(EDGES))

@@ -24,9 +24,9 @@ from hypothesis import Phase as Phases
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from limiterd.core.case import HOLDING
 from limiterd.core.commands import pause, release_all, resume
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
+from limiterd.core.limit_state import HOLDING
 from limiterd.core.model import (
     CLASS_LIMIT,
     SECOND,

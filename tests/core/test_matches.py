@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd.core.matches import (
+from limiterd.core.model import CLASS_EXEMPT, CLASS_LIFELINE, Filter, Match
+from limiterd.core.u32_filters import (
     ETH_ARP,
     ETH_IPV4,
     ETH_IPV6,
@@ -21,7 +22,6 @@ from limiterd.core.matches import (
     filters_for,
     is_link,
 )
-from limiterd.core.model import CLASS_EXEMPT, CLASS_LIFELINE, Filter, Match
 
 TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
 NUMBERS = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "icmpv6": ICMPV6, "sctp": SCTP, "47": 47}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limiterd.core.matches import is_link
+from limiterd.core.htb_tree import raised, tree_for
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_EXEMPT,
@@ -32,8 +32,8 @@ from limiterd.core.model import (
     TcTree,
 )
 from limiterd.core.plan import Plan, datagrams, differences, dismantling, name_of, plan
-from limiterd.core.shape import raised, tree_for
-from limiterd.kernel.fake import FakeKernel
+from limiterd.core.u32_filters import is_link
+from limiterd.sim.fake_kernel import FakeKernel
 from tests.core.states import (
     BFIFO,
     CLASS_FOREIGN,

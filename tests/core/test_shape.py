@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limiterd.core.htb_tree import UNLIMITED_BPS, burst_bytes, burst_ticks, codel_us, raised, tree_for
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_EXEMPT,
@@ -26,7 +27,6 @@ from limiterd.core.model import (
     Match,
     TcTree,
 )
-from limiterd.core.shape import UNLIMITED_BPS, burst_bytes, burst_ticks, codel_us, raised, tree_for
 
 ETH0 = Link(2, "eth0")
 EXEMPT = Limit(exempt=(Match(to="10.0.0.0/8"),))

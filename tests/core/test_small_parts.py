@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd.core.case import TRANSITIONS, Case, Signal, Stage
+from limiterd.core.auto_release import Quiet, hold
 from limiterd.core.detector import Detector
 from limiterd.core.errors import ConfigError, Problem, errno_name
 from limiterd.core.faults import Backoff, Fight, obstacle_of
+from limiterd.core.firing_policy import response
 from limiterd.core.histogram import Buckets
+from limiterd.core.limit_state import TRANSITIONS, Case, Signal, Stage
 from limiterd.core.model import (
     HOUR,
     MINUTE,
@@ -38,8 +40,6 @@ from limiterd.core.model import (
     Sampling,
     Snapshot,
 )
-from limiterd.core.release import Quiet, hold
-from limiterd.core.responses import response
 from limiterd.core.status import Surroundings, aged, build, document, frame, stall
 from tests.world import LIMIT, MBIT, POLICY, START, World, rules_of
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from limiterd.kernel.lab import Lab, inside
+from limiterd.sim.netns import Lab, inside
 
 ROOT = Path(__file__).resolve().parents[2]
 MBIT = 10**6

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from limiterd.core.errors import PeerError
-from limiterd.kernel.lab import Pair, inside
+from limiterd.sim.netns import Pair, inside
 from tests.netns import LONG, wait_for
 from tests.rig import Rig
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from limiterd.core.errors import PeerError
-from limiterd.kernel.lab import Pair, inside, run
+from limiterd.sim.netns import Pair, inside, run
 from tests.faults.harness import Spoilt, plant, problems, some
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
@@ -41,12 +41,12 @@ OF_THE_LOOP: Final[Sequence[Trouble]] = (
 )
 BESIDE_IT: Final[Sequence[Trouble]] = (
     ("limiterd.kernel.sockets:SocketDiag.read", FAULT, "planted"),
-    ("limiterd.recordfile:RecordFile.write", FAULT, "planted"),
-    ("limiterd.audit:AuditTrail._write", REFUSED, "audit.jsonl cannot be written"),
-    ("limiterd.config:load_all", FAULT, "planted"),
-    ("limiterd.overrides:Store.load", FAULT, "planted"),
-    ("limiterd.metrics:render", FAULT, "the answer for /metrics cannot be made: planted"),
-    ("limiterd.metrics:page", FAULT, "the answer for / cannot be made: planted"),
+    ("limiterd.store.crc_store:RecordFile.write", FAULT, "planted"),
+    ("limiterd.store.audit:AuditTrail._write", REFUSED, "audit.jsonl cannot be written"),
+    ("limiterd.config.load:load_all", FAULT, "planted"),
+    ("limiterd.config.override_files:Store.load", FAULT, "planted"),
+    ("limiterd.serve.metrics:render", FAULT, "the answer for /metrics cannot be made: planted"),
+    ("limiterd.serve.metrics:page", FAULT, "the answer for / cannot be made: planted"),
 )
 ALONE: Final = [[trouble] for trouble in (*some(5, OF_THE_LOOP), *some(0, BESIDE_IT))]
 """Rounds of one; what is beside the loop fails all at once as well."""
@@ -123,11 +123,11 @@ def waits(condition: Callable[[], bool], spoilt: Spoilt, daemon: Rig) -> None:
         [
             "limiterd.core.status:frame",
             "limiterd.kernel.samplers:NetlinkSampler.sample",
-            "limiterd.journal:JournalStore.save",
+            "limiterd.store.journal:JournalStore.save",
             "limiterd.kernel.events:EventSocket.drain",
             "limiterd.kernel.tc:TcKernel.apply",
             "limiterd.systemd:Notifier.tick",
-            "limiterd.daemon.losses:Losses.follow",
+            "limiterd.daemon.loss_warnings:Losses.follow",
         ],
     ),
 )
@@ -187,13 +187,21 @@ def test_a_capability_that_is_lost(pair: Pair, tmp_path: Path) -> None:
 
 DEFECTS: Final[Sequence[tuple[str, str, Callable[[Rig, str], bool]]]] = (
     (
-        "limiterd.daemon.chronicle:sentence",
+        "limiterd.daemon.event_log:sentence",
         "thread chronicle died",
         lambda daemon, rate: rate in json.dumps(daemon.ask("history")),
     ),
-    ("limiterd.audit:AuditTrail._write_out", "thread audit died", lambda daemon, rate: holds(daemon, "audit.jsonl", rate)),
-    ("limiterd.recordfile:RecordFile.write", "thread journal died", lambda daemon, rate: holds(daemon, "journal.json", rate)),
-    ("limiterd.config:load_all", "thread reload died", lambda daemon, rate: "event=reload " in daemon.log().partition(rate)[2]),
+    ("limiterd.store.audit:AuditTrail._write_out", "thread audit died", lambda daemon, rate: holds(daemon, "audit.jsonl", rate)),
+    (
+        "limiterd.store.crc_store:RecordFile.write",
+        "thread journal died",
+        lambda daemon, rate: holds(daemon, "journal.json", rate),
+    ),
+    (
+        "limiterd.config.load:load_all",
+        "thread reload died",
+        lambda daemon, rate: "event=reload " in daemon.log().partition(rate)[2],
+    ),
     (
         "limiterd.kernel.sockets:SocketDiag.read",
         "thread evidence died",
@@ -201,7 +209,7 @@ DEFECTS: Final[Sequence[tuple[str, str, Callable[[Rig, str], bool]]]] = (
     ),
     ("limiterd.log:Log._write", "thread log died", lambda daemon, rate: rate in daemon.log()),
     (
-        "limiterd.metrics:render",
+        "limiterd.serve.metrics:render",
         "/metrics cannot be made: RuntimeError('planted')",
         lambda daemon, _: get(daemon, "/metrics") == 200,
     ),
@@ -235,7 +243,7 @@ def test_a_server_that_a_defect_ends_takes_nothing_with_it(pair: Pair, tmp_path:
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         pages, questions = (
             Spoilt(daemon, target, DEFECT)
-            for target in ("limiterd.http.exchange:Exchange.deliver", "limiterd.control:ControlServer._on_time")
+            for target in ("limiterd.serve.exchange:Exchange.deliver", "limiterd.serve.control:ControlServer._on_time")
         )
         daemon.start()
         daemon.ask("limit", interface="eth0", reason="test")
@@ -259,10 +267,10 @@ def test_a_store_that_fails_is_told_to_who_asked(pair: Pair, tmp_path: Path) -> 
         requests, decisions, overrides, revocations = (
             Spoilt(daemon, target, FAULT)
             for target in (
-                "limiterd.requests:RequestStore.add",
-                "limiterd.requests:RequestStore.decide",
-                "limiterd.overrides:Store.add",
-                "limiterd.overrides:Store.revoke",
+                "limiterd.store.request_store:RequestStore.add",
+                "limiterd.store.request_store:RequestStore.decide",
+                "limiterd.config.override_files:Store.add",
+                "limiterd.config.override_files:Store.revoke",
             )
         )
         daemon.start()
@@ -297,7 +305,7 @@ def refused_once(daemon: Rig, spoilt: Spoilt, verb: str, **args: object) -> Any:
 def test_a_control_socket_that_cannot_be_made_anew(pair: Pair, tmp_path: Path) -> None:
     """The control socket is removed and cannot be bound: the log and the metrics say so; then it is served again."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
-        spoilt = Spoilt(daemon, "limiterd.runsocket:OwnedSocket.bind", FAULT)
+        spoilt = Spoilt(daemon, "limiterd.serve.unix_listener:OwnedSocket.bind", FAULT)
         daemon.start()
         spoilt.on()
         Path(daemon.socket).unlink()

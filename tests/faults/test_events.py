@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.kernel.lab import Pair, route_in, run
+from limiterd.sim.netns import Pair, route_in, run
 from tests.faults.harness import Spoilt, plant, problems, stopped
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from limiterd.kernel.lab import Lab, Pair
+from limiterd.sim.netns import Lab, Pair
 from tests import smalldisk
 from tests.faults.harness import EXCESS_BPS, QUICK, WRITING, Held, descriptors, later, problems, some, threads
 from tests.netns import wait_for

@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from limiterd.core.errors import PeerError
-from limiterd.kernel.lab import Lab, Pair, join, run
+from limiterd.sim.netns import Lab, Pair, join, run
 from tests.faults.harness import Echo, plant
 from tests.netns import LONG, wait_for
 from tests.rig import FAST, Rig, rig

@@ -14,10 +14,10 @@ from typing import Final
 
 import pytest
 
-from limiterd.core.births import GONE_LINKS_MAX
+from limiterd.core.link_changes import GONE_LINKS_MAX
 from limiterd.core.model import HOUR, EpochReason, EventKind, Phase
-from limiterd.kernel.lab import Lab, Namespace, Pair, inside, route_in, run
 from limiterd.kernel.links import RTM_DELLINK, RTM_NEWLINK, LinkTable
+from limiterd.sim.netns import Lab, Namespace, Pair, inside, route_in, run
 from tests.faults.harness import QUICK, Echo, problems, watched_interfaces
 from tests.netns import LONG, wait_for
 from tests.rig import Rig, rig

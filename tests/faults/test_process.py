@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from limiterd.kernel.lab import Lab, Pair, inside, run
+from limiterd.sim.netns import Lab, Pair, inside, run
 from tests.faults.harness import EXCESS_BPS, QUICK, Echo, descriptors, problems
 from tests.netns import LONG, wait_for
 from tests.rig import Rig, rig

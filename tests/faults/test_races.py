@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.kernel.lab import Pair, run
+from limiterd.sim.netns import Pair, run
 from tests.faults.harness import WRITING, Held, later
 from tests.netns import wait_for
 from tests.rig import FAST, rig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.kernel.lab import Lab, Pair, join
+from limiterd.sim.netns import Lab, Pair, join
 from tests.faults.harness import EXCESS_BPS, QUICK, READING, Held
 from tests.netns import wait_for
 from tests.rig import rig

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from limiterd.core.model import DAY, HOUR, SECOND, EpochReason, EventKind, Override, OverrideAction, Phase
-from limiterd.kernel.lab import Lab, Pair, join
+from limiterd.sim.netns import Lab, Pair, join
 from tests.faults.harness import EXCESS_BPS, QUICK, burst, some, starved, stopped
 from tests.netns import wait_for
 from tests.rig import FAST, rig

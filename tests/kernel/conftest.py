@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from limiterd.kernel.lab import Pair, inside
 from limiterd.kernel.links import LinkTable
+from limiterd.sim.netns import Pair, inside
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from limiterd.core.model import (
 )
 from limiterd.core.ports import TcPort
 from limiterd.core.status import Surroundings, build, frame
-from limiterd.kernel.fake import FakeKernel
-from limiterd.kernel.lab import Pair, inside
 from limiterd.kernel.tc import TcKernel
+from limiterd.sim.fake_kernel import FakeKernel
+from limiterd.sim.netns import Pair, inside
 from tests.driver import Driver, clocks
 
 MBIT = 10**6

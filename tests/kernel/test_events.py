@@ -10,9 +10,9 @@ import pytest
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Link
 from limiterd.kernel.events import Events, EventSocket
-from limiterd.kernel.lab import Lab, Pair, inside, route_in, run
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.netlink import Frame, Message, NetlinkSocket, Overrun, attr
+from limiterd.sim.netns import Lab, Pair, inside, route_in, run
 from tests.kernel.test_netlink import RTM_NEWQDISC, TCMSG
 
 pytestmark = pytest.mark.root

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from limiterd.core.errors import EnvironmentFault
-from limiterd.kernel import lab as laboratory
-from limiterd.kernel.lab import Lab, Pair, inside
+from limiterd.sim import netns as laboratory
+from limiterd.sim.netns import Lab, Pair, inside
 from tests.netns import in_child, wait_for
 
 pytestmark = pytest.mark.root
@@ -139,7 +139,7 @@ def test_nothing_outlives_its_user(ending: signal.Signals) -> None:
     """After Ctrl-C, and even after SIGKILL, no traffic program of the laboratory is left running."""
     script = """
         import time
-        from limiterd.kernel.lab import Lab
+        from limiterd.sim.netns import Lab
         with Lab() as lab:
             pair = lab.pair()
             flow = lab.tcp(pair.near, pair.far, rate_bps=1_000_000)

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Link, Snapshot, Source
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.kernel.lab import Lab, Namespace, Pair, inside, route_in, run
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.netlink import (
     NLM_F_ACK_TLVS,
@@ -32,6 +31,7 @@ from limiterd.kernel.netlink import (
 )
 from limiterd.kernel.samplers import NetlinkSampler, PsutilSampler, open_sampler
 from limiterd.kernel.statsdump import RTM_NEWSTATS, Columns, decode_stats
+from limiterd.sim.netns import Lab, Namespace, Pair, inside, route_in, run
 from tests.netns import in_child, wait_for
 
 INTERVAL_NS = NS_PER_SECOND // 10

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from limiterd.core.errors import EnvironmentFault, PermissionFault
 from limiterd.kernel import netlink
-from limiterd.kernel.lab import Lab, Pair, inside, run
 from limiterd.kernel.netlink import (
     NLM_F_ACK_TLVS,
     NLM_F_CAPPED,
@@ -39,6 +38,7 @@ from limiterd.kernel.netlink import (
     nested,
     text_of,
 )
+from limiterd.sim.netns import Lab, Pair, inside, run
 
 RTM_NEWLINK, RTM_GETLINK, RTM_GETADDR, RTM_NEWQDISC = 16, 18, 22, 36
 IFINFO = struct.Struct("=BxHiII")

@@ -28,8 +28,8 @@ from limiterd.core.model import (
     Match,
     TcActual,
 )
-from limiterd.kernel.lab import Flow, Lab, Pair, inside, run
 from limiterd.kernel.tc import TcKernel
+from limiterd.sim.netns import Flow, Lab, Pair, inside, run
 from tests.driver import Driver
 from tests.netns import LONG, wait_for
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.ports import TcpSocket
 from limiterd.kernel import sockets
-from limiterd.kernel.lab import Lab, Pair, inside, run
 from limiterd.kernel.netlink import NLMSG_DONE, MalformedMessage, Message, attr, encode
 from limiterd.kernel.sockets import SocketDiag, sent_bytes, tcp_socket
+from limiterd.sim.netns import Lab, Pair, inside, run
 from tests.netns import wait_for
 
 MEGABYTE = 1_000_000

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyroute2 import IPRoute
 
+from limiterd.core.htb_tree import raised
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_LIFELINE,
@@ -38,13 +39,12 @@ from limiterd.core.model import (
 )
 from limiterd.core.plan import Plan, differences, plan
 from limiterd.core.ports import TcPort
-from limiterd.core.shape import raised
-from limiterd.kernel.fake import FakeKernel
-from limiterd.kernel.lab import Namespace, Pair, inside, run
 from limiterd.kernel.netlink import Ack, attr, attrs
 from limiterd.kernel.tc import TcKernel
 from limiterd.kernel.tcwire import add_leaf, decode, restore_root
 from limiterd.kernel.tcwire import leaf as wire_leaf
+from limiterd.sim.fake_kernel import FakeKernel
+from limiterd.sim.netns import Namespace, Pair, inside, run
 from tests.core.states import (
     BFIFO,
     CLASS_FOREIGN,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from limiterd.core.errors import EXIT_CONFIG, EXIT_FAILED
-from limiterd.kernel.lab import Lab, Pair, run
+from limiterd.sim.netns import Lab, Pair, run
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.kernel.lab import Lab, Pair, inside, run
+from limiterd.sim.netns import Lab, Pair, inside, run
 from tests.netns import wait_for
 from tests.rig import FAST, METRICS, Rig, measured_bps, rig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.kernel.lab import Pair, inside
+from limiterd.sim.netns import Pair, inside
 from tests.netns import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]

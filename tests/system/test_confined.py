@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.kernel.lab import Lab, Pair, inside, run
+from limiterd.sim.netns import Lab, Pair, inside, run
 from tests.rig import FAST, METRICS, rig
 from tests.seccomp import unit_filter
 

@@ -13,7 +13,7 @@ import pytest
 
 from limiterd.core.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_USAGE
 from limiterd.core.units import exact_wall
-from limiterd.kernel.lab import Flow, Lab, Pair, run
+from limiterd.sim.netns import Flow, Lab, Pair, run
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, measured_bps, rig
 

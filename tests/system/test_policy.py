@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.kernel.lab import Lab, Pair
+from limiterd.sim.netns import Lab, Pair
 from tests.netns import wait_for
 from tests.rig import measured_bps, rig
 

@@ -11,8 +11,8 @@ import pytest
 
 from limiterd.core.model import Config
 from limiterd.daemon import cleanup
-from limiterd.journal import JournalStore
-from limiterd.kernel.lab import Lab, Pair, run
+from limiterd.sim.netns import Lab, Pair, run
+from limiterd.store.journal import JournalStore
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
 

@@ -9,8 +9,8 @@ import pytest
 
 from limiterd.core.errors import EXIT_CONFIG
 from limiterd.kernel.events import EventSocket
-from limiterd.kernel.lab import Lab, Pair, inside, join
 from limiterd.kernel.links import LinkTable
+from limiterd.sim.netns import Lab, Pair, inside, join
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from limiterd.core.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_NOPERM, EXIT_USAGE
-from limiterd.kernel.lab import Pair, inside
+from limiterd.sim.netns import Pair, inside
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
 
@@ -181,7 +181,7 @@ def test_what_an_approval_grants(
 @pytest.fixture(scope="module")
 def approvals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """One daemon for the table of approvals."""
-    from limiterd.kernel.lab import Lab  # noqa: PLC0415 - this fixture outlives the tests' own laboratory
+    from limiterd.sim.netns import Lab  # noqa: PLC0415 - this fixture outlives the tests' own laboratory
 
     with Lab() as lab, rig(lab.pair().near.namespace, tmp_path_factory.mktemp("approvals"), FAST) as daemon:
         daemon.start()

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from limiterd.core.errors import PeerError
 from limiterd.core.model import EpochReason
-from limiterd.kernel.lab import Lab, Pair, inside, join, route_in, run
+from limiterd.sim.netns import Lab, Pair, inside, join, route_in, run
 from tests.faults.harness import LOOP, Held, plant
 from tests.netns import wait_for
 from tests.prometheus import tool

@@ -702,7 +702,7 @@ def limit_came_with_the_link() -> None:
     link, limit = reached_s(LINKS_UNIT.stem, "ActiveEnter"), told_s("restored")
     longest_s = patience_s()
     began = time.monotonic()
-    sh("python3 -c 'import limiterd.daemon.house'")
+    sh("python3 -c 'import limiterd.daemon.daemon'")
     imports_s = time.monotonic() - began
     told = (
         f"read back {limit - unit:.2f} s after the service's start ({sampling - unit:.2f} s to its first sample, of which "

@@ -1,0 +1,1 @@
+"""What the operator writes: one table of keys, the reader of YAML, the override files."""

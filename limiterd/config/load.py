@@ -1,0 +1,253 @@
+"""Loads limiterd.yaml and every override record into one Rules object, or raises one ConfigError with all that is wrong.
+
+Rule: nothing is applied from here. A load reads, validates and answers; whoever called swaps the answer in. Only
+ConfigError leaves this module, whatever the files hold.
+
+A missing certificate is not looked for here: the metrics server alone needs it, and enforcement never depends on that.
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from limiterd.config import override_files as overrides
+from limiterd.config.override_files import Found, Placed, Store
+from limiterd.config.schema import CONFIG, CONFIG_CHECKS
+from limiterd.config.values import Context
+from limiterd.config.yaml_reader import Items, Place, Problems, Table, compose, decode, read_bytes, shown
+from limiterd.core.errors import ConfigError, Problem
+from limiterd.core.model import Config, Override, PolicyMode, Rules
+from limiterd.core.rule_changes import needs_restart
+
+DEFAULT_PATH: Final = "/etc/limiterd/limiterd.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A complete load: the rules, remarks for people, and the daemon's own records that could not be read."""
+
+    rules: Rules
+    context: Context
+    """Where the configuration's keys are."""
+    notes: tuple[str, ...] = ()
+    damaged: tuple[Problem, ...] = ()
+    blank: bool = False
+    """Whether the configuration file holds nothing at all, not even a comment."""
+
+    def unfit_after(self, before: Rules) -> list[Problem]:
+        """What keeps a daemon that runs under `before` from following this load, although a start could."""
+        found = [_problem(self.context, *text.split(": ", 1)) for text in needs_restart(before, self.rules)]
+        if self.blank and self.rules.config != before.config:
+            message = "is empty, which would mean all defaults; write the configuration, or a comment if defaults are meant"
+            found.append(_problem(self.context, "file", message))
+        return found
+
+
+def _problem(context: Context, key: str, message: str) -> Problem:
+    place: Place = context.place_of(key)
+    return Problem(context.problems.file, place.line, place.column, key, message)
+
+
+class _Parsed(NamedTuple):
+    """A configuration as far as it is valid; config is None where not even the directories can be told."""
+
+    config: Config | None
+    problems: tuple[Problem, ...]
+    context: Context
+
+
+def _unknown_groups(config: Config, context: Context) -> Iterator[Problem]:
+    """Yield a problem for each group that this machine does not have."""
+    for key, name in (("control.group", config.control.group), ("control.admin_group", config.control.admin_group)):
+        if name is not None and not _is_group(name):
+            yield _problem(context, key, f"there is no group {name!r} on this machine; create it, or correct the name")
+
+
+def _is_group(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def parse(data: bytes, file: str) -> Config:
+    """Read the bytes of a configuration file; without any key it is all defaults. Raises ConfigError."""
+    parsed = _parse(data, file)
+    if parsed.config is None or parsed.problems:
+        raise ConfigError(parsed.problems)
+    return parsed.config
+
+
+def _parse(data: bytes, file: str, *, paced: bool = True) -> _Parsed:
+    """Read a configuration as far as it is valid, so that the overrides can be judged in the same pass."""
+    context = Context(Problems(file), paced)
+    try:
+        root = compose(decode(data, file), context.problems)
+        made = Config() if root is None else CONFIG(root, "", context)
+        if isinstance(made, Config):
+            for check in CONFIG_CHECKS:
+                check(made, context)
+    except ConfigError as error:
+        return _Parsed(None, error.problems, context)
+    known = isinstance(made, Config) and context.is_valid("overrides") and context.is_valid("state")
+    return _Parsed(made if known else None, context.problems.take(), context)
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Read the configuration file alone. Raises ConfigError, also for a file that is missing or cannot be trusted."""
+    name = os.fspath(path)
+    return parse(read_bytes(name), shown(name))
+
+
+def store_directory(config: Config) -> str:
+    """Where the daemon keeps its own override records."""
+    return f"{config.state_directory.rstrip('/')}/overrides.d"
+
+
+def load_rules(config_path: str | os.PathLike[str], *, host: str, paced: bool = True) -> Rules:
+    """Read everything that a reload swaps in. Raises ConfigError with every problem of every file.
+
+    paced False is for recorded samples, on any machine: neither the sampling interval nor the groups are checked.
+    """
+    return load_all(config_path, host=host, paced=paced).rules
+
+
+def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | None = None, paced: bool = True) -> Loaded:
+    """Read configuration, the operator's overrides and the daemon's own, as load_rules does, with remarks.
+
+    wall_ns (default: now) is only for judging which records have expired: those are information, never errors.
+    """
+    now_ns = time.time_ns() if wall_ns is None else wall_ns
+    name = os.fspath(config_path)
+    data = read_bytes(name)
+    parsed = _parse(data, shown(name), paced=paced)
+    config = parsed.config
+    if config is None:
+        raise ConfigError(parsed.problems)
+    digest = hashlib.sha256(data)  # of the texts one after the other: `cat limiterd.yaml overrides.d/*.yaml … | sha256sum`
+    theirs = overrides.read_directory(config.overrides_directory, digest=digest.update)
+    own = Store(store_directory(config)).load(digest=digest.update)
+    records = [*theirs.records, *own.records]
+    rules = Rules(
+        config=config,
+        overrides=tuple(placed.record for placed in records),
+        host=host,
+        sha256=digest.hexdigest(),
+    )
+    wrong = [*parsed.problems, *theirs.problems, *overrides.duplicates([*own.records, *theirs.records])]
+    if paced:
+        wrong += _unknown_groups(config, parsed.context)
+    if not parsed.problems:
+        wrong += _clashes(theirs.records, rules, now_ns)
+    if wrong:
+        raise ConfigError(wrong)
+    notes = [*theirs.notes, *_policy_remarks(shown(name), rules)]
+    notes += _record_remarks(rules.overrides, rules, now_ns, configured=True)
+    notes += [str(problem) for problem in _clashes(own.records, rules, now_ns)]
+    return Loaded(rules, parsed.context, tuple(notes), tuple(own.problems), blank=not data.strip())
+
+
+def _clashes(records: Iterable[Placed], rules: Rules, wall_ns: int) -> Iterator[Problem]:
+    for placed in records:
+        for key, message in overrides.conflicts(placed.record, rules, wall_ns):
+            yield placed.problem(key, message)
+
+
+def _policy_remarks(file: str, rules: Rules) -> Iterator[str]:
+    """Yield what is valid but worth a look."""
+    config = rules.config
+    if not config.policies:
+        yield f"{file}: there is no policy, so no link is watched"
+    for policy in config.policies:
+        if all(entry.startswith("!") for entry in policy.interfaces):
+            yield f"{file}: policy {policy.name} only excludes interfaces, so it matches none"
+        if policy.mode is PolicyMode.OBSERVE:
+            yield f"{file}: policy {policy.name} observes: it reports and never limits"
+
+
+def _record_remarks(records: Iterable[Override], rules: Rules, wall_ns: int, *, configured: bool) -> Iterator[str]:
+    for record in records:
+        yield from overrides.remarks(record, rules, wall_ns)
+        if configured:
+            yield from overrides.unwatched(record, rules, wall_ns)
+
+
+# ---- limiterctl check ------------------------------------------------------------------------------
+
+
+def check(
+    paths: Sequence[str | os.PathLike[str]], *, host: str = "", default: str | os.PathLike[str] = DEFAULT_PATH
+) -> tuple[tuple[Problem, ...], tuple[str, ...]]:
+    """Validate without a daemon: (problems, remarks), both empty where all is well. Raises nothing.
+
+    Without paths: what a daemon with the configuration file `default` would load. With paths: exactly these, each a
+    configuration file, an override file or a directory of override files, judged together.
+    """
+    if not paths:
+        try:
+            loaded = load_all(default, host=host)
+        except ConfigError as error:
+            return error.problems, ()
+        return (), (*loaded.notes, *(str(problem) for problem in loaded.damaged))
+    return _check_these([os.fspath(path) for path in paths], host)
+
+
+def _check_these(paths: Sequence[str], host: str) -> tuple[tuple[Problem, ...], tuple[str, ...]]:
+    now_ns = time.time_ns()
+    whole = Found()
+    rules = Rules(host=host)
+    given = False
+    for path in paths:
+        if _is_directory(path):
+            found = overrides.read_directory(path)
+        else:
+            parsed, found = _check_file(path)
+            if parsed is not None and parsed.config is not None and not parsed.problems:
+                rules, given = replace(rules, config=parsed.config), True
+                whole.notes += _policy_remarks(shown(path), rules)
+                whole.notes += map(str, _unknown_groups(parsed.config, parsed.context))  # the file may be for another machine
+        whole.add(found)
+    whole.problems += overrides.duplicates(whole.records)
+    if given and not whole.problems:
+        whole.problems += _clashes(whole.records, rules, now_ns)
+    whole.notes += _record_remarks((placed.record for placed in whole.records), rules, now_ns, configured=given)
+    return tuple(sorted(set(whole.problems))), tuple(whole.notes)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _check_file(path: str) -> tuple[_Parsed | None, Found]:
+    """Read one file as what it looks like: a list under `overrides` makes it an override file."""
+    name = shown(path)
+    try:
+        data = read_bytes(path)
+    except ConfigError as error:
+        return None, Found(problems=list(error.problems))
+    if _holds_records(data, path):
+        return None, overrides.parse(data, name)
+    parsed = _parse(data, name)
+    return parsed, Found(problems=list(parsed.problems))
+
+
+def _holds_records(data: bytes, path: str) -> bool:
+    scratch = Problems(path)
+    try:
+        root = compose(decode(data, path), scratch)
+    except ConfigError:
+        root = None
+    if isinstance(root, Table) and root.pairs:
+        return "overrides" in root.pairs and isinstance(root.pairs["overrides"][1], Items)
+    return Path(path).absolute().parent.name == "overrides.d"

@@ -1,0 +1,387 @@
+"""Override records: read from the operator's directory, kept in the daemon's own.
+
+Rule: the operator's files are only ever read. The daemon writes its records, one file each, into `overrides.d` under its
+state directory, in the same format and through the same parser: what is written was read back first.
+
+A damaged file of the operator's is an error of the whole load, because somebody is there to correct it. A damaged file
+of the daemon's own is left out and reported: enforcement goes on without that record, and the file stays for people to
+look at. Ids are unique over both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from limiterd.config.schema import MAX_RECORDS, OVERRIDE, OVERRIDES
+from limiterd.config.values import Context
+from limiterd.config.yaml_reader import (
+    ENDS_MARKED,
+    MAX_DEPTH,
+    START,
+    Items,
+    Node,
+    Place,
+    Problems,
+    Refused,
+    Scalar,
+    Table,
+    compose,
+    decode,
+    read_bytes,
+    refuse,
+    shown,
+    trusted,
+)
+from limiterd.core.errors import ConfigError, PeerError, Problem
+from limiterd.core.model import Override, OverrideAction, Policy, Rules
+from limiterd.core.policy import OverrideState, is_glob, override_state, policy_for
+from limiterd.core.units import exact_rate, exact_wall
+from limiterd.files import fault, sync_directory, write_atomic
+
+SUFFIXES: Final = (".yaml", ".yml")
+MAX_FILES: Final = 1000
+MAX_TOTAL_BYTES: Final = 16 << 20
+"""All files of one directory together."""
+OWN: Final = "state"
+"""The origin of the daemon's own records."""
+
+
+class Placed(NamedTuple):
+    """A record with the file that it stands in and its path there, to say where its keys are."""
+
+    record: Override
+    file: str
+    path: str
+    context: Context
+
+    def place(self, key: str = "") -> Place:
+        """Where the record, or a key of it, stands."""
+        return self.context.place_of(f"{self.path}.{key}" if key else self.path)
+
+    def problem(self, key: str, message: str) -> Problem:
+        """Make a problem of this record's key."""
+        where = self.place(key)
+        return Problem(self.file, where.line, where.column, f"{self.path}.{key}", message)
+
+
+@dataclass(slots=True)
+class Found:
+    """What a directory or file held: valid records, problems and remarks."""
+
+    records: list[Placed] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, other: Found) -> None:
+        """Take in what another file held."""
+        self.records += other.records
+        self.problems += other.problems
+        self.notes += other.notes
+
+
+# ---- reading ---------------------------------------------------------------------------------------
+
+
+def parse(data: bytes, file: str, *, origin: str | None = None) -> Found:
+    """Read the bytes of an override file. Never raises: what is wrong is in the answer, beside the records that are right.
+
+    origin is what the records carry; by default the file and the line.
+    """
+    found = Found()
+    context = Context(Problems(file))
+    try:
+        root = compose(decode(data, file), context.problems)
+        if root is None:
+            context.problems.add(START, "overrides", "no record is in this file; write `overrides: []` for none, or remove it")
+        else:
+            OVERRIDES(root, "", context)
+        context.problems.raise_if_any()
+    except ConfigError as error:
+        found.problems.extend(error.problems)
+    for path, part in context.parts.items():
+        if isinstance(part, Override) and context.is_valid(path):
+            record = replace(part, origin=origin or f"{file}:{context.place_of(path).line}")
+            if _has_idle_rates(record):
+                found.notes.append(f"{record.origin}: override {record.id}: {_IDLE_RATES}")
+                record = replace(record, threshold_bps=None, limit_bps=None)
+            found.records.append(Placed(record, file, path, context))
+    return found
+
+
+_IDLE_RATES: Final = "a threshold or limit has no effect with `action: exempt`"
+
+
+def _has_idle_rates(record: Override) -> bool:
+    return record.action is OverrideAction.EXEMPT and (record.threshold_bps, record.limit_bps) != (None, None)
+
+
+def read_directory(directory: str, *, owners: Collection[int] = (), digest: Callable[[bytes], object] = lambda _: None) -> Found:
+    """Read every *.yaml and *.yml of a directory in the order of their names; names that begin with "." are left out.
+
+    A directory that is not there holds no records, which is noted. digest gets the bytes of each file. Never raises for
+    what it finds.
+    """
+    name = shown(directory)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Found(notes=[f"{name}: there is no such directory, so there are no overrides"])
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds a NUL"
+        return Found(problems=list(refuse(name, f"the overrides directory cannot be read: {reason}").problems))
+    try:
+        return _read_entries(descriptor, name, owners, digest)
+    except OSError as error:
+        return Found(problems=list(refuse(name, f"the overrides directory cannot be read: {error.strerror}").problems))
+    finally:
+        os.close(descriptor)
+
+
+def _read_entries(descriptor: int, directory: str, owners: Collection[int], digest: Callable[[bytes], object]) -> Found:
+    if (reason := trusted(os.fstat(descriptor), owners)) is not None:
+        return Found(problems=list(refuse(directory, f"the overrides directory {reason}").problems))
+    names = sorted(name for name in os.listdir(descriptor) if name.endswith(SUFFIXES) and not name.startswith("."))
+    if len(names) > MAX_FILES:
+        return Found(problems=list(refuse(directory, f"holds {len(names)} files; at most {MAX_FILES} are read").problems))
+    whole, size = Found(), 0
+    for name in names:
+        file = f"{directory.rstrip('/')}/{shown(name)}"
+        try:
+            data = read_bytes(name, dir_fd=descriptor, file=file, owners=owners)
+        except ConfigError as error:
+            whole.problems += error.problems
+            continue
+        size += len(data)
+        digest(data)
+        whole.add(parse(data, file))
+        if size > MAX_TOTAL_BYTES or len(whole.records) > MAX_RECORDS:
+            most = f"more than {MAX_TOTAL_BYTES >> 20} MiB or {MAX_RECORDS} records; remove what has expired"
+            whole.problems += refuse(directory, f"the files up to {shown(name)} hold {most}").problems
+            break
+    return whole
+
+
+# ---- judging a set ---------------------------------------------------------------------------------
+
+
+def duplicates(records: Iterable[Placed]) -> Iterator[Problem]:
+    """Yield a problem for every id that was seen before, naming both places; it stands at the later of the two."""
+    first: dict[str, Placed] = {}
+    for placed in records:
+        before = first.setdefault(placed.record.id, placed)
+        if before is not placed:
+            here, there = (f"{one.file}:{one.place('id').line}" for one in (placed, before))
+            yield placed.problem("id", f"{placed.record.id} is given twice, in {there} and in {here}; rename or remove one")
+
+
+def conflicts(record: Override, rules: Rules, wall_ns: int) -> Iterator[tuple[str, str]]:
+    """Yield (key, message) where a record cannot make sense beside the policies: limit < threshold must hold in effect.
+
+    Only what is certain counts: an interface named exactly with the policy that applies to it; a glob where no policy
+    would do. Records that have expired or are for other hosts are not judged.
+    """
+    if record.action is not OverrideAction.LIMIT or _is_moot(record, rules, wall_ns):
+        return
+    exact = [policy for name in _literals(record) if (policy := policy_for(rules, name)) is not None]
+    clashing = [policy for policy in exact if _clashes(record, policy)]
+    has_glob = any(is_glob(entry) and not entry.startswith("!") for entry in record.interfaces)
+    every = rules.config.policies
+    if not clashing and has_glob and every and all(_clashes(record, policy) for policy in every):
+        clashing = [every[0]]
+    for policy in clashing[:1]:
+        yield _clash(record, policy)
+
+
+def _is_moot(record: Override, rules: Rules, wall_ns: int) -> bool:
+    return override_state(record, rules.host, wall_ns) in {OverrideState.EXPIRED, OverrideState.OTHER_HOST}
+
+
+def _literals(record: Override) -> Iterator[str]:
+    return (entry for entry in record.interfaces if not is_glob(entry) and not entry.startswith("!"))
+
+
+def _clashes(record: Override, policy: Policy) -> bool:
+    threshold_bps = policy.detect.threshold_bps if record.threshold_bps is None else record.threshold_bps
+    limit_bps = policy.limit.rate_bps if record.limit_bps is None else record.limit_bps
+    return limit_bps >= threshold_bps
+
+
+def _clash(record: Override, policy: Policy) -> tuple[str, str]:
+    if record.threshold_bps is None:
+        return "limit", (
+            f"the limit {exact_rate(record.limit_bps or 0)} is not below the threshold {exact_rate(policy.detect.threshold_bps)} "
+            f"of policy {policy.name}, which stays in effect; lower it, or add a higher `threshold`"
+        )
+    return "threshold", (
+        f"the threshold {exact_rate(record.threshold_bps)} is not above the limit {exact_rate(policy.limit.rate_bps)} "
+        f"of policy {policy.name}, which stays in effect; raise it, or add a lower `limit`"
+    )
+
+
+def remarks(record: Override, rules: Rules, wall_ns: int) -> Iterator[str]:
+    """Yield what is worth knowing about a valid record by itself: that it never expires, or has."""
+    if record.expires_wall_ns is None:
+        yield f"{record.origin}: override {record.id} never expires"
+    elif override_state(record, rules.host, wall_ns) == OverrideState.EXPIRED:
+        yield f"{record.origin}: override {record.id} has expired and has no effect"
+
+
+def unwatched(record: Override, rules: Rules, wall_ns: int) -> Iterator[str]:
+    """Yield a remark for each interface that a record of this host names, and that no policy watches."""
+    if not _is_moot(record, rules, wall_ns):
+        if all(entry.startswith("!") for entry in record.interfaces):
+            yield f"{record.origin}: override {record.id} only excludes interfaces, so it matches none"
+        for name in _literals(record):
+            if policy_for(rules, name) is None:
+                yield f"{record.origin}: override {record.id} names {name}, which no policy watches"
+
+
+# ---- one record from a control client --------------------------------------------------------------
+
+
+def _node_of(value: object, depth: int = 0) -> Node:
+    """Make the node that a JSON value would be in YAML; keys with null are left out, as keys that are not given."""
+    if depth > MAX_DEPTH:
+        return Refused(START)
+    if isinstance(value, Mapping):
+        pairs = {str(key): (Scalar(str(key), START), _node_of(one, depth + 1)) for key, one in value.items() if one is not None}
+        return Table(START, pairs)
+    if isinstance(value, list | tuple):
+        return Items(START, [_node_of(one, depth + 1) for one in value])
+    return Scalar(value if isinstance(value, str) else repr(value)[:100], START, plain=False)
+
+
+def record_from_mapping(mapping: Mapping[str, object], origin: str = OWN) -> Override:
+    """Read one record given as JSON, with the keys and forms of the YAML file. Raises ConfigError naming each bad key."""
+    problems = Problems(origin)
+    record = OVERRIDE(_node_of(mapping), "", Context(problems))
+    problems.raise_if_any()
+    if not isinstance(record, Override):
+        raise refuse(origin, "is no override record")
+    if _has_idle_rates(record):
+        raise refuse(origin, f"{_IDLE_RATES}; leave it out, or write `action: limit`")
+    return replace(record, origin=origin)
+
+
+# ---- the daemon's own records ----------------------------------------------------------------------
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _list_of(entries: Sequence[str]) -> str:
+    return "[" + ", ".join(_quoted(entry) for entry in entries) + "]"
+
+
+def to_yaml(records: Iterable[Override]) -> str:
+    """Write records as an override file that reads back as exactly these."""
+    lines = [ENDS_MARKED, "overrides:"]
+    for record in records:
+        never = record.expires_wall_ns is None
+        values = {
+            "id": _quoted(record.id),
+            "interfaces": _list_of(record.interfaces),
+            "hosts": _list_of(record.hosts) if record.hosts else None,
+            "action": record.action.value,
+            "threshold": None if record.threshold_bps is None else exact_rate(record.threshold_bps),
+            "limit": None if record.limit_bps is None else exact_rate(record.limit_bps),
+            "not_before": None if record.not_before_wall_ns is None else exact_wall(record.not_before_wall_ns),
+            "expires": "never" if never else exact_wall(record.expires_wall_ns or 0),
+            "approved_by": _quoted(record.approved_by),
+            "reason": _quoted(record.reason),
+        }
+        given = [f"{key}: {value}" for key, value in values.items() if value is not None]
+        lines += [("  - " if index == 0 else "    ") + line for index, line in enumerate(given)]
+    if len(lines) == 2:
+        lines[1] += " []"
+    return "\n".join([*lines, "...", ""])
+
+
+class Store:
+    """The daemon's own records under `<state>/overrides.d`, one file each. Every call reads the disk; none keeps a copy.
+
+    add and revoke fsync: call them where a slow disk delays nobody.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = Path(directory)
+
+    def load(self, digest: Callable[[bytes], object] = lambda _: None) -> Found:
+        """Read all records; damaged files are among the problems, and do not block the others. Never raises.
+
+        digest gets the bytes of each file.
+        """
+        try:
+            owners = {self._directory.parent.stat().st_uid}
+        except OSError:
+            owners = set()
+        found = read_directory(str(self._directory), owners=owners, digest=digest)
+        found.problems += duplicates(found.records)
+        once = {placed.record.id: placed for placed in reversed(found.records)}
+        found.records = [placed._replace(record=replace(placed.record, origin=OWN)) for placed in reversed(once.values())]
+        found.notes.clear()
+        return found
+
+    def validate(self, record: Override, rules: Rules, wall_ns: int) -> None:
+        """Judge a new record beside all that are known. Raises PeerError: the id is taken, or a policy contradicts it."""
+        known = {one.id: one.origin for one in (*rules.overrides, *(placed.record for placed in self.load().records))}
+        if record.id in known:
+            where = "in the daemon's own store" if known[record.id] == OWN else f"in {known[record.id]}"
+            raise PeerError(f"override {record.id} exists already, {where}; choose another id, or revoke that one first")
+        for key, message in conflicts(record, rules, wall_ns):
+            raise PeerError(f"override {record.id}: {key}: {message}")
+
+    def add(self, record: Override) -> Override:
+        """Keep one record durably; returns it as it will be read. validate() comes first.
+
+        Raises PeerError where a file for that id stands there already (a damaged one too: revoke it), ConfigError where the
+        record could not be read back, EnvironmentFault(operation="write") where the disk refuses: nothing changed then.
+        """
+        path = self._path_of(record.id)
+        if path.exists() or path.is_symlink():
+            raise PeerError(f"{path} exists already; revoke {record.id} first")
+        self._write(path, [record])
+        return replace(record, origin=OWN)
+
+    def revoke(self, record_id: str) -> Override | None:
+        """Forget one record durably and return it; None where its file was too damaged to tell.
+
+        Raises PeerError where the store has no such record, EnvironmentFault(operation="write") where the disk refuses.
+        """
+        records = self.load().records
+        placed = next((one for one in records if one.record.id == record_id), None)
+        path = self._path_of(record_id) if placed is None else Path(placed.file)
+        if placed is None and not (path.exists() or path.is_symlink()):
+            raise PeerError(f"the daemon's own store has no override {record_id}; see `limiterctl override list`")
+        rest = [one.record for one in records if one.file == str(path) and one.record.id != record_id]
+        if rest:
+            self._write(path, rest)
+        else:
+            self._remove(path)
+        return None if placed is None else placed.record
+
+    def _path_of(self, record_id: str) -> Path:
+        return self._directory / f"record-{quote(record_id, safe='')}.yaml"
+
+    def _write(self, path: Path, records: Sequence[Override]) -> None:
+        text = to_yaml(records)
+        data = text.encode("utf-8", "replace")
+        back = parse(data, str(path), origin=OWN)
+        if back.problems:
+            raise ConfigError(back.problems)
+        if [placed.record for placed in back.records] != [replace(record, origin=OWN) for record in records]:
+            raise refuse(str(path), "would not read back as it was given; keep to texts on one line")
+        write_atomic(path, data, mode=0o640)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink()
+            sync_directory(path.parent)
+        except OSError as error:
+            raise fault(f"{path} cannot be removed", error, "write") from error

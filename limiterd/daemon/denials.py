@@ -1,0 +1,93 @@
+"""Refused questions in the audit trail and the log: every one that people send, no flood that a program sends.
+
+Of each user the first few of a minute are told one by one, the rest of them as one line when the minute is over. Whoever may
+read the socket is refused as often as they like; without a bound their refusals would push everything else out of the trail.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from limiterd.daemon.verbs import by
+from limiterd.serve.protocol import Call
+
+SPAN_S: Final = 60.0
+AT_ONCE: Final = 16
+MOST_USERS: Final = 256
+_OTHERS: Final = -1
+"""Stands for all users beyond MOST_USERS, together."""
+
+Tell = Callable[[str, str, str, Mapping[str, object], str], None]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """One user's refusals since the first of this span."""
+
+    who: str
+    since_s: float
+    told: int = 0
+    more: Counter[str] = field(default_factory=Counter)
+
+
+class Refusals:
+    """Counts and tells; any thread may."""
+
+    def __init__(self, tell: Tell, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._tell = tell
+        self._clock_s = clock_s
+        self._lock = threading.Lock()
+        self._tallies: dict[int, _Tally] = {}
+
+    def note(self, call: Call) -> None:
+        """Somebody was refused."""
+        if self._is_told(call):
+            who, concerns = by(call.peer), _concerned(call)
+            text = f"{who} was refused {call.verb}" + (f" of {concerns}" if concerns else "")
+            self._tell("refused", _link(call), text, {"by": who, "verb": call.verb, "id": concerns}, "warning")
+
+    def _is_told(self, call: Call) -> bool:
+        with self._lock:
+            uid = call.peer.uid
+            if uid not in self._tallies and len(self._tallies) >= MOST_USERS:
+                uid = _OTHERS
+            who = "further users" if uid == _OTHERS else by(call.peer)
+            tally = self._tallies.setdefault(uid, _Tally(who, self._clock_s()))
+            if tally.told < AT_ONCE:
+                tally.told += 1
+                return True
+            tally.more[call.verb] += 1
+            return False
+
+    def settle(self, *, everything: bool = False) -> None:
+        """Tell of the spans that are over, or of all; once a second, and at the end."""
+        now_s = self._clock_s()
+        with self._lock:
+            over = [uid for uid, tally in self._tallies.items() if everything or now_s - tally.since_s >= SPAN_S]
+            ended = [self._tallies.pop(uid) for uid in over]
+        for tally in ended:
+            if tally.more:
+                verbs = ", ".join(f"{verb} {count}" for verb, count in tally.more.most_common())
+                count = tally.more.total()
+                text = f"{tally.who}: refused {count} more times within {now_s - tally.since_s:.0f} s: {verbs}"
+                self._tell("refused", "", text, {"by": tally.who, "count": count, "verbs": dict(tally.more)}, "warning")
+
+
+def _printable(value: object, longest: int) -> str:
+    return value[:longest] if isinstance(value, str) and value.isprintable() else ""
+
+
+def _link(call: Call) -> str:
+    """The link that was named, whatever that is; theirs to choose, and cut where it is none."""
+    return _printable(call.args.get("interface"), 15)
+
+
+def _concerned(call: Call) -> str:
+    """The request or the override that was named."""
+    record = call.args.get("record")
+    return _printable(record.get("id") if isinstance(record, Mapping) else call.args.get("id"), 64)
