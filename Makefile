@@ -17,6 +17,11 @@ DEMO_ARGS ?=
 RUN ?=
 VENV := .venv
 PY := $(VENV)/bin/python
+# Isolated from PYTHON* and the locale; PYTEST_ADDOPTS and the like decide nothing. The rest is set by tests/environment.py.
+PYTEST := unset "$${!PYTEST_@}"; $(PY) -I -X utf8 -m pytest
+# Workers of pytest-xdist: most tests wait. Tests marked `serial` have the machine for themselves.
+WORKERS ?= 4
+PARALLEL := -n $(WORKERS) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -78,24 +83,24 @@ demo: $(VENV)/.ready ## the policy at work on real traffic in private namespaces
 test: $(VENV)/.tools ## the tests; as root with namespaces and real traffic (PYTEST_ARGS=…)
 	@$(call need,PATH="$$PATH:/usr/sbin:/sbin" tc -V,iproute2,comparing with tc)
 	$(call need,command -v ping,iputils-ping,the tests that measure latency)
-	umask 022 # files' modes are among what is tested
-	PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) $(PYTEST_ARGS)
 
 faults: $(VENV)/.tools ## every test of the fault catalogue, and their results into docs/reliability.md
 	@results=$$(mktemp)
 	trap 'rm -f "$$results"' EXIT
 	cases=$$($(PY) -c 'from tests.faults.catalogue import tests; print(*tests())')
 	code=0
-	LIMITERD_LONG=1 PATH="$$PATH:/usr/sbin:/sbin" $(PY) -m pytest -q --junitxml="$$results" $(PYTEST_ARGS) $$cases || code=$$?
+	export LIMITERD_LONG=1
+	$(PYTEST) $(PARALLEL) -q --junitxml="$$results" $(PYTEST_ARGS) $$cases || code=$$?
 	$(PY) docs/build_reliability.py --results "$$results"
 	exit $$code
 
 faults-long: $(VENV)/.tools ## the fault tests that chance decides, for long: 600 random SIGKILLs, 30 000 steps of the stateful machine
-	@LIMITERD_KILLS=600 LIMITERD_MACHINE_EXAMPLES=600 PATH="$$PATH:/usr/sbin:/sbin" exec $(PY) -m pytest -q -s \
-	  --timeout=3600 tests/faults/test_kill.py tests/core/test_machine.py
+	@export LIMITERD_KILLS=600 LIMITERD_MACHINE_EXAMPLES=600
+	$(PYTEST) -q -s --timeout=3600 tests/faults/test_kill.py tests/core/test_machine.py
 
-fuzz: $(VENV)/.tools ## every fuzz target for FUZZ_S seconds (60)
-	@exec $(PY) -m tests.faults.fuzz $(or $(FUZZ_S),60)
+explore: $(VENV)/.tools ## every property test with examples of chance, for MINUTES (10); what fails is written to explored/
+	@exec $(PY) -I -X utf8 tests/explore.py $(or $(MINUTES),10) $(SEED)
 
 soak: $(VENV)/.tools ## a real daemon under everything at once for MINUTES (3), into docs/soak.csv and docs/soak.png
 	@exec $(PY) bench/soak.py $(or $(MINUTES),3)
@@ -156,4 +161,4 @@ clean: ## removes what make made (not dist/)
 	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage ./*.egg-info debian/.build
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: help venv run demo test test-long faults faults-long fuzz soak coverage lint format types bench bench-guard wheel deb deb-test vm-test docs constraints clean
+.PHONY: help venv run demo test test-long faults faults-long explore soak coverage lint format types bench bench-guard wheel deb deb-test vm-test docs constraints clean

@@ -17,9 +17,6 @@ T = TypeVar("T")
 LONG = bool(os.environ.get("LIMITERD_LONG"))
 """Whether every case of long lists is wanted (LIMITERD_LONG=1, `make test-long`), not only the telling ones."""
 
-REAL_ROOT = os.geteuid() == 0
-"""Whether the test run began as root of the machine, not as root of a user namespace of its own."""
-
 _CHILD = """
 import pickle, sys
 sys.path[:0] = pickle.load(sys.stdin.buffer)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -23,19 +21,15 @@ import pytest
 import yaml
 
 from limiterd.sim.netns import Namespace, inside
+from tests import needs
 
 SCRAPE_INTERVAL: Final = "500ms"
 PATIENCE_S: Final = 60.0
 
 
 def tool(name: str) -> str:
-    """The path of prometheus or promtool; without it the test is skipped loudly, and fails in CI."""
-    path = shutil.which(name)
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is missing (Debian package prometheus); in CI that is an error", pytrace=False)
-        pytest.skip(f"{name.upper()} IS MISSING: install the Debian package prometheus")
-    return path
+    """The path of prometheus or promtool."""
+    return needs.program(name, "prometheus")
 
 
 @dataclass(frozen=True)

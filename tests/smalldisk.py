@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests import needs
+
 T = TypeVar("T")
 
 _CHILD = """
@@ -27,7 +29,7 @@ def on_tmpfs(directory: Path, function: Callable[..., T], *arguments: Any, optio
     function must be found by import (a test module's own function); arguments and result must pickle.
     """
     mount = 'mount -t tmpfs -o "$1" limiterd-test "$2" && shift 2 && exec "$@"'
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", options, str(directory)]
+    command = [*needs.private_mounts(), "sh", "-c", mount, "sh", options, str(directory)]
     told = pickle.dumps(sys.path) + pickle.dumps((function, (directory, *arguments)))
     done = subprocess.run([*command, sys.executable, "-c", _CHILD], input=told, capture_output=True, timeout=60, check=False)
     _before, mark, result = done.stdout.partition(b"\0result\0")

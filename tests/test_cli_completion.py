@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from limiterd import cli
 from limiterd.ctl.completion import WRITERS, describe, paths, script
+from tests import needs
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "completion"
 FILES = {"bash": "limiterctl.bash", "zsh": "_limiterctl", "fish": "limiterctl.fish"}
@@ -34,8 +34,7 @@ def test_every_verb_and_option_is_completed(shell: str) -> None:
 @pytest.mark.parametrize("shell", WRITERS)
 def test_the_shell_accepts_the_script(shell: str) -> None:
     """The shell reads it without a complaint (where that shell is installed)."""
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
+    needs.program(shell, shell)
     flag = "--no-execute" if shell == "fish" else "-n"
     done = subprocess.run([shell, flag, "/dev/stdin"], input=script(shell), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from limiterd import cli
 from limiterd.core.explain import what_lifts
 from limiterd.core.model import LinkView, Phase, PolicyMode, Release
 from limiterd.daemon.entry import parser as daemon_parser
+from tests import needs
 
 ROOT = Path(__file__).resolve().parent.parent
 MAN = ROOT / "docs" / "man"
@@ -68,8 +68,7 @@ def test_the_documentation_names_every_verb(verb: str) -> None:
 @pytest.mark.parametrize("page", ["limiterd.8", "limiterctl.1", "limiterd.yaml.5"])
 def test_the_pages_are_clean_roff(page: str) -> None:
     """groff formats each page without a warning (where it is installed)."""
-    if shutil.which("groff") is None:
-        pytest.skip("groff is not installed")
+    needs.program("groff", "groff-base")
     done = subprocess.run(
         ["groff", "-t", "-k", "-man", "-Tutf8", "-ww", "-z", str(MAN / page)], capture_output=True, text=True, check=False
     )

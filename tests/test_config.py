@@ -486,7 +486,7 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> N
     assert f"can be written by others (mode {mode:04o}); chmod go-w it" in refusal(path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.usefixtures("real_root")
 def test_a_strangers_file_is_refused(tmp_path: Path) -> None:
     """A file that another user owns is not read, though it is readable; owners that are named are trusted."""
     path = tmp_path / "c.yaml"
@@ -496,7 +496,7 @@ def test_a_strangers_file_is_refused(tmp_path: Path) -> None:
     assert yamlsafe.read_bytes(str(path), owners=(65_533,)) == b"{}\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.usefixtures("real_root")
 def test_the_owner_of_the_program_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a checkout the configuration is its user's, and so is the code: `sudo make run` reads both."""
     path = tmp_path / "c.yaml"
@@ -508,7 +508,7 @@ def test_the_owner_of_the_program_is_trusted(tmp_path: Path, monkeypatch: pytest
     assert "can be written by others" in refusal(path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+@pytest.mark.usefixtures("real_root")
 def test_a_daemon_under_its_own_user_reads_roots_files() -> None:
     """A root:limiterd 0640 file is read by a member of the group, and refused with advice to everybody else."""
     with tempfile.TemporaryDirectory() as home:  # pytest's own directories are closed to other users

@@ -28,6 +28,7 @@ import yaml
 
 from limiterd.core.errors import PeerError
 from limiterd.sim.netns import Flow, Lab, Namespace, inside, join, run
+from tests import needs
 from tests.faults.harness import LOOP, Held, problems
 from tests.netns import wait_for
 from tests.prometheus import Prometheus, prometheus, tool
@@ -138,7 +139,7 @@ def observer(namespace: Namespace, home: Path) -> Iterator[Rig]:
             made.config.read_text().replace("['eth*']", "['obs*'], mode: observe") + f"metrics: {{listen: '{OBSERVER}'}}\n"
         )
         mount = 'mount -t tmpfs -o size=128k limiterd-test "$1" && shift && exec "$@"'
-        alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", str(made.state)]
+        alone = [*needs.private_mounts(), "sh", "-c", mount, "sh", str(made.state)]
         made.prefix = [*alone, "setpriv", "--bounding-set", "-net_admin"]
         yield made
 

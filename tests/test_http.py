@@ -30,6 +30,7 @@ from limiterd.serve.exchange import Limits, Route
 from limiterd.serve.http_server import HttpServer
 from limiterd.serve.http_wire import BadRequestError, Request, Response, encode_head, parse_request
 from limiterd.serve.listen import Certificate, parse_listen
+from tests import needs
 
 PATIENCE_S: Final = 20.0
 LOOPBACK: Final = MetricsConfig("127.0.0.1:0")
@@ -479,7 +480,7 @@ def test_bad_listen_addresses(text: str) -> None:
 def test_it_listens_on_every_kind_of_address(listen: str) -> None:
     """IPv4, IPv6, a name and the wildcard are served."""
     if listen.startswith("[") and not _has_ipv6():
-        pytest.skip("this machine has no IPv6 loopback")
+        needs.missing("this machine has no IPv6 loopback")
     with serving(MetricsConfig(listen)) as server:
         assert server.problem is None
         assert get(server, "/").endswith(b"page")
@@ -585,11 +586,7 @@ def test_an_internal_error_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Tls]:
     """Two self-signed certificates for 127.0.0.1 with their keys."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        if os.environ.get("CI"):
-            pytest.fail("openssl is missing; in CI that is an error")
-        pytest.skip("OPENSSL IS MISSING: install it to test TLS")
+    openssl = needs.program("openssl", "openssl")
     directory = tmp_path_factory.mktemp("tls")
     made = []
     for name in ("first", "second"):

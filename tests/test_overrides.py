@@ -564,7 +564,7 @@ def test_a_cut_store_file_is_refused_at_every_offset(store: Store, tmp_path: Pat
         assert found.problems or [placed.record for placed in found.records] == [EXEMPT], end
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.usefixtures("real_root")
 def test_the_daemons_user_may_own_its_records(store: Store, tmp_path: Path) -> None:
     """Root, who checks, trusts the owner of the state directory, and nobody else."""
 

@@ -15,13 +15,17 @@ import pytest
 
 from limiterd.core.errors import EnvironmentFault, PermissionFault
 from limiterd.ctl import install_service as service
-from tests import seccomp
+from tests import needs, seccomp
 
 SYSTEMD = Path(__file__).resolve().parent.parent / "systemd"
 UNIT = SYSTEMD / "limiterd.service"
 DROP_INS = sorted((SYSTEMD / "drop-ins").glob("*.conf"))
 
-needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+
+@pytest.fixture
+def systemd() -> None:
+    """What reads a unit as systemd does."""
+    needs.program("systemd-analyze", "systemd")
 
 
 @pytest.fixture
@@ -223,7 +227,7 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
 
 
-@needs_systemd
+@pytest.mark.usefixtures("systemd")
 @pytest.mark.parametrize("drop_in", [None, *DROP_INS], ids=lambda path: path.stem if path else "alone")
 def test_systemd_accepts_every_line_of_the_unit(tmp_path: Path, drop_in: Path | None) -> None:
     """systemd-analyze verify has nothing to say (it exits 0 on unknown keys, so its silence is what counts)."""
@@ -231,7 +235,7 @@ def test_systemd_accepts_every_line_of_the_unit(tmp_path: Path, drop_in: Path | 
     assert (verdict.returncode, verdict.stderr) == (0, "")
 
 
-@needs_systemd
+@pytest.mark.usefixtures("systemd")
 def test_exposure_is_at_most_one_and_a_half(tmp_path: Path) -> None:
     """systemd-analyze security rates the unit 1.5 or better."""
     verdict = analyze("security", "--offline=true", "--threshold=15", staged(tmp_path))
@@ -279,7 +283,7 @@ def test_what_the_daemon_needs_is_not_taken_away() -> None:
     assert "@process" not in " ".join(value for value in unit["SystemCallFilter"] if value.startswith("~"))
 
 
-@needs_systemd
+@pytest.mark.usefixtures("systemd")
 def test_the_filter_leaves_what_the_daemon_needs_alone() -> None:
     """Netlink, files and threads stay; changing owners takes the drop-in for groups; what breaks out is refused either way."""
     plain, grouped = seccomp.allowed(seccomp.UNIT), seccomp.allowed(seccomp.UNIT, seccomp.SOCKET_GROUP)

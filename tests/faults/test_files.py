@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from limiterd.sim.netns import Lab, Pair
-from tests import smalldisk
+from tests import needs, smalldisk
 from tests.faults.harness import EXCESS_BPS, QUICK, WRITING, Held, descriptors, later, problems, some, threads
 from tests.netns import wait_for
 from tests.rig import Rig, rig
@@ -90,7 +90,7 @@ MOUNT: Final = 'mount -t tmpfs -o "$1" limiterd-test "$2" && shift 2 && exec "$@
 def small_disk(daemon: Rig, options: str) -> Callable[[], Path]:
     """Give the daemon a state directory of its own on a tmpfs; the result is where this process sees it while it runs."""
     daemon.state.mkdir()
-    daemon.prefix = ("unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT, "sh", options, str(daemon.state))
+    daemon.prefix = (*needs.private_mounts(), "sh", "-c", MOUNT, "sh", options, str(daemon.state))
 
     def seen() -> Path:
         assert daemon.process is not None

@@ -49,6 +49,7 @@ def test_sigstop(lab: Lab, pair: Pair, tmp_path: Path, pause_s: float) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.serial
 def test_a_starved_processor(lab: Lab, pair: Pair, tmp_path: Path) -> None:
     """CPU starvation for real (nice 19 beside busy loops): excess is limited, a burst is not, each missed tick is counted."""
     other = join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)

@@ -33,7 +33,7 @@ from limiterd.sim.netns import Flow, Lab, Pair, inside, run
 from tests.driver import Driver
 from tests.netns import LONG, wait_for
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.serial]
 
 MBIT = 10**6
 ECHO_PORT = 2_222

@@ -100,6 +100,7 @@ def test_a_taken_metrics_port_does_not_stop_enforcement(pair: Pair, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_nine_and_a_half_seconds_at_full_speed_never_limit(lab: Lab, pair: Pair, tmp_path: Path) -> None:
     """9.5 s as fast as the machine goes, then silence: conforming, however fast it was."""
     with rig(pair.near.namespace, tmp_path) as daemon:

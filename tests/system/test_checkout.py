@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from limiterd.sim.netns import Pair, inside
+from tests import needs
 from tests.netns import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +47,7 @@ def test_make_run_works_from_any_checkout(pair: Pair, tmp_path: Path, uid: int, 
     """The daemon starts with the shipped configuration, `limiterctl status` shows the links, Ctrl-C ends it in order."""
     place = checkout(tmp_path / "a checkout", uid, umask)
     private = 'mount -t tmpfs none /run && mount -t tmpfs none /var/lib && cd "$1" && exec make run VENV="$2" -o "$2/.ready"'
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", private, "sh", str(place), str(VENV)]
+    command = [*needs.private_mounts(), "sh", "-ec", private, "sh", str(place), str(VENV)]
     said = tmp_path / "said"
     with inside(pair.near.namespace), said.open("wb") as log:
         run = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from limiterd.sim.netns import Lab, Pair, inside, run
+from tests import needs
 from tests.rig import FAST, METRICS, rig
 from tests.seccomp import unit_filter
 
 pytestmark = pytest.mark.root
 
 
-@pytest.mark.skipif(unit_filter() is None, reason="needs systemd-analyze and libseccomp")
 def test_the_units_filter_suffices(lab: Lab, pair: Pair, tmp_path: Path) -> None:
     """Takeover, firing with evidence, TLS, override, reload and the exit's clean-up: nothing is refused to the daemon."""
+    if unit_filter() is None:
+        needs.missing("needs systemd-analyze and libseccomp (Debian packages systemd and libseccomp2)")
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     self_signed = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x"
     subprocess.run([*self_signed.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)

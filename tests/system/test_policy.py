@@ -11,7 +11,7 @@ from limiterd.sim.netns import Lab, Pair
 from tests.netns import wait_for
 from tests.rig import measured_bps, rig
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.serial]
 
 OVERRIDE = """overrides:
   - id: REQ-1
