@@ -167,6 +167,14 @@ class Promises:
             self.promise_2_observed_excess_alone(event)
         if event.kind is EventKind.FAULT:
             self.a_fault_has_a_cause(event)
+        if event.kind is EventKind.RELEASED:
+            self._released(event.interface)
+
+    def _released(self, name: str) -> None:
+        """Where others have put a root in the place of ours, it stays, and nothing is owed any more."""
+        for link in self.world.links:
+            if link.name == name and self.world.kernel.shows(link.ifindex).foreign_root is not None:
+                self.owed.pop(link.ifindex, None)
 
     # ---- by number ----
 

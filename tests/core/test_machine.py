@@ -42,6 +42,7 @@ from limiterd.core.model import (
 )
 from tests.core.promises import SETTLED_TICKS, Promises
 from tests.core.states import BFIFO, PFIFO, foreign_deeds
+from tests.explore import STORY
 from tests.premises import Premises
 from tests.world import MBIT, Died
 
@@ -137,7 +138,7 @@ def deed(**drawn: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Cal
                     self.start()
                 self.promises.check()
             except (Exception, pytest.fail.Exception) as error:
-                error.add_note(f"the story: {json.dumps(self.story)}")
+                error.add_note(f"{STORY}{json.dumps(self.story)}")
                 raise
 
         ruled: Callable[..., None] = rule(**drawn)(done)  # type: ignore[call-overload]  # these are no bundles
@@ -191,7 +192,10 @@ class Machine(RuleBasedStateMachine):
 
     @deed(name=present)
     def fire(self, name: str) -> None:
-        """A link sends too much for long enough: where nothing speaks against it, it is limited for it."""
+        """A link is offered too much for long enough: where nothing speaks against it, it is limited for it.
+
+        A kernel that fell silent before a release still holds the limit back: then the link never sends too much.
+        """
         if name not in self.names():
             return
         ifindex = self.world.link(name).ifindex
@@ -205,11 +209,16 @@ class Machine(RuleBasedStateMachine):
             and not (self.world.state.paused or self.world.blind or self.world.drops)
             and not self.world.keeper.rules.overrides
         )
-        self.world.kernel.offer(ifindex, 150 * MBIT)
-        self.promises.tick(27)
+        kernel, ticks = self.world.kernel, 27
+        kernel.offer(ifindex, 150 * MBIT)
+        sent_bytes = -kernel.links[ifindex].tx_bytes
+        self.promises.tick(ticks)
+        sent_bytes += kernel.links[ifindex].tx_bytes
         if free:
-            Machine.reached["a link fired"] += 1
-            assert name in self.world.state.cases
+            fired = name in self.world.state.cases
+            held_back = kernel.silent and 8 * sent_bytes < 100 * MBIT * ticks // 10
+            Machine.reached["a link fired"] += fired
+            assert fired or held_back
 
     def hush(self) -> None:
         """Nobody sends any more; that events were lost becomes known."""

@@ -1,4 +1,4 @@
-"""Fuzz of what comes from outside and has none elsewhere: recordings, link events, tc's dumps. `make fuzz` runs it for long."""
+"""Fuzz of what comes from outside and has none elsewhere: recordings, link events, tc's dumps. `make explore` draws more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +23,6 @@ from limiterd.kernel.netlink import Ack, MalformedMessage
 from limiterd.kernel.tc import TcKernel
 from limiterd.recording import RecordingError, open_recording
 from tests.examples import few
-from tests.faults.fuzz import places, property_at
 
 DATA: Final = Path(__file__).parent.parent / "data/fuzz"
 CORPUS: Final = sorted(DATA.glob("corpus/*.json"))
@@ -57,10 +58,12 @@ def mutants(draw: st.DrawFn, seeds: tuple[bytes, ...], longest_cut: int = 12) ->
 def test_the_corpus_raises_only_the_documented_errors(path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Fuzz with inputs of known sorts, kept a file a decoder: each is read or refused as the fuzz target requires of any."""
     corpus = json.loads(path.read_text())
-    target = property_at(corpus["target"]).hypothesis.inner_test
+    module, name = corpus["target"].split(":")
+    target = getattr(import_module(module), name).hypothesis.inner_test
+    asked = {"tmp_path_factory": tmp_path_factory} if "tmp_path_factory" in signature(target).parameters else {}
     for what, arguments in corpus["cases"].items():
         try:
-            target(**places(target, tmp_path_factory), **raw(arguments))
+            target(**asked, **raw(arguments))
         except Exception as error:
             error.add_note(f"the case: {what}")
             raise
