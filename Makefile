@@ -17,11 +17,13 @@ DEMO_ARGS ?=
 RUN ?=
 VENV := .venv
 PY := $(VENV)/bin/python
-# Isolated from PYTHON* and the locale; PYTEST_ADDOPTS and the like decide nothing. The rest is set by tests/environment.py.
-PYTEST := unset "$${!PYTEST_@}"; $(PY) -I -X utf8 -m pytest
+# Isolated from the user's site and the locale; what else the tests' environment holds is set by tests/environment.py.
+PYTEST := $(PY) -I -X utf8 -m pytest
 # Workers of pytest-xdist: most tests wait. Tests marked `serial` have the machine for themselves.
 WORKERS ?= 4
 PARALLEL := -n $(WORKERS) --dist worksteal
+# Nothing of the caller's decides what the programs below are and do.
+$(foreach name,$(filter BASH_ENV CDPATH PYTEST_% PYTHON%,$(.VARIABLES)),$(eval unexport $(name)))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -105,8 +107,8 @@ explore: $(VENV)/.tools ## every property test with examples of chance, for MINU
 soak: $(VENV)/.tools ## a real daemon under everything at once for MINUTES (3), into docs/soak.csv and docs/soak.png
 	@exec $(PY) bench/soak.py $(or $(MINUTES),3)
 
-test-long: ## the test suite with every case of its long lists, about 12 minutes
-	@LIMITERD_LONG=1 $(MAKE) test
+test-long: export LIMITERD_LONG := 1
+test-long: test ## the test suite with every case of its long lists
 
 coverage: $(VENV)/.tools ## the core's tests alone, every branch of limiterd/core taken
 	@$(PY) -m coverage run -m pytest -q tests/core $(PYTEST_ARGS)

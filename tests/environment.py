@@ -42,6 +42,7 @@ class Environment:
         kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
         os.environ.clear()
         os.environ.update(kept, **_SET, HOME=str(home), PATH=os.pathsep.join(dict.fromkeys(filter(None, path))))
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(Path(self.place) / "hypothesis")  # not in the checkout, as root's
         time.tzset()
         tempfile.tempdir = None
         os.umask(0o022)  # files' modes are among what is tested

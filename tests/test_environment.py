@@ -12,7 +12,6 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-VENV: Final = Path(sys.prefix)
 
 TOUCHY: Final = (
     "tests/test_cli.py::test_approving_says_what_is_granted",  # SUDO_USER
@@ -28,7 +27,7 @@ TOUCHY: Final = (
 )
 
 
-@pytest.mark.skipif(not (VENV / ".tools").exists(), reason="the tests run outside make's virtual environment")
+@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="the tests run outside make's virtual environment")
 def test_the_worst_of_callers_gets_the_same_verdicts(tmp_path: Path) -> None:
     """SUDO_*, locale, zone, terminal, proxies, PYTHON*, PYTEST_*, HOME, TMPDIR, umask, few descriptors: all pass."""
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit('the caller decides')\n")
@@ -61,7 +60,7 @@ def test_the_worst_of_callers_gets_the_same_verdicts(tmp_path: Path) -> None:
         "PYTEST_ADDOPTS": "--no-such-option",
     }
     asked = f"-n 0 -q -p no:cacheprovider {' '.join(TOUCHY)}"
-    command = ["make", f"VENV={VENV}", "-o", str(VENV / ".tools"), "test", f"PYTEST_ARGS={asked}"]
+    command = ["make", "-o", ".venv/.ready", "-o", ".venv/.tools", "test", f"PYTEST_ARGS={asked}"]
     limited = ["sh", "-c", 'umask 077 && ulimit -Sn 256 && exec "$@"', "sh", *command]
     done = subprocess.run(limited, cwd=ROOT, env=caller, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -39,6 +39,7 @@ def checkout(place: Path, uid: int, umask: int) -> Path:
     for path in (place, *place.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         os.chown(path, uid, uid)
+    (place / ".venv").symlink_to(VENV)
     return place
 
 
@@ -46,8 +47,8 @@ def checkout(place: Path, uid: int, umask: int) -> Path:
 def test_make_run_works_from_any_checkout(pair: Pair, tmp_path: Path, uid: int, umask: int) -> None:
     """The daemon starts with the shipped configuration, `limiterctl status` shows the links, Ctrl-C ends it in order."""
     place = checkout(tmp_path / "a checkout", uid, umask)
-    private = 'mount -t tmpfs none /run && mount -t tmpfs none /var/lib && cd "$1" && exec make run VENV="$2" -o "$2/.ready"'
-    command = [*needs.private_mounts(), "sh", "-ec", private, "sh", str(place), str(VENV)]
+    private = 'mount -t tmpfs none /run && mount -t tmpfs none /var/lib && cd "$1" && exec make run -o .venv/.ready'
+    command = [*needs.private_mounts(), "sh", "-ec", private, "sh", str(place)]
     said = tmp_path / "said"
     with inside(pair.near.namespace), said.open("wb") as log:
         run = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
