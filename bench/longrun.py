@@ -52,8 +52,8 @@ def ticks() -> Life:
             if number % 37 == 0:
                 link = chance.choice(machine.links)
                 machine.kernel.offer(link.ifindex, chance.choice((0, 0, 20 * MBIT, 150 * MBIT, 900 * MBIT)))
-                if machine.state.cases and chance.random() < 0.2:
-                    machine.release(next(iter(machine.state.cases)))
+                if machine.state.limit_states and chance.random() < 0.2:
+                    machine.release(next(iter(machine.state.limit_states)))
             machine.tick()
             forget(machine)
 
@@ -69,7 +69,7 @@ def limits() -> Life:
             machine.limit()
             machine.tick()
             machine.release()
-            while machine.state.cases:
+            while machine.state.limit_states:
                 machine.tick()
             forget(machine)
 

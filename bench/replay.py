@@ -99,7 +99,7 @@ def prometheus(path: Path, links: int, points: int) -> None:
     path.write_text(json.dumps({"status": "success", "data": {"resultType": "matrix", "result": series}}), encoding="ascii")
 
 
-def cases(home: Path, megabytes: int) -> Iterator[Case]:
+def limit_states(home: Path, megabytes: int) -> Iterator[Case]:
     """One recording after the other; none is kept longer than it is needed."""
     path = home / "one.jsonl"
     yield Case("JSON lines, quiet", path, 1, json_lines(path, 1, busy=False, ticks=200_000), APPROVAL)
@@ -142,13 +142,13 @@ def main() -> None:
     print("| recording | links | ticks | MB | wall | CPU | ticks/s | link-samples/s | RSS: at a tenth, half, the end |")
     print("|:--|--:|--:|--:|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as directory:
-        for case in cases(Path(directory), megabytes):
+        for case in limit_states(Path(directory), megabytes):
             wall_s, cpu_s, readings = replayed(case, Path(directory) / "limiterd.yaml")
             tenth, half, end = (readings[(len(readings) - 1) * share // 10] for share in (1, 5, 10))
             figures = (case.links, f"{case.ticks:,}", f"{case.path.stat().st_size / MB:.0f}", f"{wall_s:.1f} s", f"{cpu_s:.1f} s")
             rates = (f"{case.ticks / wall_s:,.0f}", f"{case.ticks * case.links / wall_s:,.0f}")
-            memory = f"{tenth:.0f} → {half:.0f} → {end:.0f} MiB"
-            print(f"| {' | '.join(map(str, (case.name, *figures, *rates, memory)))} |", flush=True)
+            strike_record = f"{tenth:.0f} → {half:.0f} → {end:.0f} MiB"
+            print(f"| {' | '.join(map(str, (case.name, *figures, *rates, strike_record)))} |", flush=True)
             case.path.unlink()
 
 

@@ -23,7 +23,7 @@ from limiterd.core.errors import EnvironmentFault
 from limiterd.core.units import NS_PER_SECOND
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.samplers import NetlinkSampler
-from limiterd.sim.netns import Lab, Namespace, can_make_namespaces, enter_user_namespace, inside, route_in
+from limiterd.sim.netns import Namespace, PrivateNet, can_make_namespaces, enter_user_namespace, inside, route_in
 
 ROUNDS = 7
 PAUSE_S = 0.02
@@ -68,7 +68,7 @@ def compiled() -> Iterator[Path]:
 
 def measure(program: Path, links: int) -> None:
     """One row of the table."""
-    with Lab() as lab:
+    with PrivateNet() as lab:
         namespace = lab.namespace()
         populate(namespace, links)
         with inside(namespace), contextlib.closing(LinkTable()) as table:

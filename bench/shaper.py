@@ -37,8 +37,8 @@ from limiterd.kernel.links import LinkTable  # noqa: E402 - likewise
 from limiterd.kernel.tc import TcKernel  # noqa: E402 - likewise
 from limiterd.sim.netns import (  # noqa: E402 - likewise
     Flow,
-    Lab,
     Pair,
+    PrivateNet,
     can_make_namespaces,
     enter_user_namespace,
     inside,
@@ -141,7 +141,7 @@ def enforce_ms(tool: Tool, trials: int) -> float:
     return statistics.median(times)
 
 
-def accuracy(lab: Lab, pair: Pair, tool: Tool, span_s: float) -> dict[str, tuple[float, float]]:
+def accuracy(lab: PrivateNet, pair: Pair, tool: Tool, span_s: float) -> dict[str, tuple[float, float]]:
     """For each load (first second, the time after it) in percent of the limit."""
     results = {}
     for load in ("tcp 1", "tcp 8", "udp"):
@@ -158,7 +158,7 @@ def accuracy(lab: Lab, pair: Pair, tool: Tool, span_s: float) -> dict[str, tuple
     return results
 
 
-def ping_ms(lab: Lab, pair: Pair, tool: Tool, count: int) -> tuple[float, float]:
+def ping_ms(lab: PrivateNet, pair: Pair, tool: Tool, count: int) -> tuple[float, float]:
     """(median, 99th percentile) of another flow's round trip under load."""
     flow = lab.tcp(pair.near, pair.far, streams=8)
     tool.hold()
@@ -191,7 +191,7 @@ def losses(flow: Flow, tool: Tool, trials: int) -> tuple[list[int], list[int]]:
 def many_ms(links: int, trials: int) -> list[tuple[float, float, float, float]]:
     """Milliseconds for so many links at once: wall and CPU from the firing sample to all limits read back, and of the release."""
     results = []
-    with Lab() as lab:
+    with PrivateNet() as lab:
         namespace = lab.namespace()
         with route_in(namespace) as route:
             for number in range(links):
@@ -226,7 +226,7 @@ def report(*, quick: bool) -> str:
         header + " | ping under load, ms (median, p99) | lost at hold (median, mean) | lost at release |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    with Lab() as lab:
+    with PrivateNet() as lab:
         pair = lab.pair()
         ours = Limiterd(pair)
         for tool in tools(pair, ours):
@@ -242,7 +242,7 @@ def report(*, quick: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def row(lab: Lab, pair: Pair, tool: Tool, *, trials: int, span_s: float, pings: int) -> str:
+def row(lab: PrivateNet, pair: Pair, tool: Tool, *, trials: int, span_s: float, pings: int) -> str:
     """One tool's line of the table."""
     problem = tool.problem or holds_at_all(lab, pair, tool)
     if problem:
@@ -257,7 +257,7 @@ def row(lab: Lab, pair: Pair, tool: Tool, *, trials: int, span_s: float, pings: 
     return "| " + " | ".join(cells) + " |"
 
 
-def holds_at_all(lab: Lab, pair: Pair, tool: Tool) -> str:
+def holds_at_all(lab: PrivateNet, pair: Pair, tool: Tool) -> str:
     """Why a tool that is installed does not hold the link on this kernel; "" where it does."""
     flow = lab.tcp(pair.near, pair.far, streams=4)
     try:
@@ -276,7 +276,7 @@ def received(flow: Flow) -> int:
     return int(flow.sink.ask("stats")["received_bytes"])
 
 
-def changes(lab: Lab, pair: Pair, ours: Limiterd, trials: int) -> str:
+def changes(lab: PrivateNet, pair: Pair, ours: Limiterd, trials: int) -> str:
     """Losses of rate changes in place."""
     ours.limit()
     flow = lab.udp(pair.near, pair.far, STREAM_BPS)

@@ -24,7 +24,7 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from limiterd.sim.netns import Flow, Lab, Pair, join, run  # found by the line above
+from limiterd.sim.netns import Flow, Pair, PrivateNet, join, run  # found by the line above
 from tests.rig import Rig, rig
 
 POLICY: Final = (
@@ -135,7 +135,7 @@ def total(metrics: dict[str, float], name: str) -> float:
 def soak(minutes: float, note: Callable[[dict[str, float]], None]) -> list[dict[str, float]]:
     """The rows of that many minutes."""
     rows = []
-    with Lab() as lab, tempfile.TemporaryDirectory() as home:
+    with PrivateNet() as lab, tempfile.TemporaryDirectory() as home:
         pair = lab.pair()
         other = join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)
         with rig(pair.near.namespace, Path(home), POLICY.replace("RATE", "5mbit")) as daemon:

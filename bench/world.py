@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from limiterd.core.errors import EnvironmentFault  # noqa: E402 - found by the line above
-from limiterd.sim.netns import Lab, Namespace, can_make_namespaces, enter_user_namespace, inside, run  # noqa: E402 - likewise
+from limiterd.sim.netns import Namespace, PrivateNet, can_make_namespaces, enter_user_namespace, inside, run  # noqa: E402 - likewise
 from tests.rig import Rig, rig  # noqa: E402 - likewise
 
 _CPUCLOCK_SCHED: Final = 2
@@ -117,9 +117,9 @@ def usage(pid: int) -> Usage:
 
 
 @contextlib.contextmanager
-def world(links: int = 0) -> Iterator[tuple[Lab, Namespace]]:
+def world(links: int = 0) -> Iterator[tuple[PrivateNet, Namespace]]:
     """A namespace with that many links."""
-    with Lab() as lab:
+    with PrivateNet() as lab:
         namespace = lab.namespace()
         populate(namespace, links)
         yield lab, namespace
@@ -157,6 +157,21 @@ def machine() -> str:
 
 
 __all__ = [
-    "ROOT", "SCALED", "Lab", "Namespace", "Rig", "Usage", "compiled_environment", "daemon", "hot", "inside", "machine",
-    "need_namespaces", "pid_of", "populate", "run", "usage", "world",
+    "ROOT",
+    "SCALED",
+    "Namespace",
+    "PrivateNet",
+    "Rig",
+    "Usage",
+    "compiled_environment",
+    "daemon",
+    "hot",
+    "inside",
+    "machine",
+    "need_namespaces",
+    "pid_of",
+    "populate",
+    "run",
+    "usage",
+    "world",
 ]  # fmt: skip

@@ -66,8 +66,8 @@ def _summary(counted: Counter[str]) -> str:
     """One word where all cases of a test agree; the failed and the skipped ones are counted."""
     if len(counted) == 1:
         return next(iter(counted))
-    cases = counted.total()
-    parts = [f"{counted[outcome]} of {cases} {outcome}" for outcome in ("failed", "skipped") if counted[outcome]]
+    limit_states = counted.total()
+    parts = [f"{counted[outcome]} of {limit_states} {outcome}" for outcome in ("failed", "skipped") if counted[outcome]]
     return ", ".join(parts if counted["failed"] else ["passed", *parts])
 
 

@@ -22,7 +22,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from limiterd.sim.netns import Flow, Lab, Pair, run  # noqa: E402  # the checkout's own
+from limiterd.sim.netns import Flow, Pair, PrivateNet, run  # noqa: E402  # the checkout's own
 from tests.faults.harness import LOOP, Held  # noqa: E402  # likewise
 from tests.netns import wait_for  # noqa: E402  # likewise
 from tests.rig import Rig, rig  # noqa: E402  # likewise
@@ -208,7 +208,7 @@ SCENES: Final[tuple[tuple[str, str, Callable[[Scene], None]], ...]] = (
 def transcripts() -> str:
     """Play all scenes; the sections as Markdown."""
     sections = []
-    with Lab() as lab, tempfile.TemporaryDirectory(prefix="limiterd-transcripts-") as home:
+    with PrivateNet() as lab, tempfile.TemporaryDirectory(prefix="limiterd-transcripts-") as home:
         pair = lab.pair()
         with rig(pair.near.namespace, Path(home)) as made:
             blocked = Held(made, LOOP)

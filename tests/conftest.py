@@ -19,7 +19,7 @@ import pytest
 
 from limiterd.core.errors import EnvironmentFault
 from limiterd.sim import netns as laboratory
-from limiterd.sim.netns import Lab, Pair
+from limiterd.sim.netns import Pair, PrivateNet
 from tests import examples, needs, netns
 from tests.environment import Environment
 from tests.explore import Recorder
@@ -109,14 +109,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
+def lab() -> Iterator[PrivateNet]:
     """A laboratory whose namespaces, links and traffic end with the test."""
-    with Lab() as made:
+    with PrivateNet() as made:
         yield made
 
 
 @pytest.fixture
-def pair(lab: Lab) -> Pair:
+def pair(lab: PrivateNet) -> Pair:
     """Two namespaces joined by a veth pair: limits go on pair.near (eth0 in it), pair.far is the world."""
     return lab.pair()
 

@@ -17,8 +17,8 @@ from limiterd.config import load as config
 from limiterd.config.override_files import Store, to_yaml
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Config, Event, Override, Snapshot, Status
-from limiterd.core.status import Surroundings, build
-from limiterd.daemon.event_log import Chronicle
+from limiterd.core.status import DaemonInfo, build
+from limiterd.daemon.event_log import EventLog
 from limiterd.daemon.host import hostname
 from limiterd.daemon.reload import Reloading
 from limiterd.kernel.events import Events
@@ -106,7 +106,7 @@ class Premises(World):
     def grant(self, record: Override, *, own: bool) -> None:
         """Write a record where the operator or the daemon keeps them."""
         if own:
-            self.store_of_records.validate(record, self.keeper.rules, self.now.wall_ns)
+            self.store_of_records.validate(record, self.controller.rules, self.now.wall_ns)
             self.store_of_records.add(record)
         else:
             (self.home / "etc" / f"{record.id}.yaml").write_text(to_yaml([record]))
@@ -126,13 +126,13 @@ class Premises(World):
         self.rules = loaded.rules
         World.boot(self)
         self.reloading = Reloading(
-            str(self.path), loaded, self.keeper, self, self.records, self.records, self.problems, lambda: self.now
+            str(self.path), loaded, self.controller, self, self.records, self.records, self.problems, lambda: self.now
         )
 
     def follow(self, who: str = "test") -> tuple[str, ...]:
         """Reload."""
         changes = self.reloading.reload(who)
-        self.rules = self.keeper.rules
+        self.rules = self.controller.rules
         return changes
 
     # ---- what a reload needs ----
@@ -185,19 +185,19 @@ class Premises(World):
             self.events.append(event)
             for hear in self.listeners:
                 hear(event)
-        chronicle = Chronicle(self.records, self.records, lambda _: None)
+        chronicle = EventLog(self.records, self.records, lambda _: None)
         chronicle.tell(events)
         chronicle.start()
         chronicle.close(10)
 
-    def surroundings(self) -> Surroundings:
+    def daemon_info(self) -> DaemonInfo:
         """What status shows beside the engine."""
-        return Surroundings(
+        return DaemonInfo(
             "0",
             0,
             config_error=self.reloading.config_error,
             config_loaded_wall_ns=self.reloading.loaded_wall_ns,
-            kernel_errors=dict(self.hands.errors),
+            kernel_errors=dict(self.executor.errors),
             faults=self.problems.all(),
         )
 

@@ -559,9 +559,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
     done = threading.Event()
 
     def rewrite() -> None:
-        for turn in range(300):
+        for context in range(300):
             with path.open("w") as file:
-                file.write(texts[turn % 2])
+                file.write(texts[context % 2])
         done.set()
 
     writer = threading.Thread(target=rewrite)

@@ -27,7 +27,7 @@ import pytest
 import yaml
 
 from limiterd.core.errors import PeerError
-from limiterd.sim.netns import Flow, Lab, Namespace, inside, join, run
+from limiterd.sim.netns import Flow, Namespace, PrivateNet, inside, join, run
 from tests import needs
 from tests.faults.harness import LOOP, Held, problems
 from tests.netns import wait_for
@@ -90,7 +90,7 @@ class Scraped:
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     """All machines scraped, from before anything happens until some seconds after."""
     tool("prometheus")
-    with Lab() as lab, contextlib.ExitStack() as stack:
+    with PrivateNet() as lab, contextlib.ExitStack() as stack:
         pair = lab.pair()
         near, far = pair.near.namespace, pair.far.namespace
         links = [pair, *(join(near, far, name, name, number=2 + i) for i, name in enumerate(LINKS[1:]))]

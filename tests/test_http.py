@@ -212,11 +212,11 @@ def test_one_connection_serves_many_requests() -> None:
 def test_a_client_in_a_hurry_has_its_turn_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many requests sent at once the loop answers one a turn, so that others come in between; all are answered."""
     turns = [0]
-    turn = HttpServer._turn
+    context = HttpServer._turn
 
     def counted(self: HttpServer) -> None:
         turns[0] += 1
-        turn(self)
+        context(self)
 
     monkeypatch.setattr(HttpServer, "_turn", counted)
     with serving() as server, connect(server) as sock:
@@ -351,11 +351,11 @@ def test_running_out_of_descriptors_is_survived(monkeypatch: pytest.MonkeyPatch)
     """Without free descriptors the server says so, rests between attempts, and serves again when there are some."""
     monkeypatch.setattr(server_module, "ACCEPT_PAUSE_S", 0.1)
     turns = [0]
-    turn = HttpServer._turn
+    context = HttpServer._turn
 
     def counted(self: HttpServer) -> None:
         turns[0] += 1
-        turn(self)
+        context(self)
 
     monkeypatch.setattr(HttpServer, "_turn", counted)
     with serving() as server, ExitStack() as stack:

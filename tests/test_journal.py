@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from limiterd import json_codec as jsonsafe
 from limiterd.core.errors import EnvironmentFault
-from limiterd.core.model import Decision, Journal, Memory, Reason, RootQdisc, SavedQdisc
+from limiterd.core.model import Decision, Journal, Reason, RootQdisc, SavedQdisc, StrikeRecord
 from limiterd.core.units import MAX_RATE_BPS
 from limiterd.store import crc_store as recordfile
 from limiterd.store.journal import JournalStore, from_records, to_records
@@ -40,7 +40,7 @@ decisions = st.builds(
     note=texts,
     by=texts,
 )
-memories = st.builds(Memory, interface=names, mac=texts, strikes=numbers, forget_wall_ns=numbers)
+strike_records = st.builds(StrikeRecord, interface=names, mac=texts, strikes=numbers, forget_wall_ns=numbers)
 roots = st.builds(
     RootQdisc, kind=texts, handle=st.integers(0, 2**32 - 1), options=st.binary(max_size=20), has_children=st.booleans()
 )
@@ -48,8 +48,8 @@ saved = st.builds(SavedQdisc, interface=names, mac=texts, root=roots)
 journals = st.builds(
     Journal,
     decisions=st.lists(decisions, max_size=3).map(tuple),
-    memories=st.lists(memories, max_size=3).map(tuple),
-    saved=st.lists(saved, max_size=3).map(tuple),
+    strike_records=st.lists(strike_records, max_size=3).map(tuple),
+    replaced=st.lists(saved, max_size=3).map(tuple),
     paused=st.booleans(),
 )
 
@@ -58,8 +58,8 @@ SAMPLE = Journal(
         Decision("eth0", "02:00:00:00:00:01", "fair-use", Reason.SUSTAINED, 1_795_435_200_000_000_000, 2),
         Decision("eth1", "02:00:00:00:00:02", "fair-use", Reason.OPERATOR, 1, 0, 10**8, manual=True, note="by hand", by="ops"),
     ),
-    memories=(Memory("eth2", "", 3, 2**60),),
-    saved=(SavedQdisc("eth0", "02:00:00:00:00:01", RootQdisc("tbf", 0x10000, b"\x01\x02\xff")),),
+    strike_records=(StrikeRecord("eth2", "", 3, 2**60),),
+    replaced=(SavedQdisc("eth0", "02:00:00:00:00:01", RootQdisc("tbf", 0x10000, b"\x01\x02\xff")),),
     paused=True,
 )
 
@@ -80,8 +80,8 @@ def part_of(found: Journal, whole: Journal) -> bool:
     """Whether every record of one journal is one of the other's."""
     return (
         set(found.decisions) <= set(whole.decisions)
-        and set(found.memories) <= set(whole.memories)
-        and set(found.saved) <= set(whole.saved)
+        and set(found.strike_records) <= set(whole.strike_records)
+        and set(found.replaced) <= set(whole.replaced)
         and found.paused <= whole.paused
     )
 
@@ -116,7 +116,7 @@ def test_truncation_at_every_offset_keeps_whole_records(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         found, problems = store_in(tmp_path).load()
         assert part_of(found, SAMPLE)
-        kept = len(found.decisions) + len(found.memories) + len(found.saved)
+        kept = len(found.decisions) + len(found.strike_records) + len(found.replaced)
         assert kept >= best  # a longer rest never gives back less
         best = kept
         if whole[:length].rstrip() == whole.rstrip():
@@ -212,7 +212,7 @@ def test_a_journal_too_large_to_be_read_back_is_not_written(tmp_path: Path) -> N
     store = JournalStore(tmp_path, boot_id="b", max_bytes=2000)
     store.save_now(SAMPLE)
     with pytest.raises(EnvironmentFault, match="more than the 2000"):
-        store.save_now(Journal(memories=tuple(Memory(f"eth{n}", "", 1, 1) for n in range(100))))
+        store.save_now(Journal(strike_records=tuple(StrikeRecord(f"eth{n}", "", 1, 1) for n in range(100))))
     assert store_in(tmp_path, "b").load() == (SAMPLE, ())
 
 
@@ -227,11 +227,11 @@ def test_wrong_types_cost_their_record_alone(tmp_path: Path) -> None:
         ("decision", {**jsonsafe.encode(SAMPLE.decisions[0]), "rate_bps": 0}),
         ("decision", {**jsonsafe.encode(SAMPLE.decisions[0]), "interface": "../../etc"}),
         ("decision", {"interface": "eth0"}),
-        ("saved", {**jsonsafe.encode(SAMPLE.saved[0]), "root": {"kind": "tbf", "handle": 1, "options": "not base64!"}}),
+        ("saved", {**jsonsafe.encode(SAMPLE.replaced[0]), "root": {"kind": "tbf", "handle": 1, "options": "not base64!"}}),
         ("memory", []),
         ("novelty", 1),
     ]
-    recordfile.RecordFile(tmp_path / "journal.json", "limiterd_journal").write([good, *bad])
+    recordfile.CrcStore(tmp_path / "journal.json", "limiterd_journal").write([good, *bad])
     found, problems = store_in(tmp_path).load()
     assert found == Journal(decisions=SAMPLE.decisions[:1])
     assert len(problems) == len(bad)
@@ -242,7 +242,7 @@ def test_saved_roots_end_with_their_boot(tmp_path: Path) -> None:
     """After a reboot the decisions are still there; the saved foreign roots, gone with the boot, are dropped and named."""
     put(tmp_path, boot_id="boot-1")
     found, problems = store_in(tmp_path, "boot-2").load()
-    assert found == Journal(SAMPLE.decisions, SAMPLE.memories, (), SAMPLE.paused)
+    assert found == Journal(SAMPLE.decisions, SAMPLE.strike_records, (), SAMPLE.paused)
     assert len(problems) == 1
     assert "rebooted" in problems[0]
     assert "eth0" in problems[0]
@@ -319,12 +319,12 @@ def test_saving_returns_at_once_while_the_disk_hangs(tmp_path: Path, monkeypatch
     store.save(Journal(paused=True))
     assert entered.wait(10)
     for number in range(1000):
-        last = store.save(Journal(memories=(Memory("eth0", "", number, 1),)))
+        last = store.save(Journal(strike_records=(StrikeRecord("eth0", "", number, 1),)))
     assert store.durable == 0  # still stuck: none of the thousand waited
     stuck.set()
     wait_for(lambda: store.durable == last, "the newest journal is durable")
     assert len(written) == 4  # two files of two fsyncs each: the first, and the newest
-    assert store_in(tmp_path).load()[0].memories[0].strikes == 999
+    assert store_in(tmp_path).load()[0].strike_records[0].strikes == 999
     assert store.close()
 
 
@@ -408,7 +408,7 @@ def _on_a_full_disk(directory: Path) -> tuple[str | None, str, Journal, str | No
     store = store_in(directory)
     store.save_now(SAMPLE)
     ballast = fill(directory)
-    larger = Journal(memories=tuple(Memory(f"eth{n}", "", 1, 1) for n in range(80)))
+    larger = Journal(strike_records=tuple(StrikeRecord(f"eth{n}", "", 1, 1) for n in range(80)))
     ticket = store.save(larger)
     wait_for(lambda: store.problem, "the problem shows")
     problem = store.problem

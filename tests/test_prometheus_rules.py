@@ -23,7 +23,7 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
 
 
-def cases(alert: str) -> list[dict[str, Any]]:
+def limit_states(alert: str) -> list[dict[str, Any]]:
     """The moments at which the unit tests look at an alert."""
     tests = yaml.safe_load(UNIT_TESTS.read_text(encoding="utf-8"))["tests"]
     return [case for test in tests for case in test["alert_rule_test"] if case["alertname"] == alert]
@@ -57,7 +57,7 @@ def test_the_alerts_fire_as_their_unit_tests_say() -> None:
 @each_alert
 def test_each_alert_is_seen_silent_and_firing(rule: dict[str, Any]) -> None:
     """The unit tests hold at least one moment at which the alert fires, and one at which it does not."""
-    fires = {bool(case["exp_alerts"]) for case in cases(rule["alert"])}
+    fires = {bool(case["exp_alerts"]) for case in limit_states(rule["alert"])}
     assert fires == {True, False}
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from limiterd import json_codec as jsonsafe
 from limiterd.core.errors import EnvironmentFault, PeerError
 from limiterd.store.request_store import (
+    Approval,
     Bounds,
-    Grant,
     Request,
+    RequestInput,
     RequestState,
     RequestStore,
-    Wish,
     check_grant,
     check_increase,
     from_records,
@@ -27,7 +27,7 @@ from tests.smalldisk import fill, on_tmpfs
 
 NOW = 1_795_435_200_000_000_000
 DAY = 86_400 * 10**9
-WISH = Wish("eth0", 2 * 10**9, NOW + DAY, "nightly backup", 1000, "alice", {"mean_bps": 1_200_000_000})
+WISH = RequestInput("eth0", 2 * 10**9, NOW + DAY, "nightly backup", 1000, "alice", {"mean_bps": 1_200_000_000})
 
 
 def store_in(directory: Path, bounds: Bounds | None = None) -> RequestStore:
@@ -57,17 +57,17 @@ def test_a_request_is_kept_as_filed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked_bps", "grant", "rates"),
     [
-        (None, Grant(), {}),
-        (5, Grant(), {"threshold": 5}),
-        (4, Grant(), {"threshold": 4}),
-        (3, Grant(), {"limit": 3}),
-        (5, Grant(exempt=True), {}),
-        (5, Grant(limit_bps=2), {"limit": 2}),
-        (5, Grant(threshold_bps=9, limit_bps=7), {"threshold": 9, "limit": 7}),
-        (None, Grant(threshold_bps=9), {"threshold": 9}),
+        (None, Approval(), {}),
+        (5, Approval(), {"threshold": 5}),
+        (4, Approval(), {"threshold": 4}),
+        (3, Approval(), {"limit": 3}),
+        (5, Approval(exempt=True), {}),
+        (5, Approval(limit_bps=2), {"limit": 2}),
+        (5, Approval(threshold_bps=9, limit_bps=7), {"threshold": 9, "limit": 7}),
+        (None, Approval(threshold_bps=9), {"threshold": 9}),
     ],
 )
-def test_what_a_grant_amounts_to(asked_bps: int | None, grant: Grant, rates: dict[str, int]) -> None:
+def test_what_a_grant_amounts_to(asked_bps: int | None, grant: Approval, rates: dict[str, int]) -> None:
     """Terms that are named hold; else the rate asked for is the threshold, below the policy's (4) the limit; none: exempt."""
     request = Request("REQ-1", "eth0", asked_bps, NOW + DAY, "why", 1000, "alice", NOW)
     assert granted_rates(request, grant, 4, 1) == rates
@@ -78,16 +78,16 @@ def test_a_grant_by_default_is_an_increase() -> None:
     request = Request("REQ-1", "eth0", 10**6, NOW + DAY, "why", 1000, "alice", NOW)
     for limit_bps in (10**6, 2 * 10**6):
         with pytest.raises(PeerError, match=r"eth0: 1mbit is not above the limit of [12]mbit that applies already") as refused:
-            granted_rates(request, Grant(), 10**9, limit_bps)
+            granted_rates(request, Approval(), 10**9, limit_bps)
         assert refused.value.exit_code == 2
-    assert granted_rates(request, Grant(limit_bps=10**6), 10**9, 2 * 10**6) == {"limit": 10**6}
+    assert granted_rates(request, Approval(limit_bps=10**6), 10**9, 2 * 10**6) == {"limit": 10**6}
     check_increase("eth0", None, 10**6)
 
 
 @pytest.mark.parametrize(
-    "grant", [Grant(exempt=True, limit_bps=1), Grant(exempt=True, threshold_bps=1), Grant(never=True, until_wall_ns=NOW)]
+    "grant", [Approval(exempt=True, limit_bps=1), Approval(exempt=True, threshold_bps=1), Approval(never=True, until_wall_ns=NOW)]
 )
-def test_a_grant_that_contradicts_itself_is_a_usage_error(grant: Grant) -> None:
+def test_a_grant_that_contradicts_itself_is_a_usage_error(grant: Approval) -> None:
     """Exempt and a rate, or an end and never: refused."""
     with pytest.raises(PeerError, match="either") as refused:
         check_grant(grant)

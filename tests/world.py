@@ -31,10 +31,10 @@ from limiterd.core.model import (
     TcActual,
 )
 from limiterd.core.state import Output, State
-from limiterd.core.status import Frame, Surroundings, build
-from limiterd.daemon.controller import Keeper, Ports
-from limiterd.daemon.executor import Hands
-from limiterd.daemon.health import Problems
+from limiterd.core.status import DaemonInfo, StatusSnapshot, build
+from limiterd.daemon.controller import Controller, Ports
+from limiterd.daemon.executor import Executor
+from limiterd.daemon.health import Health
 from limiterd.kernel.events import Events
 from limiterd.sim.fake_kernel import FakeKernel
 from limiterd.store.crc_store import records_of, text_of
@@ -202,8 +202,8 @@ class World:
     heard: set[int] = field(default_factory=set)
     """Links whose tc events wait to be read."""
     kernel: Kernel = field(init=False)
-    keeper: Keeper = field(init=False)
-    problems: Problems = field(init=False)
+    controller: Controller = field(init=False)
+    problems: Health = field(init=False)
 
     def __post_init__(self) -> None:
         self.kernel = Kernel(lambda: self.now.boot_ns)
@@ -214,11 +214,11 @@ class World:
 
     def boot(self) -> None:
         """Start the daemon on what the disk holds."""
-        self.problems = Problems(lambda: self.now.wall_ns, lambda *_: None)
+        self.problems = Health(lambda: self.now.wall_ns, lambda *_: None)
         self.store.waiting = None
         self.heard.clear()
-        self.keeper = Keeper(self.rules, self.store.load(), self.ports())
-        self.keeper.take_sample()
+        self.controller = Controller(self.rules, self.store.load(), self.ports())
+        self.controller.take_sample()
 
     def ports(self) -> Ports:
         """What the keeper is given."""
@@ -230,16 +230,16 @@ class World:
             tell=self.tell,
             want_evidence=lambda _: None,
             renewed=lambda: None,
-            surroundings=self.surroundings,
+            daemon_info=self.daemon_info,
         )
 
     def tell(self, events: Sequence[Event]) -> None:
         """Hear what the daemon tells."""
         self.events.extend(events)
 
-    def surroundings(self) -> Surroundings:
+    def daemon_info(self) -> DaemonInfo:
         """What status shows beside the engine."""
-        return Surroundings("0", 0, faults=self.problems.all())
+        return DaemonInfo("0", 0, faults=self.problems.all())
 
     # ---- the kernel, as the keeper sees it ----
 
@@ -257,12 +257,12 @@ class World:
     @property
     def state(self) -> State:
         """The engine's state."""
-        return self.keeper.state
+        return self.controller.state
 
     @property
-    def hands(self) -> Hands:
+    def executor(self) -> Executor:
         """The executor."""
-        return self.keeper.hands
+        return self.controller.executor
 
     @property
     def disk(self) -> Journal:
@@ -321,7 +321,7 @@ class World:
         """One interval, one sample."""
         self.pass_time(TICK_NS)
         self.store.catch_up()
-        self.keeper.tick()
+        self.controller.tick()
 
     def run(self, seconds: float, offers: Mapping[str, int] | None = None) -> None:
         """Tick for a while, with this much offered on links (bit/s; what is not named keeps its rate)."""
@@ -335,16 +335,16 @@ class World:
     def touch(self, name: str = "eth0") -> None:
         """What the event socket does: something changed on the link, look."""
         self.heard.add(self.link(name).ifindex)
-        self.keeper.take_events()
+        self.controller.take_events()
 
     def reload(self, rules: Rules) -> None:
         """Swap the rules in."""
         self.rules = rules
-        self.keeper.take_rules(rules)
+        self.controller.take_rules(rules)
 
     def command(self, act: Callable[[State, Now], Output]) -> None:
         """Carry out an operator's command."""
-        self.keeper.command(act)
+        self.controller.command(act)
 
     def limit(self, name: str = "eth0", rate_bps: int | None = None, *, force: bool = False) -> None:
         """Limit by hand."""
@@ -360,10 +360,10 @@ class World:
 
     # ---- looking ----
 
-    def frame(self) -> Frame:
+    def frame(self) -> StatusSnapshot:
         """The frame of this moment."""
-        self.keeper.forget_frame()
-        return self.keeper.frame()
+        self.controller.forget_frame()
+        return self.controller.frame()
 
     def view(self, name: str = "eth0") -> LinkView:
         """One link as status shows it."""

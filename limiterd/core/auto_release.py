@@ -37,7 +37,7 @@ def hold(release: Release, strikes: int) -> tuple[int, ReleaseReason]:
 
 
 @dataclass(slots=True)
-class Quiet:
+class IdleSlices:
     """Follows the shaped classes' counters, one slice of at least a second after the other."""
 
     stats: ClassStats | None = None

@@ -6,13 +6,13 @@ takes next. A refusal is a PeerError that says why and what would work; it chang
 
 from __future__ import annotations
 
-from limiterd.core.enforcement import lift, order, override_key, rate_wanted_bps, strikes_of
+from limiterd.core.enforcement import begin_release, impose, override_key, rate_wanted_bps, strikes_of
 from limiterd.core.errors import EXIT_FAILED, EXIT_USAGE, PeerError
 from limiterd.core.htb_tree import LOWEST_BPS
-from limiterd.core.limit_state import HOLDING, Case
+from limiterd.core.limit_state import HOLDING, LimitState
 from limiterd.core.model import Decision, EventKind, Link, Now, PolicyMode, Reason, ReleaseReason
 from limiterd.core.policy import Effective
-from limiterd.core.state import Output, State, Turn
+from limiterd.core.state import Output, State, StepContext
 from limiterd.core.units import format_rate
 
 MIN_RATE_BPS = 2 * LOWEST_BPS
@@ -53,12 +53,12 @@ def _may_be(rate_bps: int, interface: str, effective: Effective) -> None:
         raise PeerError(f"{interface}: override {override.id} sets its limit to {stands}; revoke it, or leave the rate out")
 
 
-def _strikes(turn: Turn, link: Link) -> int:
+def _strikes(context: StepContext, link: Link) -> int:
     """The strikes of the limit that is taken over, else those that are remembered."""
-    case = turn.state.cases.get(link.name)
-    if case is not None and case.decision is not None and case.stage in HOLDING:
-        return case.decision.strikes
-    return strikes_of(turn, link)
+    limit_state = context.state.limit_states.get(link.name)
+    if limit_state is not None and limit_state.decision is not None and limit_state.stage in HOLDING:
+        return limit_state.decision.strikes
+    return strikes_of(context, link)
 
 
 def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reason: str, force: bool, by: str) -> Output:
@@ -67,14 +67,14 @@ def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reaso
     _may_limit(state, interface, effective, force=force)
     if rate_bps is not None:
         _may_be(rate_bps, interface, effective)
-    turn = Turn(state, now)
+    context = StepContext(state, now)
     decision = Decision(
         interface=interface,
         mac=link.mac,
         policy=effective.policy.name,
         reason=Reason.OPERATOR,
         since_wall_ns=now.wall_ns,
-        strikes=_strikes(turn, link),
+        strikes=_strikes(context, link),
         rate_bps=rate_bps,
         manual=True,
         forced=force and effective.policy.mode is PolicyMode.OBSERVE,
@@ -82,49 +82,49 @@ def limit(state: State, now: Now, interface: str, *, rate_bps: int | None, reaso
         by=by,
         override=override_key(effective),
     )
-    order(turn, link, decision)
-    turn.tell(EventKind.LIMIT, interface, Reason.OPERATOR, note=reason, by=by, limit_bps=rate_wanted_bps(decision, effective))
-    return turn.output()
+    impose(context, link, decision)
+    context.tell(EventKind.LIMIT, interface, Reason.OPERATOR, note=reason, by=by, limit_bps=rate_wanted_bps(decision, effective))
+    return context.output()
 
 
 def release(state: State, now: Now, interface: str, *, reason: str, by: str) -> Output:
     """Lift the limit of one link."""
-    turn = Turn(state, now)
-    case = state.cases.get(interface)
-    if case is None or case.stage not in HOLDING:
-        away = [key for key in state.away if key[0] == interface]
-        if not away:
+    context = StepContext(state, now)
+    limit_state = state.limit_states.get(interface)
+    if limit_state is None or limit_state.stage not in HOLDING:
+        absent_limits = [key for key in state.absent_limits if key[0] == interface]
+        if not absent_limits:
             _watched(state, interface)
             raise PeerError(f"{interface} is not limited; nothing to release (`limiterctl status` shows what is)")
-        for key in away:
-            del state.away[key]
+        for key in absent_limits:
+            del state.absent_limits[key]
         state.journal_dirty = True
-        _tell_absent(turn, interface, reason, by)
-        return turn.output()
-    _lift(turn, [case], reason, by)
-    return turn.output()
+        _tell_absent(context, interface, reason, by)
+        return context.output()
+    _lift(context, [limit_state], reason, by)
+    return context.output()
 
 
 def release_all(state: State, now: Now, *, reason: str, by: str) -> Output:
     """Lift every limit, those of absent links too."""
-    turn = Turn(state, now)
-    turn.tell(EventKind.RELEASING, "", ReleaseReason.OPERATOR, note=reason, by=by)
-    for interface, _ in state.away:
-        _tell_absent(turn, interface, reason, by)
-    state.journal_dirty |= bool(state.away)
-    state.away.clear()
-    _lift(turn, [c for c in state.cases.values() if c.stage in HOLDING], reason, by)
-    return turn.output()
+    context = StepContext(state, now)
+    context.tell(EventKind.RELEASING, "", ReleaseReason.OPERATOR, note=reason, by=by)
+    for interface, _ in state.absent_limits:
+        _tell_absent(context, interface, reason, by)
+    state.journal_dirty |= bool(state.absent_limits)
+    state.absent_limits.clear()
+    _lift(context, [c for c in state.limit_states.values() if c.stage in HOLDING], reason, by)
+    return context.output()
 
 
-def _lift(turn: Turn, cases: list[Case], reason: str, by: str) -> None:
-    for case in cases:
-        turn.tell(EventKind.RELEASING, case.link.name, ReleaseReason.OPERATOR, note=reason, by=by)
-        lift(turn, case, ReleaseReason.OPERATOR)
+def _lift(context: StepContext, limit_states: list[LimitState], reason: str, by: str) -> None:
+    for limit_state in limit_states:
+        context.tell(EventKind.RELEASING, limit_state.link.name, ReleaseReason.OPERATOR, note=reason, by=by)
+        begin_release(context, limit_state, ReleaseReason.OPERATOR)
 
 
-def _tell_absent(turn: Turn, interface: str, reason: str, by: str) -> None:
-    turn.tell(EventKind.RELEASED, interface, ReleaseReason.OPERATOR, note=reason, by=by, absent=True)
+def _tell_absent(context: StepContext, interface: str, reason: str, by: str) -> None:
+    context.tell(EventKind.RELEASED, interface, ReleaseReason.OPERATOR, note=reason, by=by, absent=True)
 
 
 def _set_paused(state: State, now: Now, reason: str, by: str, *, paused: bool) -> Output:
@@ -132,9 +132,9 @@ def _set_paused(state: State, now: Now, reason: str, by: str, *, paused: bool) -
         raise PeerError("limits are paused already" if paused else "limits are not paused", exit_code=EXIT_FAILED)
     state.paused = paused
     state.journal_dirty = True
-    turn = Turn(state, now)
-    turn.tell(EventKind.PAUSED if paused else EventKind.RESUMED, "", "", note=reason, by=by)
-    return turn.output()
+    context = StepContext(state, now)
+    context.tell(EventKind.PAUSED if paused else EventKind.RESUMED, "", "", note=reason, by=by)
+    return context.output()
 
 
 def pause(state: State, now: Now, *, reason: str, by: str) -> Output:

@@ -15,9 +15,19 @@ from dataclasses import replace
 from typing import Final
 
 from limiterd.core.detector import Detector
-from limiterd.core.enforcement import drive, lift, obstruct, order, override_key, owed, refresh, stray, strikes_of
+from limiterd.core.enforcement import (
+    advance,
+    begin_release,
+    fail,
+    impose,
+    orphan_tree,
+    override_key,
+    refresh,
+    restore_pending,
+    strikes_of,
+)
 from limiterd.core.errors import errno_name
-from limiterd.core.faults import OPERATION_OF, REMEDY, Obstacle, obstacle_of
+from limiterd.core.faults import OPERATION_OF, REMEDY, Blocker, obstacle_of
 from limiterd.core.firing_policy import response
 from limiterd.core.limit_state import HOLDING, Stage
 from limiterd.core.link_changes import take_links
@@ -43,8 +53,8 @@ from limiterd.core.model import (
     TcActual,
 )
 from limiterd.core.policy import Effective
-from limiterd.core.schedule import set_calendar, take_calendar, take_rules
-from limiterd.core.state import Inputs, Output, State, Turn, key_of
+from limiterd.core.schedule import set_schedule, take_rules, take_schedule
+from limiterd.core.state import Inputs, Output, State, StepContext, key_of
 
 SAMPLES_SHOWN: Final = 128
 """How many samples of its window a firing's event carries."""
@@ -53,58 +63,58 @@ SAMPLES_SHOWN: Final = 128
 def start(rules: Rules, journal: Journal, abilities: KernelAbilities, now: Now) -> State:
     """A fresh state that remembers what the journal does. The links come with the first snapshot, tc with the first reading."""
     state = State(detector=Detector(rules.config.sampling), rules=rules, abilities=abilities, paused=journal.paused)
-    state.away = {(d.interface, d.mac): d for d in journal.decisions}
-    state.memories = {(m.interface, m.mac): m for m in journal.memories if now.wall_ns < m.forget_wall_ns}
-    state.saved = {(s.interface, s.mac): s.root for s in journal.saved}
-    state.stood = set(state.away) if journal.same_boot else set()
-    set_calendar(state, now)
+    state.absent_limits = {(d.interface, d.mac): d for d in journal.decisions}
+    state.strike_records = {(m.interface, m.mac): m for m in journal.strike_records if now.wall_ns < m.forget_wall_ns}
+    state.replaced = {(s.interface, s.mac): s.root for s in journal.replaced}
+    state.stood = set(state.absent_limits) if journal.same_boot else set()
+    set_schedule(state, now)
     state.calendar_due_wall_ns = now.wall_ns
     return state
 
 
 def step(state: State, rules: Rules, inputs: Inputs) -> Output:
     """One step; state is changed in place. Deterministic: the same state and arguments give the same output."""
-    turn = Turn(state, inputs.now, ticking=inputs.tick or inputs.snapshot is not None, rooted=inputs.roots is not None)
+    context = StepContext(state, inputs.now, ticking=inputs.tick or inputs.snapshot is not None, rooted=inputs.roots is not None)
     if inputs.results:
-        _take_results(turn, inputs.results)
+        _take_results(context, inputs.results)
     if rules is not state.rules:
-        take_rules(turn, rules)
+        take_rules(context, rules)
     snapshot = inputs.snapshot
     if snapshot is not None:
         links = snapshot.links if inputs.links is None else inputs.links
         if links is not state.links:
-            take_links(turn, links)
-    take_calendar(turn)
+            take_links(context, links)
+    take_schedule(context)
     if snapshot is not None:
-        _take_verdicts(turn, snapshot)
+        _take_verdicts(context, snapshot)
     if inputs.roots is not None:
-        _take_roots(turn, inputs.roots)
+        _take_roots(context, inputs.roots)
     for ifindex, actual in inputs.tc.items():
-        _take_tc(turn, ifindex, actual)
+        _take_tc(context, ifindex, actual)
     if inputs.unanswered:
-        _take_silence(turn, inputs.unanswered)
-    for case in tuple(state.cases.values()):
-        drive(turn, case)
-    return turn.output()
+        _take_silence(context, inputs.unanswered)
+    for limit_state in tuple(state.limit_states.values()):
+        advance(context, limit_state)
+    return context.output()
 
 
 # ---- the kernel's answers ------------------------------------------------------------------------
 
 
-def _take_results(turn: Turn, results: Iterable[ActionResult]) -> None:
-    state = turn.state
+def _take_results(context: StepContext, results: Iterable[ActionResult]) -> None:
+    state = context.state
     for result in results:
         if result.errno in (0, NOT_SENT):
             if result.errno == 0 and result.action.kind is ActionKind.RESTORE_ROOT:
-                state.saved.pop(_key_at(state, result.action.ifindex), None)
+                state.replaced.pop(_key_at(state, result.action.ifindex), None)
             continue
-        state.tally.kernel_errors[OPERATION_OF[result.action.kind], errno_name(result.errno)] += 1
+        state.counters.kernel_errors[OPERATION_OF[result.action.kind], errno_name(result.errno)] += 1
         if _not_taken(result):
-            state.journal_dirty |= state.saved.pop(_key_at(state, result.action.ifindex), None) is not None
-        case = state.cases.get(result.action.interface)
-        if case is None or result.errno == errno.ENODEV or _lost_ability(turn, result):
+            state.journal_dirty |= state.replaced.pop(_key_at(state, result.action.ifindex), None) is not None
+        limit_state = state.limit_states.get(result.action.interface)
+        if limit_state is None or result.errno == errno.ENODEV or _lost_ability(context, result):
             continue
-        obstruct(turn, case, obstacle_of(result))
+        fail(context, limit_state, obstacle_of(result))
 
 
 def _not_taken(result: ActionResult) -> bool:
@@ -123,11 +133,11 @@ def _key_at(state: State, ifindex: int) -> tuple[str, str]:
     return key_of(link) if link is not None else ("", "")
 
 
-def _lost_ability(turn: Turn, result: ActionResult) -> bool:
+def _lost_ability(context: StepContext, result: ActionResult) -> bool:
     """A kernel that turns out to lack a leaf or the filters: plan without them, at once, and say so."""
     if result.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
         return False
-    state, action = turn.state, result.action
+    state, action = context.state, result.action
     able = state.abilities
     if action.kind is ActionKind.ADD_LEAF and isinstance(action.item, Leaf) and action.item.kind == "fq_codel" and able.fq_codel:
         state.abilities = replace(able, fq_codel=False)
@@ -135,72 +145,72 @@ def _lost_ability(turn: Turn, result: ActionResult) -> bool:
         state.abilities = replace(able, u32=False)
     else:
         return False
-    for case in state.cases.values():
-        refresh(turn, case)
+    for limit_state in state.limit_states.values():
+        refresh(context, limit_state)
     return True
 
 
-def _take_silence(turn: Turn, unanswered: Iterable[int]) -> None:
+def _take_silence(context: StepContext, unanswered: Iterable[int]) -> None:
     """Links of which the kernel gave no answer at all."""
     for ifindex in unanswered:
-        link = turn.state.by_index.get(ifindex)
-        case = turn.state.cases.get(link.name) if link is not None else None
-        if case is None:
+        link = context.state.by_index.get(ifindex)
+        limit_state = context.state.limit_states.get(link.name) if link is not None else None
+        if limit_state is None:
             continue
-        case.awaiting = True
-        if turn.now.boot_ns >= case.backoff.retry_at_ns:
-            message = f"{case.link.name}: the kernel did not answer in time; {REMEDY[FaultReason.NO_ANSWER]}"
-            obstruct(turn, case, Obstacle(FaultReason.NO_ANSWER, message))
+        limit_state.awaiting = True
+        if context.now.boot_ns >= limit_state.backoff.retry_at_ns:
+            message = f"{limit_state.link.name}: the kernel did not answer in time; {REMEDY[FaultReason.NO_ANSWER]}"
+            fail(context, limit_state, Blocker(FaultReason.NO_ANSWER, message))
 
 
-def _take_roots(turn: Turn, roots: Mapping[int, RootQdisc]) -> None:
+def _take_roots(context: StepContext, roots: Mapping[int, RootQdisc]) -> None:
     """Every root qdisc at once: what is gone is forgotten, what is ours is read in full."""
-    in_full = {case.link.ifindex for case in turn.state.cases.values()}
-    for ifindex in roots.keys() | turn.state.tc.keys():
-        actual = TcActual(ifindex, roots.get(ifindex), read_t_ns=turn.now.boot_ns)
+    in_full = {limit_state.link.ifindex for limit_state in context.state.limit_states.values()}
+    for ifindex in roots.keys() | context.state.tc.keys():
+        actual = TcActual(ifindex, roots.get(ifindex), read_t_ns=context.now.boot_ns)
         if actual.ours:
             in_full.add(ifindex)
         if ifindex not in in_full:
-            _take_tc(turn, ifindex, actual)
-    turn.reads |= in_full
+            _take_tc(context, ifindex, actual)
+    context.reads |= in_full
 
 
-def _take_tc(turn: Turn, ifindex: int, actual: TcActual) -> None:
-    state = turn.state
+def _take_tc(context: StepContext, ifindex: int, actual: TcActual) -> None:
+    state = context.state
     link = state.by_index.get(ifindex)
     if link is None:
         return
     before = state.tc.get(ifindex)
     state.tc[ifindex] = actual
-    case = state.cases.get(link.name)
-    _mind_foreign(turn, link, actual)
-    if case is None:
+    limit_state = state.limit_states.get(link.name)
+    _mind_foreign(context, link, actual)
+    if limit_state is None:
         if actual.ours:
-            stray(turn, link, actual)
+            orphan_tree(context, link, actual)
             return
-        owed(turn, link, actual)
+        restore_pending(context, link, actual)
         if actual.foreign_root is None:
             del state.tc[ifindex]
         return
-    case.awaiting = False
-    case.fresh = True
-    case.read_t_ns = turn.now.boot_ns
+    limit_state.awaiting = False
+    limit_state.fresh = True
+    limit_state.read_t_ns = context.now.boot_ns
     if (
         before is not None
         and before.root != actual.root
-        and case.obstacle is not None
-        and case.obstacle.reason is not FaultReason.FIGHT
+        and limit_state.blocker is not None
+        and limit_state.blocker.reason is not FaultReason.FIGHT
     ):
-        case.backoff.hurry()
+        limit_state.backoff.hurry()
     applies = state.effective.get(link.name)
-    if case.stage is Stage.STANDING and case.tree_standing is not None and applies is not None:
+    if limit_state.stage is Stage.STANDING and limit_state.tree_standing is not None and applies is not None:
         quiet_rate_ppm = applies.policy.release.quiet_rate_ppm
-        case.quiet.read(actual.stats, turn.now.boot_ns, case.tree_standing.rate_bps, quiet_rate_ppm)
+        limit_state.quiet.read(actual.stats, context.now.boot_ns, limit_state.tree_standing.rate_bps, quiet_rate_ppm)
 
 
-def _mind_foreign(turn: Turn, link: Link, actual: TcActual) -> None:
+def _mind_foreign(context: StepContext, link: Link, actual: TcActual) -> None:
     """A foreign root where a limit may become due, and foreign objects inside our tree, are warnings before they hurt."""
-    applies = turn.state.effective.get(link.name)
+    applies = context.state.effective.get(link.name)
     root = actual.foreign_root
     enforcing = applies is not None and applies.policy.mode is PolicyMode.ENFORCE
     found = {}
@@ -209,32 +219,32 @@ def _mind_foreign(turn: Turn, link: Link, actual: TcActual) -> None:
     if actual.foreign:
         found["inside"] = f"{link.name}: foreign objects inside the limit: {', '.join(actual.foreign)}; they go when it goes"
     for place in ("root", "inside"):
-        turn.warn(link.name, place, FaultReason.FOREIGN_QDISC, found.get(place))
+        context.warn(link.name, place, FaultReason.FOREIGN_QDISC, found.get(place))
 
 
 # ---- verdicts ------------------------------------------------------------------------------------
 
 
-def _take_verdicts(turn: Turn, snapshot: Snapshot) -> None:
-    state = turn.state
+def _take_verdicts(context: StepContext, snapshot: Snapshot) -> None:
+    state = context.state
     outcome = state.detector.update(snapshot)
-    state.tally.dropped_samples += outcome.dropped
+    state.counters.dropped_samples += outcome.dropped
     for link, reason in outcome.epochs:
-        state.tally.epochs[reason] += 1
-        turn.tell(EventKind.EPOCH, link.name, reason)
+        state.counters.epochs[reason] += 1
+        context.tell(EventKind.EPOCH, link.name, reason)
     for link, firing in outcome.firings:
-        _respond(turn, link, firing)
+        _respond(context, link, firing)
     for link, firing in outcome.noted:
-        _note(turn, link, firing)
+        _note(context, link, firing)
 
 
-def _respond(turn: Turn, link: Link, firing: Firing) -> None:
+def _respond(context: StepContext, link: Link, firing: Firing) -> None:
     """One firing, one event; in an enforcing policy a strike and a limit."""
-    state, applies = turn.state, turn.state.effective[link.name]
-    state.tally.detections[link.name, firing.reason] += 1
+    state, applies = context.state, context.state.effective[link.name]
+    state.counters.detections[link.name, firing.reason] += 1
     state.firings[link.name] = firing
     kind = response(applies.policy.mode, exempt=applies.exempt, paused=state.paused)
-    strikes = strikes_of(turn, link)
+    strikes = strikes_of(context, link)
     if kind is EventKind.LIMIT:
         strikes += 1
         decision = Decision(
@@ -242,18 +252,18 @@ def _respond(turn: Turn, link: Link, firing: Firing) -> None:
             mac=link.mac,
             policy=applies.policy.name,
             reason=firing.reason,
-            since_wall_ns=turn.now.wall_ns,
+            since_wall_ns=context.now.wall_ns,
             strikes=strikes,
             override=override_key(applies),
         )
-        order(turn, link, decision, fired_t_ns=firing.t_ns)
-    turn.tell(kind, link.name, firing.reason, strikes=strikes, paused=state.paused, **figures(firing, applies))
+        impose(context, link, decision, fired_t_ns=firing.t_ns)
+    context.tell(kind, link.name, firing.reason, strikes=strikes, paused=state.paused, **figures(firing, applies))
 
 
-def _note(turn: Turn, link: Link, firing: Firing) -> None:
-    turn.state.tally.detections[link.name, firing.reason] += 1
-    turn.state.firings[link.name] = firing
-    turn.tell(EventKind.NOTED, link.name, firing.reason, **figures(firing, turn.state.effective[link.name]))
+def _note(context: StepContext, link: Link, firing: Firing) -> None:
+    context.state.counters.detections[link.name, firing.reason] += 1
+    context.state.firings[link.name] = firing
+    context.tell(EventKind.NOTED, link.name, firing.reason, **figures(firing, context.state.effective[link.name]))
 
 
 def figures(firing: Firing, applies: Effective) -> dict[str, object]:
@@ -282,10 +292,10 @@ def thinned(samples: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
 
 def release_for_exit(state: State, now: Now) -> Output:
     """Lift every limit, those of absent links too, because the daemon ends (on_exit: remove)."""
-    turn = Turn(state, now)
-    state.journal_dirty |= bool(state.away)
-    state.away.clear()
-    for case in state.cases.values():
-        if case.stage in HOLDING:
-            lift(turn, case, ReleaseReason.EXIT)
-    return turn.output()
+    context = StepContext(state, now)
+    state.journal_dirty |= bool(state.absent_limits)
+    state.absent_limits.clear()
+    for limit_state in state.limit_states.values():
+        if limit_state.stage in HOLDING:
+            begin_release(context, limit_state, ReleaseReason.EXIT)
+    return context.output()

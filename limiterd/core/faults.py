@@ -57,14 +57,14 @@ OPERATION_OF: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Obstacle:
+class Blocker:
     """Why a link's wanted state cannot be reached now."""
 
     reason: FaultReason
     message: str
 
 
-def obstacle_of(result: ActionResult) -> Obstacle:
+def obstacle_of(result: ActionResult) -> Blocker:
     """What a failed step means. ENOENT says "kind unknown" only of an add; elsewhere it is a race, told as other."""
     reason = _BY_ERRNO.get(result.errno, FaultReason.OTHER)
     if reason is FaultReason.MISSING_MODULE and result.action.kind not in _ADDS:
@@ -73,7 +73,7 @@ def obstacle_of(result: ActionResult) -> Obstacle:
         reason = FaultReason.OTHER
     action = result.action
     words = f" ({result.message})" if result.message else ""
-    return Obstacle(
+    return Blocker(
         reason,
         f"{action.interface}: {action.kind.replace('_', ' ')} failed with {errno_name(result.errno)}{words}; {REMEDY[reason]}",
     )

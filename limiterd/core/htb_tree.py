@@ -101,7 +101,7 @@ def _tree(limit: Limit, rate_bps: int, mtu: int, gso_max_bytes: int, abilities: 
 
 
 @lru_cache(maxsize=256)
-def raised(tree: TcTree) -> TcTree:
+def unlimited(tree: TcTree) -> TcTree:
     """The same tree with its limit lifted: a class change that loses no packet and lets the queues run empty."""
     return replace(tree, classes=tuple(_raised_class(c) for c in tree.classes))
 

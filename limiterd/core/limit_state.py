@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from limiterd.core.auto_release import Quiet
-from limiterd.core.faults import Backoff, Fight, Obstacle
+from limiterd.core.auto_release import IdleSlices
+from limiterd.core.faults import Backoff, Blocker, Fight
 from limiterd.core.model import Decision, Link, Phase, ReleaseReason, TcTree
 
 
@@ -60,7 +60,7 @@ LEAVING: Final = frozenset({Stage.DRAINING, Stage.REMOVING})
 
 
 @dataclass(slots=True)
-class Case:
+class LimitState:
     """Everything known of a link that is, was just, or is about to be limited.
 
     tree_standing is the tree last read back as exact: a difference from it is drift, a difference only from the new
@@ -86,12 +86,12 @@ class Case:
     awaiting: bool = True
     fresh: bool = False
     read_t_ns: int = 0
-    obstacle: Obstacle | None = None
+    blocker: Blocker | None = None
     obstacle_since_wall_ns: int = 0
     backoff: Backoff = field(default_factory=Backoff)
     asked_again: int = 0
-    fight: Fight = field(default_factory=Fight)
-    quiet: Quiet = field(default_factory=Quiet)
+    repair_loop: Fight = field(default_factory=Fight)
+    quiet: IdleSlices = field(default_factory=IdleSlices)
     direct_packets: int | None = None
     verified: bool = False
     bypassed_ns: int | None = None
@@ -104,7 +104,7 @@ class Case:
         """Move along the table. Raises KeyError for a signal that its stage does not know: a defect of the caller."""
         self.stage = TRANSITIONS[self.stage, signal]
 
-    def order(self) -> tuple[Decision, TcTree]:
+    def impose(self) -> tuple[Decision, TcTree]:
         """What a held limit always has: its decision and the tree that it wants. Raises ValueError for any other case."""
         if self.decision is None or self.tree_wanted is None:
             raise ValueError(f"{self.link.name}: no limit is held in stage {self.stage}")
@@ -112,7 +112,7 @@ class Case:
 
     def phase(self, *, pending: bool, exempt: bool) -> Phase:
         """The link's phase: the limit's own part first, then the detector's."""
-        if self.obstacle is not None:
+        if self.blocker is not None:
             return Phase.FAULT
         if self.stage is Stage.STANDING:
             return Phase.LIMITED

@@ -21,7 +21,7 @@ from itertools import repeat
 from typing import Final, NamedTuple
 
 from limiterd.core.model import EpochReason, Link, Sampling, Snapshot
-from limiterd.core.packed_counters import Lanes
+from limiterd.core.packed_counters import PackedCounters
 
 BIT_NS_PER_BYTE: Final = 8 * 10**9
 """bytes · this, against bits per second · nanoseconds: both sides in bit·ns, exact integers."""
@@ -97,7 +97,7 @@ class Meter:
         self._returned: tuple[int, ...] = ()
         self._source: tuple[Link, ...] | None = None
         self._all: tuple[int, ...] = ()
-        self._lanes = Lanes(0, ())
+        self._packed_counters = PackedCounters(0, ())
         self._t_ns = 0
 
     def watch(self, name: str) -> None:
@@ -173,7 +173,7 @@ class Meter:
                 intervals.append((link, tx_bytes, delta_ns, delta_bytes))
         if repeated:
             now = _restored(now, before, repeated)
-            self._lanes.take(now)
+            self._packed_counters.take(now)
         self._t_ns, self.times_ns, self.counters, self._returned = t_ns, times, now, ()
         dropped = len(repeated)
         if sampling.counter_refresh_ns:
@@ -185,7 +185,7 @@ class Meter:
         sampling = self.sampling
         if sampling.max_plausible_bps:
             floor_bps = min(floor_bps, sampling.max_plausible_bps)
-        hits = self._lanes.take(now, floor_bps * max(0, elapsed_ns) // BIT_NS_PER_BYTE)
+        hits = self._packed_counters.take(now, floor_bps * max(0, elapsed_ns) // BIT_NS_PER_BYTE)
         if hits is None or not 0 < elapsed_ns <= sampling.max_gap_ns - sampling.counter_refresh_ns:
             return self._all
         if not (wanted or self._due or self._returned):
@@ -228,8 +228,8 @@ class Meter:
         self.links = self._source = links
         self.times_ns, self.counters, self._returned = times, counters, tuple(returned)
         self.positions, self._all = where, tuple(where.values())
-        self._lanes = Lanes(len(links), self._all)
-        self._lanes.take(counters)
+        self._packed_counters = PackedCounters(len(links), self._all)
+        self._packed_counters.take(counters)
 
     def _last_kept(self, name: str) -> Kept | None:
         position = self.positions.get(name)

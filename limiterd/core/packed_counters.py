@@ -27,7 +27,7 @@ _SIGNIFICANT_BITS: Final = 5
 """Of the floor; what runs up to a sixteenth slower is told too, and judged by whoever asked."""
 
 
-class Lanes:
+class PackedCounters:
     """The counters of the last snapshot of so many links; only differences at the watched positions are told."""
 
     def __init__(self, count: int, watched: Iterable[int]) -> None:

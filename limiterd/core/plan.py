@@ -58,11 +58,11 @@ class Plan:
     """Ordered steps; or an obstacle (why nothing can be done now); drift says in words what differs from the wanted."""
 
     actions: tuple[Action, ...] = ()
-    obstacle: tuple[FaultReason, str] | None = None
+    blocker: tuple[FaultReason, str] | None = None
     drift: tuple[str, ...] = ()
 
 
-def plan(link: Link, wanted: TcTree | None, actual: TcActual | None, saved: RootQdisc | None, *, takeover: bool) -> Plan:
+def plan(link: Link, wanted: TcTree | None, actual: TcActual | None, replaced: RootQdisc | None, *, takeover: bool) -> Plan:
     """The steps from `actual` to `wanted` on one link; wanted None: our tree goes, and `saved` comes back.
 
     actual None means that the link is gone: nothing to do. A foreign root is an obstacle unless `takeover` allows to
@@ -73,29 +73,29 @@ def plan(link: Link, wanted: TcTree | None, actual: TcActual | None, saved: Root
     if actual is None:
         return Plan()
     if wanted is None:
-        return Plan(_actions(link, _removal(actual, saved)))
+        return Plan(_actions(link, _removal(actual, replaced)))
     if wanted.refused:
-        return _refused(link, wanted, actual, saved)
+        return _refused(link, wanted, actual, replaced)
     if actual.ours:
         drift = differences(wanted, actual)
-        steps = _repairs(wanted, actual.tree, actual.inner, _handles(actual.tree)) if drift else ()
+        steps = _repairs(wanted, actual.tree, actual.classes_with_children, _handles(actual.tree)) if drift else ()
         return Plan(_actions(link, steps), drift=drift)
-    hindrance = _hindrance(actual.foreign_root, saved, takeover=takeover)
-    if hindrance:
-        return Plan(obstacle=(FaultReason.FOREIGN_QDISC, f"{link.name}: {hindrance}"), drift=differences(wanted, actual))
+    blocker = _blocker(actual.foreign_root, replaced, takeover=takeover)
+    if blocker:
+        return Plan(blocker=(FaultReason.FOREIGN_QDISC, f"{link.name}: {blocker}"), drift=differences(wanted, actual))
     steps = (*_taking(actual.foreign_root), *_install(wanted))
     return Plan(_actions(link, steps), drift=differences(wanted, actual))
 
 
-def dismantling(link: Link, actual: TcActual | None) -> tuple[Action, ...]:
+def teardown(link: Link, actual: TcActual | None) -> tuple[Action, ...]:
     """What of our tree goes ahead of its root when a limit is released: filters, then classes; () where others hold some of it.
 
     While the kernel destroys a root with all that hangs on it, the link has no queue and drops what comes: the less there
     is to destroy, the less is lost. Every prefix carries traffic, unlimited where the tree has been raised before.
     """
-    if actual is None or actual.tree is None or actual.foreign or actual.inner:
+    if actual is None or actual.tree is None or actual.foreign or actual.classes_with_children:
         return ()
-    return _actions(link, _dismantling(actual.tree, _handles(actual.tree)))
+    return _actions(link, _teardown(actual.tree, _handles(actual.tree)))
 
 
 def differences(wanted: TcTree, actual: TcActual | None) -> tuple[str, ...]:
@@ -106,14 +106,14 @@ def differences(wanted: TcTree, actual: TcActual | None) -> tuple[str, ...]:
     tree = None if actual is None else actual.tree
     if actual is None or tree is None:
         return ("the limit's root qdisc is missing",)
-    return _differences(wanted, tree, actual.inner)
+    return _differences(wanted, tree, actual.classes_with_children)
 
 
 @lru_cache(maxsize=256)
-def _differences(wanted: TcTree, tree: TcTree, inner: tuple[int, ...]) -> tuple[str, ...]:
+def _differences(wanted: TcTree, tree: TcTree, classes_with_children: tuple[int, ...]) -> tuple[str, ...]:
     classes = {c.classid: c for c in tree.classes}
     leaves = {leaf.parent: leaf for leaf in tree.leaves}
-    words = _rebuild_reasons(wanted, tree, inner)
+    words = _rebuild_reasons(wanted, tree, classes_with_children)
     words += [w for c in wanted.classes if (w := _class_difference(c, classes.get(c.classid)))]
     words += [w for leaf in wanted.leaves if (w := _leaf_difference(leaf, leaves.get(leaf.parent)))]
     missing, surplus = _filter_balance(wanted, tree)
@@ -194,18 +194,18 @@ def _handles(tree: TcTree | None) -> tuple[int, ...]:
     return () if tree is None else tuple([f.handle for f in tree.filters])
 
 
-def _removal(actual: TcActual, saved: RootQdisc | None) -> Iterator[Step]:
+def _removal(actual: TcActual, replaced: RootQdisc | None) -> Iterator[Step]:
     if actual.ours:
         yield ActionKind.DELETE_ROOT, HANDLE_ROOT
-    if saved is not None and actual.foreign_root is None:
-        yield ActionKind.RESTORE_ROOT, saved
+    if replaced is not None and actual.foreign_root is None:
+        yield ActionKind.RESTORE_ROOT, replaced
 
 
-def _refused(link: Link, wanted: TcTree, actual: TcActual, saved: RootQdisc | None) -> Plan:
+def _refused(link: Link, wanted: TcTree, actual: TcActual, replaced: RootQdisc | None) -> Plan:
     """A limit that must not be: what stands of it goes first, then the obstacle is told."""
-    actions = _actions(link, _removal(actual, saved)) if actual.ours else ()
-    obstacle = None if actions else (FaultReason.MISSING_MODULE, f"{link.name}: {wanted.refused}")
-    return Plan(actions, obstacle, differences(wanted, actual))
+    actions = _actions(link, _removal(actual, replaced)) if actual.ours else ()
+    blocker = None if actions else (FaultReason.MISSING_MODULE, f"{link.name}: {wanted.refused}")
+    return Plan(actions, blocker, differences(wanted, actual))
 
 
 def _taking(foreign: RootQdisc | None) -> Iterator[Step]:
@@ -214,7 +214,7 @@ def _taking(foreign: RootQdisc | None) -> Iterator[Step]:
         yield ActionKind.DELETE_ROOT, foreign.handle
 
 
-def _hindrance(foreign: RootQdisc | None, saved: RootQdisc | None, *, takeover: bool) -> str:
+def _blocker(foreign: RootQdisc | None, replaced: RootQdisc | None, *, takeover: bool) -> str:
     """Why a foreign root is left alone; "" where there is none, or it may be taken over."""
     if foreign is None:
         return ""
@@ -223,7 +223,7 @@ def _hindrance(foreign: RootQdisc | None, saved: RootQdisc | None, *, takeover: 
         return f"root qdisc {found} is not limiterd's; remove it, or set foreign_qdisc: takeover"
     if foreign.has_children or foreign.kind not in RESTORABLE:
         return f"root qdisc {found} could not be restored exactly and is left alone; remove it by hand"
-    if saved is not None and saved != foreign:
+    if replaced is not None and replaced != foreign:
         return f"root qdisc {found} was put in the place of limiterd's; remove it by hand"
     return ""
 
@@ -235,14 +235,16 @@ def _install(wanted: TcTree) -> tuple[Step, ...]:
 
 
 @lru_cache(maxsize=256)
-def _repairs(wanted: TcTree, tree: TcTree | None, inner: tuple[int, ...], _handles: tuple[int, ...]) -> tuple[Step, ...]:
-    if tree is None or _rebuild_reasons(wanted, tree, inner):
+def _repairs(
+    wanted: TcTree, tree: TcTree | None, classes_with_children: tuple[int, ...], _handles: tuple[int, ...]
+) -> tuple[Step, ...]:
+    if tree is None or _rebuild_reasons(wanted, tree, classes_with_children):
         return ((ActionKind.DELETE_ROOT, HANDLE_ROOT), *_install(wanted))
     return tuple(_converge(wanted, tree))
 
 
 @lru_cache(maxsize=256)
-def _dismantling(tree: TcTree, _handles: tuple[int, ...]) -> tuple[Step, ...]:
+def _teardown(tree: TcTree, _handles: tuple[int, ...]) -> tuple[Step, ...]:
     found = _by_classid(tree)
     classes = ((ActionKind.DELETE_CLASS, classid) for classid in _DISMANTLING_ORDER if classid in found)
     return (*_clearing(tree.filters, {f.prio for f in tree.filters}), *classes)
@@ -318,10 +320,10 @@ def _class_of(item: Filter) -> int:
     return CLASS_EXEMPT if item.prio < PRIO_LIFELINE else CLASS_LIFELINE
 
 
-def _rebuild_reasons(wanted: TcTree, tree: TcTree, inner: tuple[int, ...]) -> list[str]:
+def _rebuild_reasons(wanted: TcTree, tree: TcTree, classes_with_children: tuple[int, ...]) -> list[str]:
     """What cannot be put right inside a standing root."""
     found = _by_classid(tree)
-    words = [f"class {name_of(i)} has foreign classes under it and passes its traffic by" for i in inner]
+    words = [f"class {name_of(i)} has foreign classes under it and passes its traffic by" for i in classes_with_children]
     if CLASS_EXEMPT in found.keys() - _by_classid(wanted).keys() and not any(_class_of(f) == CLASS_EXEMPT for f in tree.filters):
         words.append("the filters of exempt traffic were deleted by others, who may have left unseen ones that hold its class")
     if tree.default_classid != wanted.default_classid:

@@ -20,58 +20,58 @@ from limiterd.core.policy import (
     override_state,
     sole_link,
 )
-from limiterd.core.state import State, Turn, key_of
+from limiterd.core.state import State, StepContext, key_of
 
 EXPIRY_NOTICES_NS: Final = (24 * HOUR, 1 * HOUR)
 """How long before its expiry an override is called to mind."""
 
 
-def take_rules(turn: Turn, rules: Rules) -> None:
+def take_rules(context: StepContext, rules: Rules) -> None:
     """Other rules: hold every link against them."""
-    state = turn.state
+    state = context.state
     before, state.rules = state.rules, rules
     if rules.config.sampling != before.config.sampling:
         state.detector.set_sampling(rules.config.sampling)
-    _reevaluate(turn)
-    _skip_notices(turn, before)
-    set_calendar(state, turn.now)
+    _reevaluate(context)
+    _skip_notices(context, before)
+    set_schedule(state, context.now)
 
 
-def _skip_notices(turn: Turn, before: Rules) -> None:
+def _skip_notices(context: StepContext, before: Rules) -> None:
     """Mark the notices as told that a new record would have had already: who has just approved an hour knows."""
     known = {(record.id, record.expires_wall_ns) for record in before.overrides}
     due_keys = {
         (record.id, record.expires_wall_ns - notice_ns)
-        for record in turn.state.rules.overrides
+        for record in context.state.rules.overrides
         if record.expires_wall_ns is not None
         for notice_ns in EXPIRY_NOTICES_NS
     }
-    turn.state.expiry_told &= due_keys  # records that are gone must not add up
-    for record in turn.state.rules.overrides:
+    context.state.expiry_told &= due_keys  # records that are gone must not add up
+    for record in context.state.rules.overrides:
         if record.expires_wall_ns is not None and (record.id, record.expires_wall_ns) not in known:
             due = (record.expires_wall_ns - notice_ns for notice_ns in EXPIRY_NOTICES_NS)
-            turn.state.expiry_told.update((record.id, d) for d in due if d <= turn.now.wall_ns)
+            context.state.expiry_told.update((record.id, d) for d in due if d <= context.now.wall_ns)
 
 
-def take_calendar(turn: Turn) -> None:
+def take_schedule(context: StepContext) -> None:
     """Overrides begin and end by the wall clock, whatever way it steps."""
-    state, wall_ns = turn.state, turn.now.wall_ns
+    state, wall_ns = context.state, context.now.wall_ns
     seen_ns, state.wall_seen_ns = state.wall_seen_ns, wall_ns
     stepped_back = wall_ns < seen_ns
     if not stepped_back and (state.calendar_due_wall_ns is None or wall_ns < state.calendar_due_wall_ns):
         return
-    _reevaluate(turn)
-    _tell_unused(turn, seen_ns)
-    _remind(turn)
-    for key in [k for k, m in state.memories.items() if wall_ns >= m.forget_wall_ns]:
-        del state.memories[key]
+    _reevaluate(context)
+    _tell_unused(context, seen_ns)
+    _remind(context)
+    for key in [k for k, m in state.strike_records.items() if wall_ns >= m.forget_wall_ns]:
+        del state.strike_records[key]
         state.journal_dirty = True
-    set_calendar(state, turn.now)
+    set_schedule(state, context.now)
 
 
-def set_calendar(state: State, now: Now) -> None:
+def set_schedule(state: State, now: Now) -> None:
     """Work out when the calendar has to be looked at next."""
-    dates = [m.forget_wall_ns for m in state.memories.values()]
+    dates = [m.forget_wall_ns for m in state.strike_records.values()]
     boundary = next_boundary_wall_ns(state.rules, now.wall_ns)
     if boundary is not None:
         dates.append(boundary)
@@ -82,19 +82,19 @@ def set_calendar(state: State, now: Now) -> None:
     state.wall_seen_ns = now.wall_ns
 
 
-def _tell_unused(turn: Turn, seen_wall_ns: int) -> None:
+def _tell_unused(context: StepContext, seen_wall_ns: int) -> None:
     """Records that expired since, and that applied to no link at their end: their end is told as well."""
-    state = turn.state
-    told = {event.reason for event in turn.events if event.kind is EventKind.OVERRIDE_ENDED}
+    state = context.state
+    told = {event.reason for event in context.events if event.kind is EventKind.OVERRIDE_ENDED}
     for record in state.rules.overrides:
         end_ns = record.expires_wall_ns
-        over = end_ns is not None and seen_wall_ns < end_ns <= turn.now.wall_ns
+        over = end_ns is not None and seen_wall_ns < end_ns <= context.now.wall_ns
         if over and record.id not in told and host_matches(record.hosts, state.rules.host):
-            turn.tell(EventKind.OVERRIDE_ENDED, sole_link(record), record.id, cause="expired")
+            context.tell(EventKind.OVERRIDE_ENDED, sole_link(record), record.id, cause="expired")
 
 
-def _remind(turn: Turn) -> None:
-    state, wall_ns = turn.state, turn.now.wall_ns
+def _remind(context: StepContext) -> None:
+    state, wall_ns = context.state, context.now.wall_ns
     for override in state.rules.overrides:
         if override.expires_wall_ns is None or override_state(override, state.rules.host, wall_ns) != OverrideState.ACTIVE:
             continue
@@ -102,7 +102,7 @@ def _remind(turn: Turn) -> None:
         keys = {(override.id, override.expires_wall_ns - notice_ns) for notice_ns in EXPIRY_NOTICES_NS if left_ns <= notice_ns}
         if not keys <= state.expiry_told:
             state.expiry_told |= keys
-            turn.tell(
+            context.tell(
                 EventKind.OVERRIDE_EXPIRING,
                 sole_link(override),
                 override.id,
@@ -112,37 +112,37 @@ def _remind(turn: Turn) -> None:
     state.expiry_told = {k for k in state.expiry_told if k[1] > wall_ns - DAY}
 
 
-def _reevaluate(turn: Turn) -> None:
+def _reevaluate(context: StepContext) -> None:
     """Which policy and override apply to every link now; only what changed is touched."""
-    state = turn.state
+    state = context.state
     for link in state.links:
         before = state.effective.get(link.name)
-        now_applies = effective(state.rules, link.name, turn.now.wall_ns)
+        now_applies = effective(state.rules, link.name, context.now.wall_ns)
         if now_applies == before:
             continue
-        put_under(turn, link, before, now_applies)
-        tell_override(turn, link, before, now_applies)
-        case = state.cases.get(link.name)
-        if case is not None:
-            reconsider(turn, case)
-    _lift_absent(turn)
+        put_under(context, link, before, now_applies)
+        tell_override(context, link, before, now_applies)
+        limit_state = state.limit_states.get(link.name)
+        if limit_state is not None:
+            reconsider(context, limit_state)
+    _lift_absent(context)
 
 
-def _lift_absent(turn: Turn) -> None:
+def _lift_absent(context: StepContext) -> None:
     """An override lifts the limit of a link that is away as well: it may have ended when the link returns."""
-    state = turn.state
-    for key, decision in tuple(state.away.items()):
-        applies = effective(state.rules, key[0], turn.now.wall_ns)
+    state = context.state
+    for key, decision in tuple(state.absent_limits.items()):
+        applies = effective(state.rules, key[0], context.now.wall_ns)
         if lift_cause(decision, applies) is ReleaseReason.OVERRIDE:
-            del state.away[key]
-            state.memories.pop(key, None)
+            del state.absent_limits[key]
+            state.strike_records.pop(key, None)
             state.journal_dirty = True
-            turn.tell(EventKind.RELEASED, key[0], ReleaseReason.OVERRIDE, absent=True)
+            context.tell(EventKind.RELEASED, key[0], ReleaseReason.OVERRIDE, absent=True)
 
 
-def put_under(turn: Turn, link: Link, before: Effective | None, after: Effective | None) -> None:
+def put_under(context: StepContext, link: Link, before: Effective | None, after: Effective | None) -> None:
     """Give a link its policy: the detector's parameters, and the end of remembered strikes under an override."""
-    state, name = turn.state, link.name
+    state, name = context.state, link.name
     if after is None:
         state.effective.pop(name, None)
         state.detector.forget(name)
@@ -150,8 +150,8 @@ def put_under(turn: Turn, link: Link, before: Effective | None, after: Effective
     state.effective[name] = after
     state.detector.watch(name, after.detect)
     if any(one is not None and (one.exempt or override_key(one)) for one in (before, after)):
-        state.journal_dirty |= state.memories.pop(key_of(link), None) is not None
-    if before is not None and name not in state.cases and _starts_afresh(before, after):
+        state.journal_dirty |= state.strike_records.pop(key_of(link), None) is not None
+    if before is not None and name not in state.limit_states and _starts_afresh(before, after):
         state.detector.resume(name, EpochReason.RELOAD)
 
 
@@ -167,14 +167,14 @@ def _epoch_fields(applies: Effective) -> tuple[object, ...]:
     return (applies.policy.name, applies.exempt, override_key(applies))
 
 
-def tell_override(turn: Turn, link: Link, before: Effective | None, after: Effective | None) -> None:
+def tell_override(context: StepContext, link: Link, before: Effective | None, after: Effective | None) -> None:
     """Tell that another override applies to the link, or none any more."""
     old = before.override if before is not None else None
     new = after.override if after is not None else None
     if old == new:
         return
     if old is not None:
-        cause = end_cause(turn.state.rules, old, new, turn.now.wall_ns)
-        turn.tell(EventKind.OVERRIDE_ENDED, link.name, old.id, cause=cause, by_override="" if new is None else new.id)
+        cause = end_cause(context.state.rules, old, new, context.now.wall_ns)
+        context.tell(EventKind.OVERRIDE_ENDED, link.name, old.id, cause=cause, by_override="" if new is None else new.id)
     if new is not None:
-        turn.tell(EventKind.OVERRIDE_ACTIVE, link.name, new.id, action=str(new.action), approved_by=new.approved_by)
+        context.tell(EventKind.OVERRIDE_ACTIVE, link.name, new.id, action=str(new.action), approved_by=new.approved_by)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from limiterd.core.detector import Detector
-from limiterd.core.limit_state import HOLDING, Case
+from limiterd.core.limit_state import HOLDING, LimitState
 from limiterd.core.model import (
     Action,
     ActionResult,
@@ -25,7 +25,6 @@ from limiterd.core.model import (
     Journal,
     KernelAbilities,
     Link,
-    Memory,
     Now,
     Reason,
     ReleaseReason,
@@ -33,6 +32,7 @@ from limiterd.core.model import (
     Rules,
     SavedQdisc,
     Snapshot,
+    StrikeRecord,
     TcActual,
 )
 from limiterd.core.policy import Effective
@@ -47,7 +47,7 @@ def key_of(link: Link) -> LinkKey:
 
 
 @dataclass(slots=True)
-class Tally:
+class RunningCounters:
     """The engine's cumulative counts; keys are the label values of the metric of the same name."""
 
     detections: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -83,17 +83,17 @@ class State:
     by_name: dict[str, Link] = field(default_factory=dict)
     by_index: dict[int, Link] = field(default_factory=dict)
     effective: dict[str, Effective] = field(default_factory=dict)
-    cases: dict[str, Case] = field(default_factory=dict)
-    away: dict[LinkKey, Decision] = field(default_factory=dict)
-    memories: dict[LinkKey, Memory] = field(default_factory=dict)
-    saved: dict[LinkKey, RootQdisc] = field(default_factory=dict)
+    limit_states: dict[str, LimitState] = field(default_factory=dict)
+    absent_limits: dict[LinkKey, Decision] = field(default_factory=dict)
+    strike_records: dict[LinkKey, StrikeRecord] = field(default_factory=dict)
+    replaced: dict[LinkKey, RootQdisc] = field(default_factory=dict)
     stood: set[LinkKey] = field(default_factory=set)
     tc: dict[int, TcActual] = field(default_factory=dict)
     firings: dict[str, Firing] = field(default_factory=dict)
     warnings: dict[tuple[str, str], Fault] = field(default_factory=dict)
     gone_since_ns: dict[str, int] = field(default_factory=dict)
     expiry_told: set[tuple[str, int]] = field(default_factory=set)
-    tally: Tally = field(default_factory=Tally)
+    counters: RunningCounters = field(default_factory=RunningCounters)
     paused: bool = False
     wall_seen_ns: int = 0
     calendar_due_wall_ns: int | None = None
@@ -101,11 +101,11 @@ class State:
 
     def journal(self) -> Journal:
         """What has to survive a restart."""
-        standing = tuple(c.decision for c in self.cases.values() if c.decision is not None and c.stage in HOLDING)
+        standing = tuple(c.decision for c in self.limit_states.values() if c.decision is not None and c.stage in HOLDING)
         return Journal(
-            decisions=standing + tuple(self.away.values()),
-            memories=tuple(self.memories.values()),
-            saved=tuple(SavedQdisc(name, mac, root) for (name, mac), root in self.saved.items()),
+            decisions=standing + tuple(self.absent_limits.values()),
+            strike_records=tuple(self.strike_records.values()),
+            replaced=tuple(SavedQdisc(name, mac, root) for (name, mac), root in self.replaced.items()),
             paused=self.paused,
         )
 
@@ -144,7 +144,7 @@ NOTHING: Final = Output()
 
 
 @dataclass(slots=True)
-class Turn:
+class StepContext:
     """One step in the making. ticking: a tick, with a snapshot or without; rooted: every root qdisc was dumped for it."""
 
     state: State

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from limiterd.core.enforcement import rate_wanted_bps
-from limiterd.core.limit_state import HOLDING, Case, calm_phase
+from limiterd.core.limit_state import HOLDING, LimitState, calm_phase
 from limiterd.core.model import (
     SECOND,
     ClassStats,
@@ -22,7 +22,6 @@ from limiterd.core.model import (
     Histogram,
     Link,
     LinkView,
-    Memory,
     Now,
     Override,
     OverrideView,
@@ -30,6 +29,7 @@ from limiterd.core.model import (
     Rules,
     Snapshot,
     Status,
+    StrikeRecord,
 )
 from limiterd.core.policy import Effective, effective, literal_names, matches, override_state
 from limiterd.core.state import LinkKey, State, key_of
@@ -40,7 +40,7 @@ RATE_SPAN_NS = 1 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
-class CaseView:
+class LimitStateView:
     """What a frame keeps of a case."""
 
     phase: Phase
@@ -59,7 +59,7 @@ class CaseView:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class DaemonInfo:
     """What the daemon knows and the engine does not."""
 
     version: str
@@ -80,7 +80,7 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class StatusSnapshot:
     """One moment of the engine, safe to read from any thread."""
 
     now: Now
@@ -88,80 +88,82 @@ class Frame:
     newest: Snapshot | None
     oldest: Snapshot | None
     effective: Mapping[str, Effective]
-    cases: Mapping[str, CaseView]
+    limit_states: Mapping[str, LimitStateView]
     pending: Mapping[str, int]
-    memories: Mapping[LinkKey, Memory]
+    strike_records: Mapping[LinkKey, StrikeRecord]
     warnings: tuple[Fault, ...]
     paused: bool
     counters: Counters
-    around: Surroundings
-    away: tuple[Decision, ...] = ()
+    around: DaemonInfo
+    absent_limits: tuple[Decision, ...] = ()
 
 
-def _view(state: State, case: Case, pending: Mapping[str, int]) -> CaseView:
-    name = case.link.name
+def _view(state: State, limit_state: LimitState, pending: Mapping[str, int]) -> LimitStateView:
+    name = limit_state.link.name
     applies = state.effective.get(name)
     exempt = applies is not None and applies.exempt
-    decision = case.decision if case.stage in HOLDING else None
-    phase = case.phase(pending=name in pending, exempt=exempt)
-    actual = state.tc.get(case.link.ifindex)
+    decision = limit_state.decision if limit_state.stage in HOLDING else None
+    phase = limit_state.phase(pending=name in pending, exempt=exempt)
+    actual = state.tc.get(limit_state.link.ifindex)
     limited = phase is Phase.LIMITED and actual is not None
-    obstacle = case.obstacle
-    return CaseView(
+    blocker = limit_state.blocker
+    return LimitStateView(
         phase=phase,
         holding=decision is not None,
         since_wall_ns=decision.since_wall_ns if decision is not None else None,
         reason=decision.reason if decision is not None else "",
         limit_bps=actual.tree.rate_bps if limited and actual is not None and actual.tree is not None else None,
-        limit_wanted_bps=case.tree_wanted.rate_bps if decision is not None and case.tree_wanted is not None else None,
+        limit_wanted_bps=limit_state.tree_wanted.rate_bps
+        if decision is not None and limit_state.tree_wanted is not None
+        else None,
         strikes=decision.strikes if decision is not None else 0,
         manual=decision is not None and decision.manual,
         note=decision.note if decision is not None else "",
         by=decision.by if decision is not None else "",
         stats=actual.stats if limited and actual is not None else None,
         release=applies.policy.release.mode if applies is not None and decision is not None and not decision.manual else "",
-        fault=Fault(name, obstacle.reason, obstacle.message, case.obstacle_since_wall_ns) if obstacle is not None else None,
+        fault=Fault(name, blocker.reason, blocker.message, limit_state.obstacle_since_wall_ns) if blocker is not None else None,
     )
 
 
-def frame(state: State, now: Now, newest: Snapshot | None, oldest: Snapshot | None, around: Surroundings) -> Frame:
+def frame(state: State, now: Now, newest: Snapshot | None, oldest: Snapshot | None, around: DaemonInfo) -> StatusSnapshot:
     """Take one moment of the engine. newest and oldest bound the span that shown rates are means over."""
     pending = dict(state.detector.pending())
-    tally = state.tally
-    errors = dict(tally.kernel_errors)
+    counters = state.counters
+    errors = dict(counters.kernel_errors)
     for key, count in around.kernel_errors.items():
         errors[key] = errors.get(key, 0) + count
-    counters = Counters(
-        detections=dict(tally.detections),
-        limits_applied=dict(tally.limits_applied),
-        limits_released=dict(tally.limits_released),
-        drift_repairs=dict(tally.drift_repairs),
+    totals = Counters(
+        detections=dict(counters.detections),
+        limits_applied=dict(counters.limits_applied),
+        limits_released=dict(counters.limits_released),
+        drift_repairs=dict(counters.drift_repairs),
         kernel_errors=errors,
-        epochs=dict(tally.epochs),
+        epochs=dict(counters.epochs),
         control_requests=around.control_requests,
         missed_ticks=around.missed_ticks,
-        dropped_samples=tally.dropped_samples + around.dropped_snapshots,
+        dropped_samples=counters.dropped_samples + around.dropped_snapshots,
         netlink_resyncs=around.netlink_resyncs,
         audit_errors=around.audit_errors,
     )
-    return Frame(
+    return StatusSnapshot(
         now=now,
         rules=state.rules,
         newest=newest,
         oldest=oldest,
         effective=dict(state.effective),
-        cases={name: _view(state, case, pending) for name, case in state.cases.items()},
+        limit_states={name: _view(state, limit_state, pending) for name, limit_state in state.limit_states.items()},
         pending=pending,
-        memories=dict(state.memories),
+        strike_records=dict(state.strike_records),
         warnings=tuple(state.warnings.values()),
         paused=state.paused,
-        counters=counters,
+        counters=totals,
         around=around,
-        away=tuple(state.away.values()),
+        absent_limits=tuple(state.absent_limits.values()),
     )
 
 
-def aged(shot: Frame, now: Now, age_ns: int, faults: tuple[Fault, ...]) -> Frame:
+def aged(shot: StatusSnapshot, now: Now, age_ns: int, faults: tuple[Fault, ...]) -> StatusSnapshot:
     """A frame that is shown because there is no newer one: with its age, and with the faults of now."""
     return replace(shot, now=now, around=replace(shot.around, last_tick_age_ns=age_ns, faults=faults))
 
@@ -200,21 +202,21 @@ def _instance(link: Link) -> tuple[int, str, int]:
     return (link.ifindex, link.name, link.incarnation)
 
 
-def _link_view(shot: Frame, link: Link, rate: tuple[int, int]) -> LinkView:
+def _link_view(shot: StatusSnapshot, link: Link, rate: tuple[int, int]) -> LinkView:
     applies = shot.effective[link.name]
-    case = shot.cases.get(link.name)
+    limit_state = shot.limit_states.get(link.name)
     pending_ns = shot.pending.get(link.name, 0)
-    memory = shot.memories.get(key_of(link))
-    remembered = memory.strikes if memory is not None and shot.now.wall_ns < memory.forget_wall_ns else 0
+    strike_record = shot.strike_records.get(key_of(link))
+    remembered = strike_record.strikes if strike_record is not None and shot.now.wall_ns < strike_record.forget_wall_ns else 0
     calm = calm_phase(pending=link.name in shot.pending, exempt=applies.exempt)
     override = applies.override
-    held = case if case is not None and case.holding else None
+    held = limit_state if limit_state is not None and limit_state.holding else None
     return LinkView(
         interface=link.name,
         ifindex=link.ifindex,
         policy=applies.policy.name,
         mode=applies.policy.mode,
-        phase=case.phase if case is not None else calm,
+        phase=limit_state.phase if limit_state is not None else calm,
         rate_bps=rate[0],
         tx_bytes=rate[1],
         pending_ns=pending_ns,
@@ -235,9 +237,9 @@ def _link_view(shot: Frame, link: Link, rate: tuple[int, int]) -> LinkView:
     )
 
 
-def _absent(shot: Frame, present: Mapping[str, object]) -> list[LinkView]:
+def _absent(shot: StatusSnapshot, present: Mapping[str, object]) -> list[LinkView]:
     """Links that are not there: those that a policy names, and those whose limit waits for their return."""
-    waiting = {decision.interface: decision for decision in shot.away}
+    waiting = {decision.interface: decision for decision in shot.absent_limits}
     names = dict.fromkeys([*(name for name, _ in literal_names(shot.rules)), *waiting])
     return [
         _absent_view(name, applies, waiting.get(name))
@@ -276,19 +278,19 @@ def _absent_view(name: str, applies: Effective, decision: Decision | None) -> Li
     )
 
 
-def _override_view(shot: Frame, record: Override) -> OverrideView:
+def _override_view(shot: StatusSnapshot, record: Override) -> OverrideView:
     names = tuple(name for name in shot.effective if matches(record.interfaces, name))
     winning = tuple(name for name in names if shot.effective[name].override == record)
     return OverrideView(record, override_state(record, shot.rules.host, shot.now.wall_ns), names, winning)
 
 
-def build(shot: Frame) -> Status:
+def build(shot: StatusSnapshot) -> Status:
     """Make the whole status of one frame."""
     rates = _rates(shot.newest, shot.oldest)
     links = [] if shot.newest is None else [link for link in shot.newest.links if link.name in shot.effective]
     views = [_link_view(shot, link, rates[link.name]) for link in links]
     views.extend(_absent(shot, rates))
-    faults = [view.fault for view in shot.cases.values() if view.fault is not None]
+    faults = [view.fault for view in shot.limit_states.values() if view.fault is not None]
     grave = {(fault.interface, fault.reason) for fault in faults}
     warnings = [warning for warning in shot.warnings if (warning.interface, warning.reason) not in grave]
     around = shot.around

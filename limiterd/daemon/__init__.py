@@ -101,7 +101,7 @@ def _enforces(rules: Rules) -> bool:
 
 
 def _serve(path: str, loaded: Loaded) -> int:
-    from limiterd.daemon.daemon import House  # noqa: PLC0415 - the daemon proper
+    from limiterd.daemon.daemon import Daemon  # noqa: PLC0415 - the daemon proper
     from limiterd.log import Log, bridged  # noqa: PLC0415 - likewise
 
     settings = loaded.rules.config
@@ -110,7 +110,7 @@ def _serve(path: str, loaded: Loaded) -> int:
     log = Log(level=settings.log.level, form=settings.log.format)
     with bridged(log):
         try:
-            House(path, loaded, log).run()
+            Daemon(path, loaded, log).run()
         finally:
             log.close(0.3)
     return EXIT_DONE

@@ -38,20 +38,20 @@ from limiterd.core.rule_changes import override_line, terms
 from limiterd.core.units import exact_rate, exact_wall, format_rate, parse_wall
 from limiterd.daemon.host import hostname
 from limiterd.daemon.reload import Cause
-from limiterd.daemon.verbs import Who, at_host, by
-from limiterd.store.request_store import Grant, Request, RequestState, RequestStore, Wish, check_grant, granted_rates
+from limiterd.daemon.verbs import Actor, at_host, by
+from limiterd.store.request_store import Approval, Request, RequestInput, RequestState, RequestStore, check_grant, granted_rates
 
 if TYPE_CHECKING:
-    from limiterd.daemon.daemon import House
+    from limiterd.daemon.daemon import Daemon
 
 _MOST_WARNINGS: Final = 8
 
 
-class Petitions:
+class Approvals:
     """What was asked for, and what was granted."""
 
-    def __init__(self, house: House, requests: RequestStore, overrides: Store) -> None:
-        self._house = house
+    def __init__(self, daemon: Daemon, requests: RequestStore, overrides: Store) -> None:
+        self._house = daemon
         self.requests = requests
         self.overrides = overrides
         self._decisions = Background("requests", self._write_decisions)
@@ -78,16 +78,16 @@ class Petitions:
 
     # ---- overrides ----
 
-    def add(self, fields: Mapping[str, object], who: str) -> object:
+    def add(self, fields: Mapping[str, object], actor: str) -> object:
         """Keep a record in the daemon's own store and apply it; what changed. On an error nothing has."""
         record = _record_of(fields)
         with self._house.reloading.lock:
             if any(one.id == record.id and one.state is RequestState.PENDING for one in self.requests.requests):
                 way = f"use `limiterctl approve {record.id}`, or another id"
                 raise PeerError(f"{record.id} is a pending request, which this would not answer; {way}")
-            return self._keep(record, self._house.reloading.load().rules, who)
+            return self._keep(record, self._house.reloading.load().rules, actor)
 
-    def _keep(self, record: Override, rules: Rules, who: str) -> dict[str, object]:
+    def _keep(self, record: Override, rules: Rules, actor: str) -> dict[str, object]:
         """Add a record to a store that was just read as part of these rules."""
         wall_ns = time.time_ns()
         if override_state(record, rules.host, wall_ns) == OverrideState.EXPIRED:
@@ -100,13 +100,13 @@ class Petitions:
         cause = Cause(
             kind="override_added",
             interface=sole_link(record),
-            text=f"{who} added {override_line(record, rules.host, wall_ns)}",
+            text=f"{actor} added {override_line(record, rules.host, wall_ns)}",
             fields=_fields(record),
             record_id=record.id,
             make=lambda: self._store(record),
             undo=lambda: self.overrides.revoke(record.id),
         )
-        changes = self._house.reloading.reload(who, cause)
+        changes = self._house.reloading.reload(actor, cause)
         warnings = [remark.removeprefix(f"{OWN}: ") for remark in unwatched(record, rules, wall_ns)] + met
         if not warnings and not in_force_on and override_state(record, rules.host, wall_ns) == OverrideState.ACTIVE:
             warnings = [f"override {record.id}: no watched link matches it now"]
@@ -120,24 +120,24 @@ class Petitions:
                 self.overrides.revoke(record.id)
             raise
 
-    def revoke(self, identifier: str, reason: str, who: str) -> object:
+    def revoke(self, identifier: str, reason: str, actor: str) -> object:
         """Forget a record of the daemon's own store; what changed. On an error nothing has.
 
         Files that are wrong for want of this (the same id in the operator's files) are no obstacle: they are judged afterwards.
         """
-        house = self._house
-        text = f"{who} revoked override {identifier}{f': {reason}' if reason else ''}"
-        with house.reloading.lock:
+        daemon = self._house
+        text = f"{actor} revoked override {identifier}{f': {reason}' if reason else ''}"
+        with daemon.reloading.lock:
             record = next((p.record for p in self.overrides.load().records if p.record.id == identifier), None)
-            theirs = next((one for one in house.rules.overrides if one.id == identifier and one.origin != OWN), None)
+            theirs = next((one for one in daemon.rules.overrides if one.id == identifier and one.origin != OWN), None)
             if record is None and theirs is not None:
                 raise PeerError(
                     f"override {identifier} is in {theirs.origin}, which only its owner changes; edit that file and reload"
                 )
             if record is None:  # a damaged file, which was not in force; removing it needs no reload to come true
                 self.overrides.revoke(identifier)
-                house.tell("override_revoked", "", text, {"id": identifier, "by": who})
-                changes = house.reloading.reload(who)
+                daemon.tell("override_revoked", "", text, {"id": identifier, "by": actor})
+                changes = daemon.reloading.reload(actor)
             else:
                 kept = record
                 cause = Cause(
@@ -149,19 +149,19 @@ class Petitions:
                     make=lambda: self.overrides.revoke(identifier),
                     undo=lambda: self.overrides.add(kept),
                 )
-                changes = house.reloading.reload(who, cause)
+                changes = daemon.reloading.reload(actor, cause)
             return {"changes": list(changes) or [f"override {identifier} is gone; it had no effect"]}
 
     # ---- increase requests ----
 
-    def file(self, wish: Wish) -> object:
+    def file(self, request_input: RequestInput) -> object:
         """Record an increase request."""
-        request = self.requests.add(wish, time.time_ns(), {o.id for o in self._house.rules.overrides})
-        who = f"{request.user} (uid {request.uid})"
+        request = self.requests.add(request_input, time.time_ns(), {o.id for o in self._house.rules.overrides})
+        actor = f"{request.user} (uid {request.uid})"
         asked = "no limit" if request.rate_bps is None else format_rate(request.rate_bps)
         until = exact_wall(request.until_wall_ns)
-        text = f"{who} filed request {request.id} for {asked} until {until}: {request.reason}"
-        fields = {"by": who, "id": request.id, "reason": request.reason, "until": until, "rate_bps": request.rate_bps}
+        text = f"{actor} filed request {request.id} for {asked} until {until}: {request.reason}"
+        fields = {"by": actor, "id": request.id, "reason": request.reason, "until": until, "rate_bps": request.rate_bps}
         self._house.tell("request", request.interface, text, fields)
         return jsonsafe.encode(request)
 
@@ -169,16 +169,16 @@ class Petitions:
         """Every request that is kept."""
         return [jsonsafe.encode(request) for request in self.requests.requests]
 
-    def approve(self, identifier: str, grant: Grant, who: Who) -> object:
+    def approve(self, identifier: str, approval: Approval, actor: Actor) -> object:
         """Turn a request into an override record of the same id, and apply it; it stays pending where that fails."""
-        check_grant(grant)
+        check_grant(approval)
         with self._house.reloading.lock:
             request = self._pending(identifier)
             rules = self._house.reloading.load().rules
-            record = _record_of(_granted(request, grant, rules, who, self._limit_bps(request.interface)))
-            kept = self._keep(record, rules, by(who))
+            record = _record_of(_granted(request, approval, rules, actor, self._limit_bps(request.interface)))
+            kept = self._keep(record, rules, by(actor))
             try:
-                decided = self._approved(request, record, by(who), grant.reason)
+                decided = self._approved(request, record, by(actor), approval.reason)
             except EnvironmentFault as fault:
                 self._decisions.poke()
                 raise EnvironmentFault(
@@ -194,13 +194,13 @@ class Petitions:
         view = next((one for one in self._house.status().links if one.interface == interface), None)
         return 0 if view is None else view.applying_limit_bps
 
-    def deny(self, identifier: str, reason: str, who: str) -> object:
+    def deny(self, identifier: str, reason: str, actor: str) -> object:
         """Deny a request."""
         with self._house.reloading.lock:
             self._pending(identifier)
-            decided = self.requests.decide(identifier, RequestState.DENIED, by=who, wall_ns=time.time_ns(), reason=reason)
-            text = f"{who} denied request {identifier} of {decided.user}: {reason}"
-            self._house.tell("request_denied", decided.interface, text, {"by": who, "id": identifier, "reason": reason})
+            decided = self.requests.decide(identifier, RequestState.DENIED, by=actor, wall_ns=time.time_ns(), reason=reason)
+            text = f"{actor} denied request {identifier} of {decided.user}: {reason}"
+            self._house.tell("request_denied", decided.interface, text, {"by": actor, "id": identifier, "reason": reason})
         return jsonsafe.encode(decided)
 
     def _pending(self, identifier: str) -> Request:
@@ -215,13 +215,13 @@ class Petitions:
 
     # ---- decisions that could not be written ----
 
-    def _approved(self, request: Request, record: Override, who: str, reason: str = "") -> Request:
+    def _approved(self, request: Request, record: Override, actor: str, reason: str = "") -> Request:
         """Write down that a request is approved, then tell so."""
         decided = self.requests.decide(
-            request.id, RequestState.APPROVED, by=who, wall_ns=time.time_ns(), reason=reason, granted=terms(record)
+            request.id, RequestState.APPROVED, by=actor, wall_ns=time.time_ns(), reason=reason, granted=terms(record)
         )
-        text = f"{who} approved request {request.id} of {request.user}: {decided.granted}"
-        fields = {"by": who, "id": request.id, "granted": decided.granted}
+        text = f"{actor} approved request {request.id} of {request.user}: {decided.granted}"
+        fields = {"by": actor, "id": request.id, "granted": decided.granted}
         self._house.tell("request_approved", request.interface, text, fields)
         return decided
 
@@ -290,13 +290,13 @@ def _fields(record: Override) -> dict[str, object]:
     }
 
 
-def _granted(request: Request, grant: Grant, rules: Rules, who: Who, limit_bps: int) -> dict[str, object]:
+def _granted(request: Request, approval: Approval, rules: Rules, actor: Actor, limit_bps: int) -> dict[str, object]:
     """The override record of a grant, as a file would have it. It begins now, so that the latest approval is in force."""
     policy = policy_for(rules, request.interface)
     if policy is None:
         raise PeerError(f"{request.interface}: no policy watches it any more, so there is no limit to increase; deny the request")
-    rates = granted_rates(request, grant, policy.detect.threshold_bps, limit_bps)
-    until_wall_ns = request.until_wall_ns if grant.until_wall_ns is None else grant.until_wall_ns
+    rates = granted_rates(request, approval, policy.detect.threshold_bps, limit_bps)
+    until_wall_ns = request.until_wall_ns if approval.until_wall_ns is None else approval.until_wall_ns
     now_ns = time.time_ns()
     return {
         "id": request.id,
@@ -304,8 +304,8 @@ def _granted(request: Request, grant: Grant, rules: Rules, who: Who, limit_bps: 
         "hosts": [hostname()],
         "action": str(OverrideAction.LIMIT if rates else OverrideAction.EXEMPT),
         **{key: exact_rate(rate_bps) for key, rate_bps in rates.items()},
-        "not_before": exact_wall(now_ns) if grant.never or now_ns < until_wall_ns else None,
-        "expires": "never" if grant.never else exact_wall(until_wall_ns),
-        "approved_by": grant.approved_by or at_host(who),
-        "reason": grant.reason or request.reason,
+        "not_before": exact_wall(now_ns) if approval.never or now_ns < until_wall_ns else None,
+        "expires": "never" if approval.never else exact_wall(until_wall_ns),
+        "approved_by": approval.approved_by or at_host(actor),
+        "reason": approval.reason or request.reason,
     }

@@ -20,7 +20,7 @@ from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, ConfigError, Environmen
 from limiterd.core.model import Config, Event, EventKind, Journal, Rules, Snapshot
 from limiterd.core.state import Inputs, State
 from limiterd.daemon.event_log import sentence
-from limiterd.daemon.executor import Hands
+from limiterd.daemon.executor import Executor
 from limiterd.daemon.host import hostname
 from limiterd.daemon.loop import clocks
 from limiterd.kernel.links import LinkTable
@@ -48,13 +48,13 @@ def _say(text: str) -> None:
 
 def _forget_saved(directory: Path, store: JournalStore, kept: Journal, state: State) -> None:
     """Take what was restored out of the journal, or a later release would restore it once more; its owner stays the daemon."""
-    left = state.journal().saved
-    if left == kept.saved:
+    left = state.journal().replaced
+    if left == kept.replaced:
         return
     path = directory / FILE_NAME
     try:
         owner = path.stat()
-        store.save_now(replace(kept, saved=left))
+        store.save_now(replace(kept, replaced=left))
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
     except (OSError, EnvironmentFault) as error:
         _say(f"{path} still names root qdiscs that are restored: {error}")
@@ -78,20 +78,22 @@ def clean_up(path: str) -> int:
     for trouble in troubles:
         _say(trouble)
     table, tc = LinkTable(), TcKernel()
-    state = engine.start(rules, Journal(saved=kept.saved), tc.abilities(), clocks())
+    state = engine.start(rules, Journal(replaced=kept.replaced), tc.abilities(), clocks())
     told: list[Event] = []
-    hands = Hands(tc, clocks, told.extend, lambda _: None, lambda _: None)
+    executor = Executor(tc, clocks, told.extend, lambda _: None, lambda _: None)
     until_ns = boottime_ns() + _LONGEST_NS
     snapshot = Snapshot(boottime_ns(), table.links, [0] * len(table.links))
-    hands.settle(state, rules, hands.with_roots(Inputs(clocks(), snapshot=snapshot)))
-    while state.cases and boottime_ns() < until_ns:
+    executor.reconcile(state, rules, executor.with_roots(Inputs(clocks(), snapshot=snapshot)))
+    while state.limit_states and boottime_ns() < until_ns:
         time.sleep(_PAUSE_S)
-        hands.settle(state, rules, hands.read_now(frozenset(case.link.ifindex for case in state.cases.values())))
+        executor.reconcile(
+            state, rules, executor.read_now(frozenset(limit_state.link.ifindex for limit_state in state.limit_states.values()))
+        )
     _tell(told)
     _forget_saved(Path(settings.state_directory), store, kept, state)
-    for case in state.cases.values():
-        why = case.obstacle.message if case.obstacle is not None else "its queue does not drain"
-        _say(f"{case.link.name}: the limit could not be removed: {why}")
-    if not told and not state.cases:
+    for limit_state in state.limit_states.values():
+        why = limit_state.blocker.message if limit_state.blocker is not None else "its queue does not drain"
+        _say(f"{limit_state.link.name}: the limit could not be removed: {why}")
+    if not told and not state.limit_states:
         sys.stdout.write("no limit of limiterd is in force in this network namespace\n")
-    return EXIT_FAILED if state.cases else EXIT_DONE
+    return EXIT_FAILED if state.limit_states else EXIT_DONE

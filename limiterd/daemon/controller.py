@@ -16,9 +16,9 @@ from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Event, FaultReason, Journal, Now, Rules, Snapshot
 from limiterd.core.ports import SamplerPort, TcPort
 from limiterd.core.state import Inputs, Output, State
-from limiterd.core.status import RATE_SPAN_NS, Frame, Surroundings
-from limiterd.daemon.executor import Hands
-from limiterd.daemon.health import Problems
+from limiterd.core.status import RATE_SPAN_NS, DaemonInfo, StatusSnapshot
+from limiterd.daemon.executor import Executor
+from limiterd.daemon.health import Health
 from limiterd.kernel.events import Events
 
 _DENIED: Final = ("EPERM", "EACCES")
@@ -69,7 +69,7 @@ def attempt(kernel: KernelPort) -> Attempt:
         return fault
 
 
-class UnderstudyPort(Protocol):
+class StandbyPort(Protocol):
     """Entered around whatever waits for the kernel's tc: samples in the meantime."""
 
     def __enter__(self) -> object:
@@ -102,28 +102,30 @@ class Ports:
 
     kernel: KernelPort
     journal: JournalPort
-    problems: Problems
+    problems: Health
     clock: Callable[[], Now]
     tell: Callable[[Sequence[Event]], None]
     want_evidence: Callable[[Collection[str]], None]
     renewed: Callable[[], None]
     """The events' descriptor may be another one now."""
-    surroundings: Callable[[], Surroundings]
-    understudy: UnderstudyPort = field(default_factory=Nobody)
+    daemon_info: Callable[[], DaemonInfo]
+    standby: StandbyPort = field(default_factory=Nobody)
 
 
-class Keeper:
+class Controller:
     """Owns the engine's state. Every method but `newest` belongs to one thread."""
 
     def __init__(self, rules: Rules, journal: Journal, ports: Ports) -> None:
         self.rules = rules
         self.state: State = engine.start(rules, journal, ports.kernel.tc.abilities(), ports.clock())
-        self.hands = Hands(ports.kernel.tc, ports.clock, ports.tell, ports.journal.save, ports.journal.save_now, ports.understudy)
+        self.executor = Executor(
+            ports.kernel.tc, ports.clock, ports.tell, ports.journal.save, ports.journal.save_now, ports.standby
+        )
         self._ports = ports
         self._recent: deque[Snapshot] = deque()
         self._touched: set[int] = set()
         self._resync = True
-        self._frame: Frame | None = None
+        self._frame: StatusSnapshot | None = None
         self._frame_is_old = True
 
     # ---- what comes from the kernel ----
@@ -136,29 +138,29 @@ class Keeper:
 
     def take_sample(self) -> None:
         """Sample, read what was touched, and step; what was sampled while the kernel was waited for comes first."""
-        while taken := self._ports.understudy.taken():
+        while taken := self._ports.standby.taken():
             for missed in taken:
                 self._settle_missed(self._received(missed))
         snapshot = self._received(attempt(self._ports.kernel))
         inputs = Inputs(self._ports.clock(), snapshot=snapshot, tick=True)
         if self._resync and snapshot is not None:  # without the links nobody knows whose roots they are
-            inputs = self.hands.with_roots(inputs)
+            inputs = self.executor.with_roots(inputs)
             self._resync = inputs.roots is None
         elif self._touched:
-            inputs = replace(self.hands.read_now(frozenset(self._touched)), snapshot=snapshot, tick=True)
+            inputs = replace(self.executor.read_now(frozenset(self._touched)), snapshot=snapshot, tick=True)
             self._touched &= inputs.unanswered
         if snapshot is not None:
             self._remember(snapshot)
-        self.settle(inputs)
+        self.reconcile(inputs)
 
     def _settle_missed(self, snapshot: Snapshot | None) -> None:
         if snapshot is not None:
             self._remember(snapshot)
-            self.settle(Inputs(self._ports.clock(), snapshot=snapshot))
+            self.reconcile(Inputs(self._ports.clock(), snapshot=snapshot))
 
     def _received(self, outcome: Attempt) -> Snapshot | None:
         if isinstance(outcome, EnvironmentFault):
-            self.hands.errors[outcome.operation or "sample", outcome.errno_name or "none"] += 1
+            self.executor.errors[outcome.operation or "sample", outcome.errno_name or "none"] += 1
             why = FaultReason.PERMISSION if outcome.errno_name in _DENIED else FaultReason.NO_ANSWER
             self._ports.problems.note("sampling", f"links cannot be sampled: {outcome}", why)
             return None
@@ -176,7 +178,7 @@ class Keeper:
         try:
             found = self._ports.kernel.events.drain()
         except EnvironmentFault as fault:
-            self.hands.errors["events", fault.errno_name or "none"] += 1
+            self.executor.errors["events", fault.errno_name or "none"] += 1
             self._ports.problems.note("events", f"outside changes are found by polling alone: {fault}")
             self._resync = True
             self._ports.renewed()
@@ -186,16 +188,16 @@ class Keeper:
             self._ports.renewed()
         self._resync |= found.resync
         self._touched |= found.tc_ifindexes
-        held = {case.link.ifindex for case in self.state.cases.values()} & self._touched
+        held = {limit_state.link.ifindex for limit_state in self.state.limit_states.values()} & self._touched
         if held:
             self._touched -= held
-            self.settle(self.hands.read_now(frozenset(held)))
+            self.reconcile(self.executor.read_now(frozenset(held)))
 
-    def settle(self, inputs: Inputs) -> None:
+    def reconcile(self, inputs: Inputs) -> None:
         """Step until nothing is left to do now."""
-        self.hands.settle(self.state, self.rules, inputs)
+        self.executor.reconcile(self.state, self.rules, inputs)
         self.forget_frame()
-        self._ports.want_evidence(self.state.cases.keys() or self.state.detector.pending().keys())
+        self._ports.want_evidence(self.state.limit_states.keys() or self.state.detector.pending().keys())
 
     # ---- what people ask for ----
 
@@ -206,23 +208,25 @@ class Keeper:
         """
         self.take_sample()
         output = act(self.state, self._ports.clock())
-        self.hands.publish(self.state, output)
-        self.settle(Inputs(self._ports.clock()))
+        self.executor.publish(self.state, output)
+        self.reconcile(Inputs(self._ports.clock()))
         return output
 
     def take_rules(self, rules: Rules) -> None:
         """Follow other rules from now on."""
         self.rules = rules
-        self.settle(Inputs(self._ports.clock()))
+        self.reconcile(Inputs(self._ports.clock()))
 
     def lift_all(self) -> None:
         """Begin to lift every limit because the daemon stops; `look_again` goes on with it."""
-        self.hands.publish(self.state, engine.release_for_exit(self.state, self._ports.clock()))
+        self.executor.publish(self.state, engine.release_for_exit(self.state, self._ports.clock()))
         self.look_again()
 
     def look_again(self) -> None:
         """Read every link that has a limit, or is being freed of one, and settle."""
-        self.settle(self.hands.read_now(frozenset(case.link.ifindex for case in self.state.cases.values())))
+        self.reconcile(
+            self.executor.read_now(frozenset(limit_state.link.ifindex for limit_state in self.state.limit_states.values()))
+        )
 
     # ---- what shows ----
 
@@ -230,15 +234,15 @@ class Keeper:
         """The latest snapshot; from any thread."""
         return self._recent[-1] if self._recent else None
 
-    def frame(self) -> Frame:
+    def frame(self) -> StatusSnapshot:
         """One moment of the engine; the same one until something changes."""
         if self._frame is None or self._frame_is_old:
             self._frame_is_old = False
             oldest = self._recent[0] if self._recent else None
-            self._frame = status.frame(self.state, self._ports.clock(), self.newest(), oldest, self._ports.surroundings())
+            self._frame = status.frame(self.state, self._ports.clock(), self.newest(), oldest, self._ports.daemon_info())
         return self._frame
 
-    def last_frame(self) -> Frame | None:
+    def last_frame(self) -> StatusSnapshot | None:
         """The frame that was taken last, however old it is; from any thread."""
         return self._frame
 

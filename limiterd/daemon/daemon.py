@@ -26,18 +26,18 @@ from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, Peer
 from limiterd.core.histogram import Buckets
 from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, PolicyMode, Reason, Rules, Status
 from limiterd.core.state import Output, State
-from limiterd.core.status import Frame, Surroundings
+from limiterd.core.status import DaemonInfo, StatusSnapshot
 from limiterd.daemon import summary as words
-from limiterd.daemon.approvals import Petitions
-from limiterd.daemon.controller import Keeper, Ports
-from limiterd.daemon.denials import Refusals
-from limiterd.daemon.event_log import Chronicle, tell
-from limiterd.daemon.health import Problems
+from limiterd.daemon.approvals import Approvals
+from limiterd.daemon.controller import Controller, Ports
+from limiterd.daemon.denials import Denials
+from limiterd.daemon.event_log import EventLog, tell
+from limiterd.daemon.health import Health
 from limiterd.daemon.kernel_io import open_kernel
 from limiterd.daemon.loop import Loop, clocks
-from limiterd.daemon.loss_warnings import Losses
+from limiterd.daemon.loss_warnings import LossWarnings
 from limiterd.daemon.reload import Reloading
-from limiterd.daemon.standby_sampler import Understudy
+from limiterd.daemon.standby_sampler import StandbySampler
 from limiterd.daemon.verbs import VERBS
 from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.top_talkers import EvidenceSampler
@@ -62,33 +62,33 @@ _EXIT_NS: Final = 1_200_000_000
 _SETTLE_PAUSE_S: Final = 0.02
 
 
-class House:
+class Daemon:
     """The daemon, assembled. Raises EnvironmentFault where it cannot be (a second instance, no netlink)."""
 
     def __init__(self, config_path: str, loaded: config.Loaded, log: Log) -> None:
         self.log = log
         settings = loaded.rules.config
         state_directory = Path(settings.state_directory)
-        self.problems = Problems(time.time_ns, self._tell_problem)
+        self.problems = Health(time.time_ns, self._tell_problem)
         self.notifier = Notifier()
-        self.refusals = Refusals(self.tell)
-        self.control = ControlServer(settings.control, self._answer, denied=self.refusals.note)
+        self.denials = Denials(self.tell)
+        self.control = ControlServer(settings.control, self._answer, denied=self.denials.note)
         self.control.lock()
         self.audit = AuditTrail(state_directory)
         self.journal = JournalStore(state_directory)
         self.kernel = open_kernel(settings.sampling.source, settings.sampling.interval_ns)
         self.evidence = EvidenceSampler(self.kernel.sockets, boottime_ns)
-        self.chronicle = Chronicle(log, self.audit, self._evidence_of)
+        self.event_log = EventLog(log, self.audit, self._evidence_of)
         self.loop = Loop(settings.sampling.interval_ns, self._tick)
-        self.petitions = Petitions(self, RequestStore(state_directory), Store(config.store_directory(settings)))
-        self.understudy = Understudy(self.kernel, self.loop.pace, boottime_ns)
+        self.approvals = Approvals(self, RequestStore(state_directory), Store(config.store_directory(settings)))
+        self.standby = StandbySampler(self.kernel, self.loop.pace, boottime_ns)
         self.tick_duration = Buckets()
         self.started_wall_ns = time.time_ns()
         self._housekeeping_ns = 0
         self._reloader = Background("reload", self._reload_on_demand)
         self._event_descriptor = self.kernel.events.fileno()
         kept, troubles = self.journal.load()
-        self.keeper = Keeper(
+        self.controller = Controller(
             loaded.rules,
             kept,
             Ports(
@@ -96,29 +96,29 @@ class House:
                 journal=self.journal,
                 problems=self.problems,
                 clock=clocks,
-                tell=self.chronicle.tell,
+                tell=self.event_log.tell,
                 want_evidence=self.evidence.want,
                 renewed=self._follow_event_socket,
-                surroundings=self._surroundings,
-                understudy=self.understudy,
+                daemon_info=self._surroundings,
+                standby=self.standby,
             ),
         )
-        self.losses = Losses(self.problems, lambda text: log.warning("lost", text=text))
-        self.metrics = MetricsServer(settings.metrics, self.status, self.alive, newest=self.keeper.newest)
-        self.reloading = Reloading(config_path, loaded, self.keeper, self, log, self.audit, self.problems, clocks)
-        for topic, damage in (("journal", troubles), ("requests", self.petitions.load())):
+        self.loss_warnings = LossWarnings(self.problems, lambda text: log.warning("lost", text=text))
+        self.metrics = MetricsServer(settings.metrics, self.status, self.alive, newest=self.controller.newest)
+        self.reloading = Reloading(config_path, loaded, self.controller, self, log, self.audit, self.problems, clocks)
+        for topic, damage in (("journal", troubles), ("requests", self.approvals.load())):
             text = f"{'; '.join(damage)} (shown until the next start)"
             self.problems.note(f"{topic} at the start", text if damage else None)
 
     @property
     def rules(self) -> Rules:
         """The rules in force."""
-        return self.keeper.rules
+        return self.controller.rules
 
     @property
     def state(self) -> State:
         """The engine's state; the loop's own."""
-        return self.keeper.state
+        return self.controller.state
 
     # ---- life ----
 
@@ -128,15 +128,15 @@ class House:
             self.loop.on_signal(number, self.loop.stop)
         self.loop.on_signal(signal.SIGHUP, self._reloader.poke)
         threading.excepthook = partial(self._thread_died, threading.excepthook)
-        self.chronicle.start()
-        self.petitions.tell_missed_ends()
+        self.event_log.start()
+        self.approvals.tell_missed_ends()
         started = f"limiterd {__version__} started with the configuration {self.rules.sha256[:12]}"
         self.audit.append("start", "", {"text": started, "version": __version__, "sha256": self.rules.sha256})
-        self.keeper.take_sample()
-        self.keeper.frame()
+        self.controller.take_sample()
+        self.controller.frame()
         self.metrics.start()
         self.control.start()
-        self.loop.watch(self._event_descriptor, self.keeper.take_events)
+        self.loop.watch(self._event_descriptor, self.controller.take_events)
         self.notifier.ready(self.summary())
         self.log.info("started", text=words.inventory(self.state, self.rules, self.kernel.sampler.name), version=__version__)
         gc.collect()
@@ -156,8 +156,8 @@ class House:
         self.control.close()
         self.metrics.close()
         self.evidence.close()
-        self.chronicle.close(0.3)
-        self.refusals.settle(everything=True)
+        self.event_log.close(0.3)
+        self.denials.reconcile(everything=True)
         standing = f"limiterd stopped; {self.summary()}"
         self.audit.append("stop", "", {"text": standing})
         self.log.info("stopped", text=standing)
@@ -165,17 +165,17 @@ class House:
         self.journal.save(self.state.journal())
         self.journal.close(0.3)
         self.loop.close()
-        self.understudy.close()
+        self.standby.close()
         self.kernel.close()
         self.notifier.close()
 
     def lift_all_for_exit(self) -> None:
         """Lift every limit and wait, for a bounded time, until the kernel shows it."""
         until_ns = boottime_ns() + _EXIT_NS
-        self.keeper.lift_all()
-        while self.state.cases and boottime_ns() < until_ns:
+        self.controller.lift_all()
+        while self.state.limit_states and boottime_ns() < until_ns:
             time.sleep(_SETTLE_PAUSE_S)
-            self.keeper.look_again()
+            self.controller.look_again()
 
     # ---- the tick ----
 
@@ -184,7 +184,7 @@ class House:
         if late_ns >= _STALLED_NS:
             text = f"the loop stood still for {late_ns / 1e9:.1f} s; time that was not sampled meanwhile is no evidence"
             self.log.warning("stalled", text=text)
-        self.keeper.tick()
+        self.controller.tick()
         now_ns = boottime_ns()
         self.notifier.tick(now_ns)
         self.tick_duration.observe((now_ns - self.loop.pace.last_ns) / 1e9)
@@ -198,7 +198,7 @@ class House:
             self.loop.unwatch(self._event_descriptor)
         self._event_descriptor = self.kernel.events.fileno()
         if self._event_descriptor >= 0:
-            self.loop.watch(self._event_descriptor, self.keeper.take_events)
+            self.loop.watch(self._event_descriptor, self.controller.take_events)
 
     def _keep_house(self) -> None:
         """Once a second: what the service manager shows, the adapters' own troubles, and a frame should the loop stall."""
@@ -206,7 +206,7 @@ class House:
         enforces = any(policy.mode is PolicyMode.ENFORCE for policy in self.rules.config.policies)
         hindered = FaultReason.PERMISSION if enforces else FaultReason.OTHER  # who only observes needs no tc
         self.problems.note("netlink", words.refused(self.kernel.refusal), hindered)
-        self.refusals.settle()
+        self.denials.reconcile()
         for topic, trouble in (
             ("psutil", words.fallback(self.kernel.refusal, self.kernel.sampler.why)),
             ("metrics", self.metrics.problem),
@@ -217,14 +217,14 @@ class House:
             ("evidence", self.evidence.problem or None),
         ):
             self.problems.note(topic, trouble)
-        self.losses.follow(boottime_ns(), self._lost())
-        self.keeper.frame()
+        self.loss_warnings.follow(boottime_ns(), self._lost())
+        self.controller.frame()
 
     def _lost(self) -> tuple[tuple[str, int, int, str], ...]:
         busy = self.control.counts.get(("none", "error"), 0)
         dropped, overrun = self.kernel.sampler.dropped, self.kernel.events.resyncs
         return (
-            ("chronicle", self.chronicle.lost, 1, "events are not logged: the log or the audit trail is too slow"),
+            ("chronicle", self.event_log.lost, 1, "events are not logged: the log or the audit trail is too slow"),
             ("log", self.log.dropped, 1, "log lines are lost: standard error is read too slowly"),
             ("events lost", overrun, 1, "outside changes come too fast to be read one by one"),
             ("samples", dropped, _SOME, "samples are dropped: reading the counters takes too long"),
@@ -237,27 +237,27 @@ class House:
 
     # ---- status ----
 
-    def _surroundings(self) -> Surroundings:
+    def _surroundings(self) -> DaemonInfo:
         pace = self.loop.pace
         counts: Counter[tuple[str, str]] = Counter(self.control.counts)
-        return Surroundings(
+        return DaemonInfo(
             version=__version__,
             started_wall_ns=self.started_wall_ns,
             config_error=self.reloading.config_error,
             config_loaded_wall_ns=self.reloading.loaded_wall_ns,
-            requests_pending=self.petitions.requests.pending,
+            requests_pending=self.approvals.requests.pending,
             source=self.kernel.sampler.name,
             last_tick_age_ns=self._tick_age_ns(),
             missed_ticks=pace.missed,
             netlink_resyncs=self.kernel.events.resyncs,
             audit_errors=self.audit.errors,
             dropped_snapshots=self.kernel.sampler.dropped,
-            kernel_errors=dict(self.keeper.hands.errors),
+            kernel_errors=dict(self.controller.executor.errors),
             control_requests=counts,
             histograms={
                 "tick_duration_seconds": self.tick_duration.view(),
                 "tick_lateness_seconds": pace.lateness.view(),
-                "enforcement_seconds": self.keeper.hands.enforcement.view(),
+                "enforcement_seconds": self.controller.executor.enforcement.view(),
             },
             faults=self.problems.all(),
         )
@@ -266,11 +266,11 @@ class House:
         """The status now; while the loop is stalled the last one, at most a second older than the stall, with a fault."""
         return status.build(self._look())
 
-    def _look(self) -> Frame:
-        last = self.keeper.last_frame()
+    def _look(self) -> StatusSnapshot:
+        last = self.controller.last_frame()
         if last is None or self.alive():
             try:
-                return self.loop.call(self.keeper.frame, _LOOK_NS / 1e9)
+                return self.loop.call(self.controller.frame, _LOOK_NS / 1e9)
             except EnvironmentFault:
                 if last is None or self._tick_age_ns() < _LOOK_NS:
                     raise
@@ -308,7 +308,7 @@ class House:
 
     def command(self, act: Callable[[State, Now], Output]) -> Output:
         """Let an operator's command change the state, and settle the kernel at once; returns what was decided."""
-        return self.loop.call(lambda: self.keeper.command(act))
+        return self.loop.call(lambda: self.controller.command(act))
 
     def _answer(self, call: Call) -> Answer:
         act = VERBS.get(call.verb)

@@ -29,13 +29,13 @@ Tell = Callable[[str, str, str, Mapping[str, object], str], None]
 class _Tally:
     """One user's refusals since the first of this span."""
 
-    who: str
+    actor: str
     since_s: float
     told: int = 0
     more: Counter[str] = field(default_factory=Counter)
 
 
-class Refusals:
+class Denials:
     """Counts and tells; any thread may."""
 
     def __init__(self, tell: Tell, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -47,35 +47,35 @@ class Refusals:
     def note(self, call: Call) -> None:
         """Somebody was refused."""
         if self._is_told(call):
-            who, concerns = by(call.peer), _concerned(call)
-            text = f"{who} was refused {call.verb}" + (f" of {concerns}" if concerns else "")
-            self._tell("refused", _link(call), text, {"by": who, "verb": call.verb, "id": concerns}, "warning")
+            actor, concerns = by(call.peer), _concerned(call)
+            text = f"{actor} was refused {call.verb}" + (f" of {concerns}" if concerns else "")
+            self._tell("refused", _link(call), text, {"by": actor, "verb": call.verb, "id": concerns}, "warning")
 
     def _is_told(self, call: Call) -> bool:
         with self._lock:
             uid = call.peer.uid
             if uid not in self._tallies and len(self._tallies) >= MOST_USERS:
                 uid = _OTHERS
-            who = "further users" if uid == _OTHERS else by(call.peer)
-            tally = self._tallies.setdefault(uid, _Tally(who, self._clock_s()))
-            if tally.told < AT_ONCE:
-                tally.told += 1
+            actor = "further users" if uid == _OTHERS else by(call.peer)
+            counters = self._tallies.setdefault(uid, _Tally(actor, self._clock_s()))
+            if counters.told < AT_ONCE:
+                counters.told += 1
                 return True
-            tally.more[call.verb] += 1
+            counters.more[call.verb] += 1
             return False
 
-    def settle(self, *, everything: bool = False) -> None:
+    def reconcile(self, *, everything: bool = False) -> None:
         """Tell of the spans that are over, or of all; once a second, and at the end."""
         now_s = self._clock_s()
         with self._lock:
-            over = [uid for uid, tally in self._tallies.items() if everything or now_s - tally.since_s >= SPAN_S]
+            over = [uid for uid, counters in self._tallies.items() if everything or now_s - counters.since_s >= SPAN_S]
             ended = [self._tallies.pop(uid) for uid in over]
-        for tally in ended:
-            if tally.more:
-                verbs = ", ".join(f"{verb} {count}" for verb, count in tally.more.most_common())
-                count = tally.more.total()
-                text = f"{tally.who}: refused {count} more times within {now_s - tally.since_s:.0f} s: {verbs}"
-                self._tell("refused", "", text, {"by": tally.who, "count": count, "verbs": dict(tally.more)}, "warning")
+        for counters in ended:
+            if counters.more:
+                verbs = ", ".join(f"{verb} {count}" for verb, count in counters.more.most_common())
+                count = counters.more.total()
+                text = f"{counters.actor}: refused {count} more times within {now_s - counters.since_s:.0f} s: {verbs}"
+                self._tell("refused", "", text, {"by": counters.actor, "count": count, "verbs": dict(counters.more)}, "warning")
 
 
 def _printable(value: object, longest: int) -> str:

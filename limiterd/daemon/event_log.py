@@ -200,7 +200,7 @@ def sentence(event: Event) -> tuple[str, str]:
 # ---- the thread ----------------------------------------------------------------------------------
 
 
-class Chronicle:
+class EventLog:
     """Queues events and writes them down in its own thread."""
 
     def __init__(self, log: Log, trail: Trail, evidence: Evidence) -> None:
@@ -261,8 +261,8 @@ def _top(evidence: Mapping[str, object]) -> str:
         return ""
     first = flows[0]
     process = first.get("process")
-    who = f" by {process.get('name')}[{process.get('pid')}]" if isinstance(process, Mapping) else ""
+    actor = f" by {process.get('name')}[{process.get('pid')}]" if isinstance(process, Mapping) else ""
     share = first.get("share")
     part = f", {share:.0%} of it" if isinstance(share, float) else ""
     ends = (f"{first.get(side)}:{first.get(f'{side}_port')}" for side in ("local", "remote"))
-    return f"; top sender {' → '.join(ends)}{who}{part}"
+    return f"; top sender {' → '.join(ends)}{actor}{part}"

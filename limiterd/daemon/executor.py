@@ -25,7 +25,7 @@ MAX_ROUNDS: Final = 12
 
 
 @dataclass(slots=True)
-class Hands:
+class Executor:
     """What connects the engine to the kernel. save_now must not return before the journal is on disk.
 
     meanwhile is entered around every wait for the kernel.
@@ -40,7 +40,7 @@ class Hands:
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     enforcement: Buckets = field(default_factory=Buckets)
 
-    def settle(self, state: State, rules: Rules, inputs: Inputs) -> None:
+    def reconcile(self, state: State, rules: Rules, inputs: Inputs) -> None:
         """Step until the engine asks for nothing more, MAX_ROUNDS, or a silence of the kernel: one wait in a tick is enough."""
         vanished: frozenset[int] = frozenset()
         silent = False

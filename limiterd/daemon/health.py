@@ -8,7 +8,7 @@ from collections.abc import Callable
 from limiterd.core.model import Fault, FaultReason
 
 
-class Problems:
+class Health:
     """The open problems by topic; any thread may note one."""
 
     def __init__(self, wall_ns: Callable[[], int], tell: Callable[[str, str | None], None]) -> None:

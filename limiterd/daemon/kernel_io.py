@@ -16,7 +16,7 @@ from limiterd.kernel.tc import TcKernel
 
 
 @dataclass(slots=True)
-class KernelSide:
+class KernelIO:
     """The sampler and its links, tc, the events, and the sockets for evidence. refusal says why netlink is not used at all."""
 
     table: LinkTable | None
@@ -41,13 +41,13 @@ class KernelSide:
         self.tc.close()
 
 
-def open_kernel(source: Source, interval_ns: int) -> KernelSide:
+def open_kernel(source: Source, interval_ns: int) -> KernelIO:
     """Open what the configuration asks for. Raises EnvironmentFault where netlink is demanded and refused."""
     try:
         table = LinkTable()
     except EnvironmentFault as fault:
         refused = Refused(fault)
-        return KernelSide(None, open_sampler(source, None, interval_ns), refused, refused, RefusedSockets(fault), str(fault))
+        return KernelIO(None, open_sampler(source, None, interval_ns), refused, refused, RefusedSockets(fault), str(fault))
     tc = TcKernel()
     events = EventSocket(table, lambda: (tc.port_id,))
-    return KernelSide(table, open_sampler(source, table, interval_ns), tc, events, SocketDiag())
+    return KernelIO(table, open_sampler(source, table, interval_ns), tc, events, SocketDiag())

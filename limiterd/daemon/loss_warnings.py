@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from limiterd.daemon.health import Problems
+from limiterd.daemon.health import Health
 
 LASTS_NS: Final = 60_000_000_000
 
@@ -21,10 +21,10 @@ class _Burst:
     shows: bool = False
 
 
-class Losses:
+class LossWarnings:
     """Follows counters of losses; the warning's text stays the same while they grow, so that it is told once."""
 
-    def __init__(self, problems: Problems, report: Callable[[str], None]) -> None:
+    def __init__(self, problems: Health, report: Callable[[str], None]) -> None:
         self._problems = problems
         self._report = report
         self._bursts: dict[str, _Burst] = {}

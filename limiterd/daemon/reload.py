@@ -15,9 +15,9 @@ from limiterd.config import load as config
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Config, Now, Rules
 from limiterd.core.rule_changes import describe
-from limiterd.daemon.controller import Keeper
+from limiterd.daemon.controller import Controller
 from limiterd.daemon.event_log import Log, Trail, tell
-from limiterd.daemon.health import Problems
+from limiterd.daemon.health import Health
 from limiterd.daemon.host import hostname
 
 T = TypeVar("T")
@@ -71,18 +71,18 @@ class Reloading:
         self,
         path: str,
         loaded: config.Loaded,
-        keeper: Keeper,
+        controller: Controller,
         surface: Surface,
         log: Log,
         trail: Trail,
-        problems: Problems,
+        problems: Health,
         clock: Callable[[], Now],
     ) -> None:
         self.lock = threading.RLock()
         self.config_error: str | None = None
         self.loaded_wall_ns = clock().wall_ns
         self._path = path
-        self._keeper = keeper
+        self._controller = controller
         self._surface = surface
         self._log = log
         self._trail = trail
@@ -97,12 +97,12 @@ class Reloading:
         Raises ConfigError, also for what needs a restart, and for an empty file.
         """
         loaded = config.load_all(self._path, host=hostname(), wall_ns=self._clock().wall_ns)
-        unfit = loaded.unfit_after(self._keeper.rules)
+        unfit = loaded.unfit_after(self._controller.rules)
         if unfit:
             raise ConfigError(unfit)
         return loaded
 
-    def reload(self, who: str, cause: Cause | None = None) -> tuple[str, ...]:
+    def reload(self, actor: str, cause: Cause | None = None) -> tuple[str, ...]:
         """Make the change that is the cause, if any; read, validate and diff everything, then swap it in: what changed, as lines.
 
         Raises ConfigError, or EnvironmentFault where the machine refuses (a loop that does not answer): nothing changed then.
@@ -111,7 +111,7 @@ class Reloading:
             if cause is not None:
                 cause.make()
             try:
-                return self._apply(who, cause)
+                return self._apply(actor, cause)
             except (ConfigError, EnvironmentFault) as error:
                 if cause is not None:
                     self._take_back(cause, error)
@@ -125,14 +125,14 @@ class Reloading:
             self._problems.note(_HALF_DONE, f"override {cause.record_id}: {text}")
             raise EnvironmentFault(text, operation="write") from error
 
-    def _apply(self, who: str, cause: Cause | None) -> tuple[str, ...]:
+    def _apply(self, actor: str, cause: Cause | None) -> tuple[str, ...]:
         self._surface.call(self._surface.reload_begins)
         try:
             loaded = self.load()
-            changes = describe(self._keeper.rules, loaded.rules, self._clock().wall_ns)
-            self._take_over(loaded.rules, partial(self._tell, who, cause, changes, loaded.rules.sha256))
+            changes = describe(self._controller.rules, loaded.rules, self._clock().wall_ns)
+            self._take_over(loaded.rules, partial(self._tell, actor, cause, changes, loaded.rules.sha256))
         except (ConfigError, EnvironmentFault) as error:
-            self._failed(who, str(error))
+            self._failed(actor, str(error))
             raise
         finally:
             self._surface.call(self._surface.reload_ends)
@@ -140,27 +140,27 @@ class Reloading:
         self._problems.note(_HALF_DONE, None)
         return changes
 
-    def _tell(self, who: str, cause: Cause | None, changes: Sequence[str], sha256: str) -> None:
+    def _tell(self, actor: str, cause: Cause | None, changes: Sequence[str], sha256: str) -> None:
         """One entry for the load and what caused it; a second one for what else has changed in the files meanwhile."""
         own = [] if cause is None else cause.own(changes)
         if cause is not None:
-            fields = {**cause.fields, "by": who, "sha256": sha256, "changes": own}
+            fields = {**cause.fields, "by": actor, "sha256": sha256, "changes": own}
             tell(self._log, self._trail, cause.kind, cause.interface, cause.text, fields)
         others = [line for line in changes if line not in own]
         if cause is not None and not others:
             return
-        told = f"{who} reloaded: " + ("; ".join(others) or "nothing changed")
-        self._trail.append("reload", "", {"text": told, "by": who, "sha256": sha256, "changes": others})
+        told = f"{actor} reloaded: " + ("; ".join(others) or "nothing changed")
+        self._trail.append("reload", "", {"text": told, "by": actor, "sha256": sha256, "changes": others})
         for line in others or ("nothing changed",):
-            self._log.emit("info", "reload", {"text": line, "by": who})
+            self._log.emit("info", "reload", {"text": line, "by": actor})
 
-    def _failed(self, who: str, error: str) -> None:
+    def _failed(self, actor: str, error: str) -> None:
         self.config_error = error
-        self._keeper.forget_frame()
+        self._controller.forget_frame()
         first, *more = error.splitlines() or [""]
         text = f"the configuration stays as it was: {first}" + (f" (and {len(more)} more)" if more else "")
-        self._trail.append("reload_failed", "", {"text": text, "by": who, "error": error})
-        self._log.emit("error", "reload_failed", {"text": text, "by": who})
+        self._trail.append("reload_failed", "", {"text": text, "by": actor, "error": error})
+        self._log.emit("error", "reload_failed", {"text": text, "by": actor})
 
     def _take_over(self, rules: Rules, told: Callable[[], None]) -> None:
         """Swap the rules in. What may be refused or may block comes first, and is taken back where the rest is refused."""
@@ -172,11 +172,11 @@ class Reloading:
             raise
 
     def _swap(self, rules: Rules, told: Callable[[], None]) -> None:
-        self._surface.adapt(self._keeper.rules.config, rules.config)
+        self._surface.adapt(self._controller.rules.config, rules.config)
         self.config_error = None
         self.loaded_wall_ns = self._clock().wall_ns
         told()  # before what follows from it
-        self._keeper.take_rules(rules)
+        self._controller.take_rules(rules)
 
     def _note_damage(self, loaded: config.Loaded) -> None:
         text = "; ".join(str(problem) for problem in loaded.damaged)

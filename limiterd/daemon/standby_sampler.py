@@ -19,7 +19,7 @@ from limiterd.daemon.controller import Attempt, KernelPort, attempt
 from limiterd.daemon.loop import Pace
 
 
-class Understudy:
+class StandbySampler:
     """A context manager, entered by the loop's thread alone; never within itself."""
 
     def __init__(self, kernel: KernelPort, pace: Pace, clock: Callable[[], int]) -> None:

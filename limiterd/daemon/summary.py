@@ -15,9 +15,9 @@ _LISTED: Final = 20
 
 def summary(state: State, source: str, *, reload_failed: bool) -> str:
     """One line for systemctl status; source is the name of the sampler."""
-    cases = tuple(state.cases.values())
-    limited = [case.link.name for case in cases if case.stage == "standing"]
-    faults = [case.link.name for case in cases if case.obstacle is not None]
+    limit_states = tuple(state.limit_states.values())
+    limited = [limit_state.link.name for limit_state in limit_states if limit_state.stage == "standing"]
+    faults = [limit_state.link.name for limit_state in limit_states if limit_state.blocker is not None]
     parts = [f"watching {len(state.effective)} links by {source}", f"{len(limited)} limited" + _some(limited)]
     if faults:
         parts.append(f"{len(faults)} in fault{_some(faults)}")

@@ -20,10 +20,10 @@ from limiterd.core.policy import effective
 from limiterd.core.status import document, fault_document, link_document, override_document
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
 from limiterd.daemon.host import hostname
-from limiterd.store.request_store import Grant, Wish, check_increase
+from limiterd.store.request_store import Approval, RequestInput, check_increase
 
 if TYPE_CHECKING:
-    from limiterd.daemon.daemon import House
+    from limiterd.daemon.daemon import Daemon
 
 _HASH: Final = re.compile("[0-9a-f]{64}")
 
@@ -31,7 +31,7 @@ Args = Mapping[str, object]
 Data = object
 
 
-class Who(Protocol):
+class Actor(Protocol):
     """Who asks, as the socket's credentials tell."""
 
     @property
@@ -43,14 +43,14 @@ class Who(Protocol):
         """The user's name."""
 
 
-def by(who: Who) -> str:
+def by(actor: Actor) -> str:
     """How the audit trail names somebody."""
-    return f"{who.name} (uid {who.uid})"
+    return f"{actor.name} (uid {actor.uid})"
 
 
-def at_host(who: Who) -> str:
+def at_host(actor: Actor) -> str:
     """How a record names who approved it; the host, since records may be copied to another."""
-    return f"{who.name}@{hostname()}"
+    return f"{actor.name}@{hostname()}"
 
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -98,8 +98,8 @@ def moment(args: Args, name: str) -> int | None:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def _status(house: House, args: Args, _: Who) -> Data:
-    status = house.status()
+def _status(daemon: Daemon, args: Args, _: Actor) -> Data:
+    status = daemon.status()
     if args.get("interface") is not None:
         status = replace(status, links=(_row(status, text(args, "interface")),))
     return document(status)
@@ -112,14 +112,14 @@ def _row(status: Status, interface: str) -> LinkView:
     return view
 
 
-def _explain(house: House, args: Args, _: Who) -> Data:
-    status = house.status()
+def _explain(daemon: Daemon, args: Args, _: Actor) -> Data:
+    status = daemon.status()
     view = _row(status, text(args, "interface"))
-    applies = effective(house.rules, view.interface, status.wall_ns)
+    applies = effective(daemon.rules, view.interface, status.wall_ns)
     if applies is None:
         raise PeerError(f"{view.interface}: no policy watches it any more; ask again")
-    trail = house.trail(view.interface)
-    last = house.last_firing(view.interface)
+    trail = daemon.trail(view.interface)
+    last = daemon.last_firing(view.interface)
     firing = last if last is not None and explain.caused(view, last) else None
     detect = applies.detect
     faults = [fault for fault in status.faults if fault.interface in ("", view.interface)]
@@ -149,110 +149,112 @@ def _explain(house: House, args: Args, _: Who) -> Data:
     }
 
 
-def _history(house: House, args: Args, _: Who) -> Data:
+def _history(daemon: Daemon, args: Args, _: Actor) -> Data:
     kinds = args.get("kinds")
     if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
         raise PeerError("kinds must be a list of strings", exit_code=EXIT_USAGE)
-    entries = house.audit.read(
+    entries = daemon.audit.read(
         interface=text(args, "interface") if args.get("interface") is not None else None,
         kinds=frozenset(kinds) if kinds else None,
         since_wall_ns=moment(args, "since"),
         until_wall_ns=moment(args, "until"),
         limit=min(number(args, "limit") or 50, 1000),
     )
-    return {"entries": [jsonsafe.encode(entry) for entry in entries], "head": house.audit.head}
+    return {"entries": [jsonsafe.encode(entry) for entry in entries], "head": daemon.audit.head}
 
 
-def _verify(house: House, args: Args, _: Who) -> Data:
+def _verify(daemon: Daemon, args: Args, _: Actor) -> Data:
     head = text(args, "head") if args.get("head") is not None else None
     if head is not None and not _HASH.fullmatch(head):
         raise PeerError("head must be the 64 hexadecimal digits of an audit_head", exit_code=EXIT_USAGE)
-    return jsonsafe.encode(house.audit.verify(head))
+    return jsonsafe.encode(daemon.audit.verify(head))
 
 
 # ---- the operator's hand -------------------------------------------------------------------------
 
 
-def _reload(house: House, _args: Args, who: Who) -> Data:
-    return {"changes": list(house.reloading.reload(by(who)))}
+def _reload(daemon: Daemon, _args: Args, actor: Actor) -> Data:
+    return {"changes": list(daemon.reloading.reload(by(actor)))}
 
 
-def _limit(house: House, args: Args, who: Who) -> Data:
+def _limit(daemon: Daemon, args: Args, actor: Actor) -> Data:
     interface, rate_bps, reason = text(args, "interface"), number(args, "rate_bps"), text(args, "reason")
     force = flag(args, "force")
-    house.command(
-        lambda state, now: commands.limit(state, now, interface, rate_bps=rate_bps, reason=reason, force=force, by=by(who))
+    daemon.command(
+        lambda state, now: commands.limit(state, now, interface, rate_bps=rate_bps, reason=reason, force=force, by=by(actor))
     )
-    return {"link": link_document(_row(house.status(), interface))}
+    return {"link": link_document(_row(daemon.status(), interface))}
 
 
-def _release(house: House, args: Args, who: Who) -> Data:
+def _release(daemon: Daemon, args: Args, actor: Actor) -> Data:
     reason = text(args, "reason")
     interface = "" if flag(args, "all") else text(args, "interface")
     if interface:
-        output = house.command(lambda state, now: commands.release(state, now, interface, reason=reason, by=by(who)))
+        output = daemon.command(lambda state, now: commands.release(state, now, interface, reason=reason, by=by(actor)))
     else:
-        output = house.command(lambda state, now: commands.release_all(state, now, reason=reason, by=by(who)))
+        output = daemon.command(lambda state, now: commands.release_all(state, now, reason=reason, by=by(actor)))
     absent = [event.interface for event in output.events if event.detail.get("absent")]
     return {
-        "links": [link_document(view) for view in house.status().links if interface in ("", view.interface)],
+        "links": [link_document(view) for view in daemon.status().links if interface in ("", view.interface)],
         "message": [f"{name}: not limited any more when it returns" for name in absent],
     }
 
 
-def _pause(house: House, args: Args, who: Who) -> Data:
+def _pause(daemon: Daemon, args: Args, actor: Actor) -> Data:
     reason = text(args, "reason", default="")
-    house.command(lambda state, now: commands.pause(state, now, reason=reason, by=by(who)))
+    daemon.command(lambda state, now: commands.pause(state, now, reason=reason, by=by(actor)))
     return {"paused": True}
 
 
-def _resume(house: House, args: Args, who: Who) -> Data:
+def _resume(daemon: Daemon, args: Args, actor: Actor) -> Data:
     reason = text(args, "reason", default="")
-    house.command(lambda state, now: commands.resume(state, now, reason=reason, by=by(who)))
+    daemon.command(lambda state, now: commands.resume(state, now, reason=reason, by=by(actor)))
     return {"paused": False}
 
 
 # ---- overrides and requests ----------------------------------------------------------------------
 
 
-def _override_list(house: House, _args: Args, _: Who) -> Data:
-    return {"overrides": [override_document(view) for view in house.status().overrides]}
+def _override_list(daemon: Daemon, _args: Args, _: Actor) -> Data:
+    return {"overrides": [override_document(view) for view in daemon.status().overrides]}
 
 
-def _override_add(house: House, args: Args, who: Who) -> Data:
+def _override_add(daemon: Daemon, args: Args, actor: Actor) -> Data:
     record = args.get("record")
     if not isinstance(record, dict):
         raise PeerError("record must be an object with the keys of an override", exit_code=EXIT_USAGE)
-    return house.petitions.add({"approved_by": at_host(who), **record}, by(who))
+    return daemon.approvals.add({"approved_by": at_host(actor), **record}, by(actor))
 
 
-def _override_revoke(house: House, args: Args, who: Who) -> Data:
-    return house.petitions.revoke(text(args, "id"), text(args, "reason", default=""), by(who))
+def _override_revoke(daemon: Daemon, args: Args, actor: Actor) -> Data:
+    return daemon.approvals.revoke(text(args, "id"), text(args, "reason", default=""), by(actor))
 
 
-def _request_add(house: House, args: Args, who: Who) -> Data:
+def _request_add(daemon: Daemon, args: Args, actor: Actor) -> Data:
     until_wall_ns = moment(args, "until")
     if until_wall_ns is None:
         raise PeerError("until: say until when, as 2026-12-31 or 2026-12-31T00:00:00Z", exit_code=EXIT_USAGE)
     interface = text(args, "interface")
-    view = _row(house.status(), interface)
-    firing = house.last_firing(interface)
+    view = _row(daemon.status(), interface)
+    firing = daemon.last_firing(interface)
     evidence = {"link": link_document(view)}
     if firing is not None and not view.manual:  # what a hand has limited no firing explains
         evidence["firing"] = {key: value for key, value in firing.items() if key != "samples"}
     rate_bps = number(args, "rate_bps")
     check_increase(interface, rate_bps, view.applying_limit_bps)
-    wish = Wish(interface, rate_bps, until_wall_ns, text(args, "reason", default=""), who.uid, who.name, evidence)
-    return house.petitions.file(wish)
+    request_input = RequestInput(
+        interface, rate_bps, until_wall_ns, text(args, "reason", default=""), actor.uid, actor.name, evidence
+    )
+    return daemon.approvals.file(request_input)
 
 
-def _request_list(house: House, _args: Args, _: Who) -> Data:
-    return {"requests": house.petitions.listed()}
+def _request_list(daemon: Daemon, _args: Args, _: Actor) -> Data:
+    return {"requests": daemon.approvals.listed()}
 
 
-def _request_approve(house: House, args: Args, who: Who) -> Data:
+def _request_approve(daemon: Daemon, args: Args, actor: Actor) -> Data:
     never = args.get("until") == "never"
-    grant = Grant(
+    approval = Approval(
         exempt=flag(args, "exempt"),
         threshold_bps=number(args, "threshold_bps"),
         limit_bps=number(args, "limit_bps"),
@@ -261,14 +263,14 @@ def _request_approve(house: House, args: Args, who: Who) -> Data:
         reason=text(args, "reason", default=""),
         approved_by=text(args, "approved_by", default=""),
     )
-    return house.petitions.approve(text(args, "id"), grant, who)
+    return daemon.approvals.approve(text(args, "id"), approval, actor)
 
 
-def _request_deny(house: House, args: Args, who: Who) -> Data:
-    return house.petitions.deny(text(args, "id"), text(args, "reason"), by(who))
+def _request_deny(daemon: Daemon, args: Args, actor: Actor) -> Data:
+    return daemon.approvals.deny(text(args, "id"), text(args, "reason"), by(actor))
 
 
-VERBS: Final[Mapping[str, Callable[[House, Args, Who], Data]]] = {
+VERBS: Final[Mapping[str, Callable[[Daemon, Args, Actor], Data]]] = {
     "status": _status,
     "explain": _explain,
     "history": _history,

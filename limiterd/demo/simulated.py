@@ -19,10 +19,10 @@ from limiterd.core import engine, status
 from limiterd.core.model import Event, EventKind, Journal, Link, Now, Rules, Snapshot
 from limiterd.core.rule_changes import describe
 from limiterd.core.state import Inputs
-from limiterd.core.status import RATE_SPAN_NS, Surroundings
+from limiterd.core.status import RATE_SPAN_NS, DaemonInfo
 from limiterd.core.units import NS_PER_SECOND
 from limiterd.daemon.event_log import sentence
-from limiterd.daemon.executor import Hands
+from limiterd.daemon.executor import Executor
 from limiterd.demo.scale import LINK, Scale, config_text, override_text
 from limiterd.demo.stage import Document, Reading
 from limiterd.sim.fake_kernel import FakeKernel
@@ -49,7 +49,7 @@ class SimulatedStage:
         self._files: list[bytes] = []
         self._words = ""
         self._recent: deque[Snapshot] = deque()
-        self._hands = Hands(self._kernel, self._now, self._hear, lambda _: None, lambda _: None)
+        self._executor = Executor(self._kernel, self._now, self._hear, lambda _: None, lambda _: None)
         self._state = engine.start(self._rules, Journal(), self._kernel.abilities(), self._now())
         self._tick(0)
 
@@ -68,7 +68,7 @@ class SimulatedStage:
         self._recent.append(snapshot)
         while len(self._recent) > 2 and self._recent[1].t_ns <= self._t_ns - RATE_SPAN_NS:
             self._recent.popleft()
-        self._hands.settle(self._state, self._rules, Inputs(self._now(), snapshot=snapshot))
+        self._executor.reconcile(self._state, self._rules, Inputs(self._now(), snapshot=snapshot))
 
     # ---- the protocol ----
 
@@ -97,7 +97,7 @@ class SimulatedStage:
 
     def status(self) -> Document:
         """The daemon's own status of this state."""
-        around = Surroundings(version=__version__, started_wall_ns=BOOT_NS + self._wall_offset_ns, source="simulated")
+        around = DaemonInfo(version=__version__, started_wall_ns=BOOT_NS + self._wall_offset_ns, source="simulated")
         shot = status.frame(self._state, self._now(), self._recent[-1], self._recent[0], around)
         return status.document(status.build(shot))
 
@@ -120,5 +120,5 @@ class SimulatedStage:
         """Read the file as the daemon would, and apply it."""
         found = [placed.record for data in self._files for placed in overrides.parse(data, "req-1234.yaml").records]
         before, self._rules = self._rules, replace(self._rules, overrides=tuple(found))
-        self._hands.settle(self._state, self._rules, Inputs(self._now()))
+        self._executor.reconcile(self._state, self._rules, Inputs(self._now()))
         return list(describe(before, self._rules, self._now().wall_ns))

@@ -28,7 +28,7 @@ from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.samplers import NetlinkSampler
 from limiterd.kernel.tc import TcKernel
 from limiterd.serve.control_client import call
-from limiterd.sim.netns import Flow, Lab, Pair, inside
+from limiterd.sim.netns import Flow, Pair, PrivateNet, inside
 
 START_S: Final = 15.0
 STOP_S: Final = 5.0
@@ -119,7 +119,7 @@ class RealStage:
 
     def _furnish(self) -> None:
         self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="limiterd-demo-")))
-        lab = self._stack.enter_context(Lab())
+        lab = self._stack.enter_context(PrivateNet())
         self._pair = lab.pair(LINK, "world0")
         near = self._pair.near
         with inside(near.namespace):

@@ -310,7 +310,7 @@ def _ours(
         direct_packets=direct_packets,
         foreign=built.foreign,
         read_t_ns=now_ns,
-        inner=built.inner,
+        classes_with_children=built.classes_with_children,
         queued_bytes=wire.stats_of(raw).backlog_bytes,
     )
 
@@ -320,7 +320,7 @@ class _Built(NamedTuple):
 
     tree: TcTree
     foreign: tuple[str, ...]
-    inner: tuple[int, ...]
+    classes_with_children: tuple[int, ...]
 
 
 @lru_cache(maxsize=1024)

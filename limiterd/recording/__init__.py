@@ -19,9 +19,9 @@ from limiterd.recording.jsonlines import Writer
 from limiterd.recording.jsonstream import JsonStream
 from limiterd.recording.prometheus import METRIC
 from limiterd.recording.prometheus_server import query
-from limiterd.recording.source import Header, Lane, Lines, Recording, RecordingError, Tick
+from limiterd.recording.source import Header, Lines, Recording, RecordingError, Source, Tick
 
-__all__ = ["METRIC", "Header", "Lane", "Progress", "Recording", "RecordingError", "Writer", "open_recording", "query"]
+__all__ = ["METRIC", "Header", "Progress", "Recording", "RecordingError", "Source", "Writer", "open_recording", "query"]
 
 Progress = Callable[[int, int], None]
 

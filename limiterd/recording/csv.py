@@ -12,7 +12,7 @@ from typing import Final
 
 from limiterd.core.model import Link, Snapshot
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.recording.source import Header, Lane, Lines, RecordingError, Tick, shown
+from limiterd.recording.source import Header, Lines, RecordingError, Source, Tick, shown
 
 HEADER: Final = "t_seconds,interface,tx_bytes"
 _SECONDS: Final = re.compile(r"(\d{1,40})(?:\.(\d*))?", re.ASCII)
@@ -88,7 +88,7 @@ class _Lanes:
     """Sorts the rows of one instant into snapshots, one for each lane."""
 
     def __init__(self) -> None:
-        self._lane_of: dict[str, Lane] = {}
+        self._lane_of: dict[str, Source] = {}
         self._links: dict[str, Link] = {}
         self._tuples: dict[tuple[str, ...], tuple[Link, ...]] = {}
 
@@ -101,7 +101,7 @@ class _Lanes:
             names = tuple(rows) if len(lanes) == 1 else tuple(name for name in rows if self._lane_of[name] is lane)
             yield lane, Snapshot(t_ns, self._tuple(lane, names), [rows[name] for name in names])
 
-    def _tuple(self, lane: Lane, names: tuple[str, ...]) -> tuple[Link, ...]:
+    def _tuple(self, lane: Source, names: tuple[str, ...]) -> tuple[Link, ...]:
         """The same tuple for the same names, and the lane's own where all of it is sampled."""
         links = self._tuples.get(names)
         if links is None:
@@ -114,7 +114,7 @@ class _Lanes:
 
     def _admit(self, rows: Mapping[str, int]) -> None:
         lane = next((self._lane_of[name] for name in rows if name in self._lane_of), None)
-        lane = lane or Lane(key=str(len(self._lane_of)), links=())
+        lane = lane or Source(key=str(len(self._lane_of)), links=())
         new = [name for name in rows if name not in self._lane_of]
         for name in new:
             self._lane_of[name] = lane

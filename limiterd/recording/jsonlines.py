@@ -9,7 +9,7 @@ from typing import IO, Final
 
 from limiterd.core.model import Link, Snapshot
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.recording.source import Header, Lane, Lines, RecordingError, Tick, shown
+from limiterd.recording.source import Header, Lines, RecordingError, Source, Tick, shown
 
 VERSION: Final = 1
 _INT: Final = {int}
@@ -57,7 +57,7 @@ def _wall_ns(lines: Lines, text: object) -> int:
 
 
 def _ticks(lines: Lines, host: str) -> Iterator[Tick]:
-    lane = Lane(host=host)
+    lane = Source(host=host)
     known: tuple[object, object] = (None, None)
     links: tuple[Link, ...] = ()
     for line in lines.rest():

@@ -19,7 +19,7 @@ from typing import Final
 from limiterd.core.model import Link, Snapshot
 from limiterd.core.units import NS_PER_SECOND
 from limiterd.recording.jsonstream import JsonStream
-from limiterd.recording.source import Header, Lane, RecordingError, Tick, shown
+from limiterd.recording.source import Header, RecordingError, Source, Tick, shown
 
 METRIC: Final = "node_network_transmit_bytes_total"
 MISSED_SCRAPES: Final = 3
@@ -202,10 +202,10 @@ class _Instance:
         common = min(own, default=0) or min(steps, default=NS_PER_SECOND)
         self._series = series
         host = instance.rpartition(":")[0] or instance
-        self._lane = Lane(instance, host, {one.name: common for one in series})
+        self._lane = Source(instance, host, {one.name: common for one in series})
         self._held_ns = MISSED_SCRAPES * common
 
-    def ticks(self) -> Iterator[tuple[int, Lane, Snapshot]]:
+    def ticks(self) -> Iterator[tuple[int, Source, Snapshot]]:
         """A snapshot at every instant at which one of the devices has a point."""
         links = [Link(i, one.name) for i, one in enumerate(self._series, 1)]
         last: list[tuple[int, int] | None] = [None] * len(links)

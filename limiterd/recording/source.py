@@ -21,7 +21,7 @@ class RecordingError(LimiterdError):
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class Source:
     """Links that are sampled together.
 
     host is the machine they are of ("" unknown); resolution_ns is the true spacing of each link's samples where that is
@@ -35,7 +35,7 @@ class Lane:
     links: tuple[Link, ...] | None = None
 
 
-Tick = tuple[Lane, Snapshot]
+Tick = tuple[Source, Snapshot]
 
 
 @dataclass(frozen=True, slots=True)

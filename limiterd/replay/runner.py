@@ -36,8 +36,8 @@ from limiterd.core.model import (
 )
 from limiterd.core.policy import Effective, effective, policy_for
 from limiterd.core.state import Inputs
-from limiterd.daemon.executor import Hands
-from limiterd.recording import Lane
+from limiterd.daemon.executor import Executor
+from limiterd.recording import Source
 from limiterd.replay.possible import Possible
 from limiterd.sim.fake_kernel import FakeKernel
 
@@ -106,17 +106,17 @@ class Run:
         self.first_ns: int | None = None
         self._notes: dict[str, list[str]] = {}
         self._started_wall_ns = started_wall_ns or 0
-        self._lanes: dict[str, _LaneRun] = {}
+        self._packed_counters: dict[str, _LaneRun] = {}
         self._held: deque[tuple[_LaneRun, Snapshot]] = deque()
 
-    def feed(self, lane: Lane, snapshot: Snapshot) -> Sequence[Told]:
+    def feed(self, lane: Source, snapshot: Snapshot) -> Sequence[Told]:
         """Take in one tick; the events it led to that a replay reports, and those of ticks that were held back."""
-        run = self._lanes.get(lane.key)
+        run = self._packed_counters.get(lane.key)
         if run is None:
             if self.first_ns is None:
                 self.first_ns = snapshot.t_ns
             wall_ns = self._started_wall_ns + snapshot.t_ns - self.first_ns
-            run = self._lanes[lane.key] = _LaneRun(self, lane, Now(snapshot.t_ns, max(0, wall_ns)))
+            run = self._packed_counters[lane.key] = _LaneRun(self, lane, Now(snapshot.t_ns, max(0, wall_ns)))
         if not run.decided:
             run.look(snapshot)
         elif not self._held:
@@ -140,7 +140,7 @@ class Run:
     @property
     def end_ns(self) -> int:
         """How long the recording is, by the clock that never runs back."""
-        return max((run.at_ns for run in self._lanes.values()), default=0)
+        return max((run.at_ns for run in self._packed_counters.values()), default=0)
 
     def note(self, name: str, what: str) -> None:
         """Something about a link that people should know."""
@@ -167,7 +167,7 @@ def by_device(rules: Rules) -> Rules:
 class _LaneRun:
     """The engine, the kernel and the clocks of one lane."""
 
-    def __init__(self, run: Run, lane: Lane, now: Now) -> None:
+    def __init__(self, run: Run, lane: Source, now: Now) -> None:
         self._run = run
         self._lane = lane
         self._now = now
@@ -184,7 +184,7 @@ class _LaneRun:
         self._rules = self._rules_of(lane)
         self._kernel = FakeKernel(abilities=KernelAbilities(fq_codel=True), now_ns=lambda: self._now.boot_ns)
         self._state = start(self._rules, Journal(), self._kernel.abilities(), now)
-        self._hands = Hands(
+        self._executor = Executor(
             tc=self._kernel,
             clock=lambda: self._now,
             tell=self._told.extend,
@@ -192,7 +192,7 @@ class _LaneRun:
             save_now=lambda _: None,
         )
 
-    def _rules_of(self, lane: Lane) -> Rules:
+    def _rules_of(self, lane: Source) -> Rules:
         """The rules as they hold in this lane: its host, and repeats of scraped counters dropped."""
         rules = self._run.rules
         sampling = rules.config.sampling
@@ -247,7 +247,7 @@ class _LaneRun:
             self._flow(samples)
         told = self._told
         told.clear()
-        self._hands.settle(self._state, self._rules, Inputs(self._now, samples, present))
+        self._executor.reconcile(self._state, self._rules, Inputs(self._now, samples, present))
         if self._run.watcher is not None:
             there = snapshot.links if self._lane.links is None else present
             self._run.watcher(self.at_ns, snapshot, dict.fromkeys(link.name for link in before) | self._looks(there))
@@ -304,7 +304,7 @@ class _LaneRun:
         return self._state.effective.get(name) or effective(self._rules, name, self._now.wall_ns)
 
     def _look(self, name: str, applies: Effective, pending: Mapping[str, int]) -> Look:
-        case = self._state.cases.get(name)
+        case = self._state.limit_states.get(name)
         phase_of = calm_phase if case is None else case.phase
         standing = case.tree_standing if case is not None and case.stage is Stage.STANDING else None
         phase = phase_of(pending=name in pending, exempt=applies.exempt)

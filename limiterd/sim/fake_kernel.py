@@ -380,7 +380,7 @@ def _actual(ifindex: int, link: FakeLink, now_ns: int) -> TcActual:
         direct_packets=htb.direct_packets,
         foreign=_foreign(htb, classes, queues),
         read_t_ns=now_ns,
-        inner=tuple(sorted({c.parent for c in classes if c.parent in LEAF_OF})),
+        classes_with_children=tuple(sorted({c.parent for c in classes if c.parent in LEAF_OF})),
         queued_bytes=htb.stats.backlog_bytes + link.stalled_bytes,
     )
 

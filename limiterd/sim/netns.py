@@ -160,7 +160,7 @@ class Pair:
     far: End
 
 
-class Lab:
+class PrivateNet:
     """Owns what it makes; leaving the block ends traffic and lets every namespace go, also on Ctrl-C."""
 
     def __init__(self) -> None:

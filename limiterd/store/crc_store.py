@@ -97,7 +97,7 @@ def _lines(data: bytes) -> Iterator[object]:
             yield jsonsafe.parse(line.rstrip(b", \r"), errors=_NAMES)
 
 
-class RecordFile:
+class CrcStore:
     """One such file. Not for several threads at once: its owner holds a lock."""
 
     def __init__(self, path: Path, magic: str, version: int = 1, *, max_bytes: int = MAX_BYTES) -> None:

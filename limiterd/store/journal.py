@@ -21,10 +21,10 @@ from typing import Final
 from limiterd import json_codec as jsonsafe
 from limiterd.background import RETRY_S, Background
 from limiterd.core.errors import EnvironmentFault
-from limiterd.core.model import Decision, Journal, Memory, SavedQdisc
+from limiterd.core.model import Decision, Journal, SavedQdisc, StrikeRecord
 from limiterd.core.units import MAX_RATE_BPS
 from limiterd.files import read_bounded
-from limiterd.store.crc_store import MAX_BYTES, Record, RecordFile
+from limiterd.store.crc_store import MAX_BYTES, CrcStore, Record
 
 FILE_NAME: Final = "journal.json"
 BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -32,8 +32,8 @@ _MAX_TEXT: Final = 1000
 _MAX_NAME_BYTES: Final = 15
 _MAX_PROBLEMS: Final = 10
 
-Kept = Decision | Memory | SavedQdisc
-_KINDS: Final[Mapping[str, type[Kept]]] = {"decision": Decision, "memory": Memory, "saved": SavedQdisc}
+Kept = Decision | StrikeRecord | SavedQdisc
+_KINDS: Final[Mapping[str, type[Kept]]] = {"decision": Decision, "memory": StrikeRecord, "saved": SavedQdisc}
 
 
 def _boot_id() -> str:
@@ -56,8 +56,8 @@ def to_records(journal: Journal, boot_id: str) -> tuple[Record, ...]:
     """The journal as records of plain JSON."""
     kept: tuple[tuple[str, tuple[Kept, ...]], ...] = (
         ("decision", journal.decisions),
-        ("memory", journal.memories),
-        ("saved", journal.saved),
+        ("memory", journal.strike_records),
+        ("saved", journal.replaced),
     )
     entries = tuple((kind, _shortened(jsonsafe.encode(entry))) for kind, group in kept for entry in group)
     return (("boot", boot_id), ("paused", journal.paused), *entries)
@@ -98,8 +98,8 @@ def from_records(records: tuple[Record, ...], boot_id: str) -> tuple[Journal, tu
     if len(problems) > _MAX_PROBLEMS:
         problems[_MAX_PROBLEMS:] = [f"… and {len(problems) - _MAX_PROBLEMS} more records like these"]
     decisions = tuple(entry for entry in entries if isinstance(entry, Decision))
-    memories = tuple(entry for entry in entries if isinstance(entry, Memory))
-    return Journal(decisions, memories, saved, paused, same_boot=not earlier), tuple(problems)
+    strike_records = tuple(entry for entry in entries if isinstance(entry, StrikeRecord))
+    return Journal(decisions, strike_records, saved, paused, same_boot=not earlier), tuple(problems)
 
 
 # ---- the store -----------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class JournalStore:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         """Name the state directory; retry_s is the first and the longest pause between attempts."""
-        self._file = RecordFile(Path(directory) / FILE_NAME, "limiterd_journal", max_bytes=max_bytes)
+        self._file = CrcStore(Path(directory) / FILE_NAME, "limiterd_journal", max_bytes=max_bytes)
         self._boot_id = _boot_id() if boot_id is None else boot_id
         self._writer = Background("journal", self._write_newest, retry_s)
         self._disk = threading.Lock()

@@ -23,7 +23,7 @@ from limiterd import json_codec as jsonsafe
 from limiterd.config.schema import LEAST_RATE
 from limiterd.core.errors import EXIT_USAGE, EnvironmentFault, PeerError
 from limiterd.core.units import MAX_RATE_BPS, exact_wall, format_rate, format_wall
-from limiterd.store.crc_store import Record, RecordFile
+from limiterd.store.crc_store import CrcStore, Record
 
 FILE_NAME: Final = "requests.json"
 _MAX_NAME_BYTES: Final = 15
@@ -49,7 +49,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RequestInput:
     """What somebody asks for: a rate (None = no limit at all) until a time, and why; evidence is of the limit that they met."""
 
     interface: str
@@ -83,7 +83,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class Approval:
     """What an administrator grants. Nothing set: what the request asks for, until when it asks, for its own reason."""
 
     exempt: bool = False
@@ -99,7 +99,7 @@ class Grant:
 # ---- rules: pure ---------------------------------------------------------------------------------
 
 
-def check_grant(grant: Grant) -> None:
+def check_grant(grant: Approval) -> None:
     """Raises PeerError for one that contradicts itself."""
     if grant.exempt and (grant.threshold_bps is not None or grant.limit_bps is not None):
         raise PeerError("either exempt, or a threshold and/or a limit", exit_code=EXIT_USAGE)
@@ -116,7 +116,7 @@ def check_increase(interface: str, rate_bps: int | None, limit_bps: int) -> None
         )
 
 
-def granted_rates(request: Request, grant: Grant, threshold_bps: int, limit_bps: int) -> Mapping[str, int]:
+def granted_rates(request: Request, grant: Approval, threshold_bps: int, limit_bps: int) -> Mapping[str, int]:
     """The `threshold` and/or `limit` in bit/s of the override that grants a request; none = exempt.
 
     By default the rate that was asked for becomes the threshold. Below the one in force, threshold_bps, that would be
@@ -139,7 +139,7 @@ def _require_text(name: str, text: str, longest: int, *, empty: bool = False) ->
         raise PeerError(f"{name} holds line breaks or control characters; write it as one line", exit_code=EXIT_USAGE)
 
 
-def check_wish(wish: Wish, wall_ns: int, bounds: Bounds) -> None:
+def check_wish(wish: RequestInput, wall_ns: int, bounds: Bounds) -> None:
     """Raises PeerError for a wish that makes no sense or is too long."""
     _require_text("interface", wish.interface, _MAX_NAME_BYTES)
     if len(os.fsencode(wish.interface)) > _MAX_NAME_BYTES or "/" in wish.interface:
@@ -215,7 +215,7 @@ class RequestStore:
 
     def __init__(self, directory: str | Path, *, bounds: Bounds = Bounds()) -> None:
         """Name the state directory; `load` reads it."""
-        self._file = RecordFile(Path(directory) / FILE_NAME, "limiterd_requests")
+        self._file = CrcStore(Path(directory) / FILE_NAME, "limiterd_requests")
         self._bounds = bounds
         self._lock = threading.Lock()
         self._requests: tuple[Request, ...] = ()
@@ -248,7 +248,7 @@ class RequestStore:
             raise PeerError(f"there is no request {identifier[:40]!r}; limiterctl requests lists them")
         return found
 
-    def add(self, wish: Wish, wall_ns: int, taken: Container[str] = ()) -> Request:
+    def add(self, wish: RequestInput, wall_ns: int, taken: Container[str] = ()) -> Request:
         """File a request under an id that is not taken (by overrides).
 
         Raises PeerError for a bad wish or no room, EnvironmentFault(operation="write") when the disk refuses.

@@ -76,7 +76,7 @@ class Promises:
     ours: set[int] = field(default_factory=set)
     """Links on which our root has ever stood, whoever put it there."""
     refused: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    hands: defaultdict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    executor: defaultdict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     """When (tick, ns) others touched a link."""
     roots: dict[int, RootQdisc] = field(default_factory=dict)
     """The roots that links had before the daemon put its own there, unless others touched them since."""
@@ -102,7 +102,7 @@ class Promises:
 
     def touched(self, ifindex: int) -> None:
         """Others changed something on the link."""
-        self.hands[ifindex].append((self.ticks, self.world.now.boot_ns))
+        self.executor[ifindex].append((self.ticks, self.world.now.boot_ns))
         self.roots.pop(ifindex, None)
         if self.world.kernel.shows(ifindex).ours:
             self.ours.add(ifindex)
@@ -123,7 +123,7 @@ class Promises:
                 self.detects[link.name] = applies.detect
                 del samples[:-1]
             sample, last = Sample(snapshot.t_ns, tx_bytes, link.ifindex, link.incarnation), samples[-1] if samples else None
-            sampling = self.world.keeper.rules.config.sampling
+            sampling = self.world.controller.rules.config.sampling
             if last is None or opens(last, sample, sampling) or not is_dropped(last, sample, sampling):
                 samples.append(sample)  # dropped is what a command samples at the instant of the last tick
 
@@ -202,7 +202,7 @@ class Promises:
             del samples[:-1]
 
     def _epoch(self, samples: list[Sample]) -> list[Sample]:
-        sampling = self.world.keeper.rules.config.sampling
+        sampling = self.world.controller.rules.config.sampling
         start = len(samples) - 1
         while start > 0 and opens(samples[start - 1], samples[start], sampling) is None:
             start -= 1
@@ -210,7 +210,7 @@ class Promises:
 
     def promise_2_every_decision_had_its_cause(self) -> None:
         """Whoever is limited fired, was limited by an operator, or had our root when the daemon came."""
-        for case in self.world.state.cases.values():
+        for case in self.world.state.limit_states.values():
             decision = case.decision
             if decision is None or case.stage not in HOLDING or case.link not in self.world.links:
                 continue
@@ -256,7 +256,7 @@ class Promises:
     def promise_8_the_root_of_before_comes_back(self) -> None:
         """A link that is not limited any more has the very root that it had, unless others have touched it meanwhile."""
         for link in self.world.links:
-            if link.ifindex not in self.roots or link.name in self.world.state.cases or not self.seen(link):
+            if link.ifindex not in self.roots or link.name in self.world.state.limit_states or not self.seen(link):
                 continue
             found = self.world.kernel.shows(link.ifindex)
             if not found.ours:
@@ -267,26 +267,26 @@ class Promises:
         if self.looked != self.world.now:
             return
         for name, applies in self.world.state.effective.items():
-            assert applies == effective(self.world.keeper.rules, name, self.looked.wall_ns)
+            assert applies == effective(self.world.controller.rules, name, self.looked.wall_ns)
             if applies.override is not None:
-                state = override_state(applies.override, self.world.keeper.rules.host, self.looked.wall_ns)
+                state = override_state(applies.override, self.world.controller.rules.host, self.looked.wall_ns)
                 assert state is OverrideState.ACTIVE, (name, applies.override)
 
     def promise_11_memory_is_bounded(self) -> None:
         """What is known is about links that are there, or were lately."""
         state, world = self.world.state, self.world
         count = len(state.links)
-        for known in (state.cases, state.effective, state.by_name):
+        for known in (state.limit_states, state.effective, state.by_name):
             assert len(known) <= count
         assert len(state.tc) <= count
         names = set(state.by_name) | set(state.gone_since_ns)
         assert {interface for interface, _ in state.warnings} <= set(state.by_name)
         assert set(state.firings) <= names
-        assert {name for name, _ in state.tally.detections} <= names
-        assert set(state.tally.limits_applied) <= names
-        assert set(state.tally.drift_repairs) <= names
-        assert len(state.expiry_told) <= len(EXPIRY_NOTICES_NS) * len(world.keeper.rules.overrides)
-        assert len(state.away) + len(state.memories) + len(state.saved) <= 3 * len(world.kernel.sent) + 3
+        assert {name for name, _ in state.counters.detections} <= names
+        assert set(state.counters.limits_applied) <= names
+        assert set(state.counters.drift_repairs) <= names
+        assert len(state.expiry_told) <= len(EXPIRY_NOTICES_NS) * len(world.controller.rules.overrides)
+        assert len(state.absent_limits) + len(state.strike_records) + len(state.replaced) <= 3 * len(world.kernel.sent) + 3
 
     def promise_12_a_fault_shows_everywhere(self) -> None:
         """Phase fault is in status, in a metric and in the log; so is a problem of the daemon's own."""
@@ -308,9 +308,9 @@ class Promises:
     def a_fault_has_a_cause(self, event: Event) -> None:
         """What is told as a fault was done to the daemon."""
         link = self.world.state.by_name[event.interface]
-        refused, hands = self.refused[link.ifindex], self.hands[link.ifindex]
+        refused, executor = self.refused[link.ifindex], self.executor[link.ifindex]
         root = self.world.kernel.shows(link.ifindex).foreign_root if link.ifindex in self.world.kernel.links else None
-        lately = [t_ns for _, t_ns in hands if self.world.now.boot_ns - t_ns <= 61 * SECOND]
+        lately = [t_ns for _, t_ns in executor if self.world.now.boot_ns - t_ns <= 61 * SECOND]
         assert {
             FaultReason.FOREIGN_QDISC: root is not None or bool(lately) or errno.EEXIST in refused,
             FaultReason.PERMISSION: errno.EPERM in refused,
@@ -329,7 +329,7 @@ class Promises:
         if self.ticks - self.calm_since < CALM_TICKS or world.kernel.silent or world.blind or self.refusals or self.unheard:
             return
         for view in self.views():
-            case = world.state.cases.get(view.interface)
+            case = world.state.limit_states.get(view.interface)
             wanted = case is not None and case.stage in HOLDING
             actual = world.kernel.shows(view.ifindex)
             if view.phase is Phase.FAULT:
@@ -343,8 +343,8 @@ class Promises:
         """With room on the disk it holds exactly what stands or waits."""
         if not self.world.store.full and self.world.store.waiting is None:
             kept, known = self.world.disk, self.world.state.journal()
-            assert (kept.decisions, kept.saved, kept.paused) == (known.decisions, known.saved, known.paused)
-            assert set(known.memories) <= set(kept.memories)  # what a start found expired goes with the next change
+            assert (kept.decisions, kept.replaced, kept.paused) == (known.decisions, known.replaced, known.paused)
+            assert set(known.strike_records) <= set(kept.strike_records)  # what a start found expired goes with the next change
 
     # ---- all of it ----
 
@@ -368,7 +368,7 @@ class Promises:
 
     def quiet(self, ifindex: int) -> bool:
         """Whether the daemon has had the time to see what others did last on the link."""
-        return not self.hands[ifindex] or self.ticks - self.hands[ifindex][-1][0] > SETTLED_TICKS
+        return not self.executor[ifindex] or self.ticks - self.executor[ifindex][-1][0] > SETTLED_TICKS
 
     def seen(self, link: Link) -> bool:
         """Whether the daemon knows the link as it is."""

@@ -128,7 +128,7 @@ def converge(kernel: TcPort, link: Link, wanted: TcTree | None, *, rounds: int =
     """Plan and act until nothing is left to do; how many rounds it took."""
     for done in range(rounds + 1):
         todo = planned(kernel, link, wanted)
-        assert todo.obstacle is None
+        assert todo.blocker is None
         if not todo.actions:
             return done
         kernel.apply(todo.actions)
@@ -148,5 +148,5 @@ def picture(actual: TcActual) -> tuple[object, ...]:
         tuple(sorted(tree.leaves, key=str)),
         tuple(sorted(tree.filters, key=str)),
         actual.foreign,
-        actual.inner,
+        actual.classes_with_children,
     )

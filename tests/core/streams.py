@@ -161,7 +161,7 @@ def streams(draw: st.DrawFn, unit_ns: int, threshold_bps: int, *, accidents: boo
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, accidents: bool = True, guards: Sequence[GuardMode] = tuple(GuardMode)) -> Case:
+def limit_states(draw: st.DrawFn, *, accidents: bool = True, guards: Sequence[GuardMode] = tuple(GuardMode)) -> Case:
     """A stream with parameters that make it interesting."""
     unit_ns = draw(st.sampled_from((10**8, 10**9, 1000)))
     detect = draw(detects(unit_ns, guards))

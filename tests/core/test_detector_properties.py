@@ -16,10 +16,10 @@ from tests.core.streams import (
     NAME,
     UNGUARDED,
     Case,
-    cases,
     detects,
     first_firing_ns,
     grid,
+    limit_states,
     outcomes,
     patient,
     run,
@@ -30,7 +30,7 @@ from tests.core.streams import (
 OFF = (GuardMode.OFF,)
 
 
-@given(cases())
+@given(limit_states())
 @settings(patient, max_examples=500)
 def test_streaming_is_the_definition(case: Case) -> None:
     """Epochs, drops, firings, notes and pending times equal the brute force's at every sample of any stream."""
@@ -46,7 +46,7 @@ def test_the_drawn_streams_are_interesting() -> None:
     """The streams that the properties draw fire often, by both rules, and show every epoch and every drop."""
     seen: Counter[str] = Counter()
 
-    @given(cases())
+    @given(limit_states())
     @settings(patient, max_examples=400, derandomize=True, database=None)
     def count(case: Case) -> None:
         steps = run(case.samples, case.detect, case.sampling)
@@ -66,7 +66,7 @@ def test_the_drawn_streams_are_interesting() -> None:
 
 
 @patient
-@given(cases(), st.integers(0, 2**62), st.integers(0, 2**62))
+@given(limit_states(), st.integers(0, 2**62), st.integers(0, 2**62))
 def test_shifted_clocks_and_counters_change_nothing(case: Case, shift_ns: int, offset: int) -> None:
     """Adding a constant to all stamps, or to all counters, leaves every verdict as it was."""
     moved = [replace(s, t_ns=s.t_ns + shift_ns, tx_bytes=s.tx_bytes + offset) for s in case.samples]
@@ -74,7 +74,7 @@ def test_shifted_clocks_and_counters_change_nothing(case: Case, shift_ns: int, o
 
 
 @patient
-@given(cases(), st.integers(1, 1000))
+@given(limit_states(), st.integers(1, 1000))
 def test_scaled_rates_change_nothing(case: Case, factor: int) -> None:
     """Counters, threshold, burst and the plausible rate times k: the same verdicts."""
     detect, sampling = case.detect, case.sampling
@@ -86,7 +86,7 @@ def test_scaled_rates_change_nothing(case: Case, factor: int) -> None:
 
 
 @patient
-@given(cases(), st.integers(1, 1000))
+@given(limit_states(), st.integers(1, 1000))
 def test_scaled_times_change_nothing(case: Case, factor: int) -> None:
     """All times, counters and the burst times k: the same verdicts, at k times the stamps."""
     detect, sampling = case.detect, case.sampling
@@ -119,7 +119,7 @@ def test_traffic_no_longer_than_the_window_never_fires(detect: Detect, bursts: l
 
 
 @patient
-@given(cases(guards=(GuardMode.ENFORCE,)), st.integers(1, 999))
+@given(limit_states(guards=(GuardMode.ENFORCE,)), st.integers(1, 999))
 def test_below_the_threshold_never_fires(case: Case, permille: int) -> None:
     """Where every interval runs below the threshold neither the rule nor the guard ever fires."""
     samples = [case.samples[0]]
@@ -156,7 +156,7 @@ def test_a_regular_grid_fires_exactly_two_intervals_after_the_window(
 
 
 @patient
-@given(cases(guards=OFF), st.integers(0, 10**9), st.integers(0, 3 * 10**9), st.integers(0, 200_000))
+@given(limit_states(guards=OFF), st.integers(0, 10**9), st.integers(0, 3 * 10**9), st.integers(0, 200_000))
 def test_the_first_firing_is_monotone(case: Case, more_bps: int, more_ns: int, more_ppm: int) -> None:
     """A higher threshold, a longer window or a higher floor never brings the first firing forward."""
     detect = case.detect
@@ -177,7 +177,7 @@ def first_firing_index(case: Case, detect: Detect) -> int:
 
 
 @patient
-@given(cases(accidents=False, guards=OFF))
+@given(limit_states(accidents=False, guards=OFF))
 def test_sustained_firings_are_more_than_a_window_apart(case: Case) -> None:
     """Two firings of the rule, on a clock that runs forwards, lie more than a window apart."""
     steps = run(case.samples, case.detect, case.sampling)
@@ -187,7 +187,7 @@ def test_sustained_firings_are_more_than_a_window_apart(case: Case) -> None:
 
 
 @patient
-@given(cases(), st.data())
+@given(limit_states(), st.data())
 def test_an_epoch_break_makes_runs_independent(case: Case, data: st.DataObject) -> None:
     """Two streams of different links joined under one name give the verdicts of each alone."""
     other = data.draw(streams(case.sampling.interval_ns, case.detect.threshold_bps))
@@ -199,7 +199,7 @@ def test_an_epoch_break_makes_runs_independent(case: Case, data: st.DataObject) 
 
 
 @patient
-@given(cases())
+@given(limit_states())
 def test_memory_is_bounded_by_a_window_of_samples(case: Case) -> None:
     """What is kept of a link spans less than one window, plus a sample at either end; without a candidate it is one sample."""
     detector = Detector(case.sampling)
@@ -235,7 +235,7 @@ def test_any_integers_are_data(rows: list[tuple[int, int, int, int]], detect: De
 
 
 @patient
-@given(cases(guards=(GuardMode.ENFORCE, GuardMode.OBSERVE)))
+@given(limit_states(guards=(GuardMode.ENFORCE, GuardMode.OBSERVE)))
 def test_the_guard_bounds_what_is_sent_without_a_firing(case: Case) -> None:
     """Between two samples of an epoch no more than threshold·τ + burst is sent unless something fired or was noted."""
     steps = run(case.samples, case.detect, case.sampling)
@@ -331,7 +331,7 @@ def test_a_fleet_is_its_links(data: st.DataObject, count: int) -> None:
 
 
 @patient
-@given(cases(guards=(GuardMode.OBSERVE,)))
+@given(limit_states(guards=(GuardMode.OBSERVE,)))
 def test_an_observing_guard_changes_no_verdict_of_the_rule(case: Case) -> None:
     """With the guard observing or off the rule fires at the same samples."""
     without = replace(case.detect, guard=Guard(GuardMode.OFF))

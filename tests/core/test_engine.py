@@ -30,7 +30,6 @@ from limiterd.core.model import (
     Journal,
     Lifeline,
     Match,
-    Memory,
     Override,
     OverrideAction,
     Phase,
@@ -39,6 +38,7 @@ from limiterd.core.model import (
     RootQdisc,
     Sampling,
     SavedQdisc,
+    StrikeRecord,
 )
 from limiterd.core.state import NOTHING, Inputs
 from limiterd.core.status import build
@@ -76,7 +76,7 @@ def test_a_firing_limits_and_is_read_back() -> None:
     assert world.rate() == 20 * MBIT
     view = world.view()
     assert (view.phase, view.limit_bps, view.strikes, view.reason) == (Phase.LIMITED, 20 * MBIT, 1, "sustained")
-    assert world.state.tally.limits_applied == {"eth0": 1}
+    assert world.state.counters.limits_applied == {"eth0": 1}
     assert world.disk.decisions[0].interface == "eth0"
 
 
@@ -130,14 +130,14 @@ def test_manual_release_drains_and_restores() -> None:
     world = World()
     world.fire()
     world.run(1)
-    before = world.state.tally.epochs["released"]
+    before = world.state.counters.epochs["released"]
     world.release()
     assert world.told(EventKind.RELEASED) == [(EventKind.RELEASED, "operator")]
     world.run(0.3)
     assert world.root() == "noqueue 0:"
     assert world.view().strikes == 1
-    assert world.state.tally.epochs["released"] == before + 1
-    assert world.state.tally.limits_released == {("eth0", "operator"): 1}
+    assert world.state.counters.epochs["released"] == before + 1
+    assert world.state.counters.limits_released == {("eth0", "operator"): 1}
     world.run(3)
     assert world.view().strikes == 2
 
@@ -340,7 +340,7 @@ def test_a_new_max_gap_is_a_fresh_epoch_for_all() -> None:
     world.run(1, {"eth0": 150 * MBIT})
     world.reload(rules_of(sampling=Sampling(max_gap_ns=5 * SECOND)))
     world.run(0.2)
-    assert world.state.tally.epochs["reload"] == 1
+    assert world.state.counters.epochs["reload"] == 1
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_drift_is_repaired_and_counted() -> None:
     world.fire()
     act(world, ActionKind.DELETE_ROOT, 0x1D1D0000)
     assert world.rate() == 20 * MBIT
-    assert world.state.tally.drift_repairs == {"eth0": 1}
+    assert world.state.counters.drift_repairs == {"eth0": 1}
     assert world.view().phase is Phase.LIMITED
 
 
@@ -463,7 +463,7 @@ def test_a_fight_is_bounded_and_shown() -> None:
         act(world, ActionKind.DELETE_ROOT, 0x1D1D0000)
         world.run(0.1)
     assert world.view().phase is Phase.FAULT
-    assert [view.fault.reason for view in world.frame().cases.values() if view.fault] == ["fight"]
+    assert [view.fault.reason for view in world.frame().limit_states.values() if view.fault] == ["fight"]
     assert world.rate() is None
     world.run(2)
     assert world.rate() == 20 * MBIT
@@ -498,7 +498,7 @@ def test_releasing_from_a_fault_leaves_the_foreign_root() -> None:
     world.release()
     world.run(0.3)
     assert world.root() == "pfifo 5:"
-    assert world.state.cases == {}
+    assert world.state.limit_states == {}
     assert world.view().phase is not Phase.FAULT
 
 
@@ -513,11 +513,11 @@ def test_takeover_saves_before_it_replaces_and_restores() -> None:
     world.disk_full = False
     world.run(2.5)
     assert world.rate() == 20 * MBIT
-    assert world.disk.saved[0].root.kind == "pfifo"
+    assert world.disk.replaced[0].root.kind == "pfifo"
     world.release()
     world.run(1)
     assert world.root() == "pfifo 5:"
-    assert world.disk.saved == ()
+    assert world.disk.replaced == ()
 
 
 @pytest.mark.parametrize("step", range(12))
@@ -540,7 +540,7 @@ def test_errnos_mean_what_they_say() -> None:
         world.kernel.refuse(0, number)
         world.fire()
         assert world.told(EventKind.FAULT)[0] == (EventKind.FAULT, reason)
-    assert world.state.tally.kernel_errors == {("install", "EEXIST"): 1}
+    assert world.state.counters.kernel_errors == {("install", "EEXIST"): 1}
 
 
 def test_a_link_that_vanishes_in_the_middle_is_no_fault() -> None:
@@ -807,7 +807,7 @@ def test_a_link_that_vanishes_during_its_release() -> None:
     world.remove("eth0")
     world.run(0.3)
     assert world.told(EventKind.RELEASED) == [(EventKind.RELEASED, "operator")]
-    assert world.state.cases == {}
+    assert world.state.limit_states == {}
 
 
 def test_a_changed_mtu_reshapes_in_place() -> None:
@@ -817,7 +817,7 @@ def test_a_changed_mtu_reshapes_in_place() -> None:
     world.links = tuple(replace(link, mtu=9000, gso_max_bytes=262_144) for link in world.links)
     world.run(1.2)
     assert world.view().phase is Phase.LIMITED
-    assert world.state.tally.drift_repairs == {}
+    assert world.state.counters.drift_repairs == {}
 
 
 def test_exit_lifts_everything() -> None:
@@ -845,11 +845,11 @@ def test_a_resync_reads_everything_anew() -> None:
     world.kernel.apply(
         [Action(ActionKind.DELETE_ROOT, 2, "eth0", 0x1D1D0000), Action(ActionKind.DELETE_ROOT, 3, "eth1", PFIFO.handle)]
     )
-    world.hands.settle(world.state, world.rules, world.hands.with_roots(Inputs(world.now)))
+    world.executor.reconcile(world.state, world.rules, world.executor.with_roots(Inputs(world.now)))
     assert world.rate() == 20 * MBIT
     assert world.frame().warnings == ()
     world.kernel.silent = True
-    assert world.hands.with_roots(Inputs(world.now)).roots is None
+    assert world.executor.with_roots(Inputs(world.now)).roots is None
 
 
 def test_a_command_is_about_the_links_that_there_are_now() -> None:
@@ -886,7 +886,7 @@ def test_counts_of_links_that_are_long_gone_are_dropped() -> None:
     act(world, ActionKind.DELETE_ROOT, HANDLE_ROOT)
     world.release()
     world.run(1, {"eth0": 0})
-    tally = world.state.tally
+    tally = world.state.counters
     counts = (tally.detections, tally.limits_applied, tally.limits_released, tally.drift_repairs)
     assert all(counts)
     world.remove("eth0")
@@ -902,11 +902,11 @@ def test_remembered_strikes_are_bounded() -> None:
     """Of thousands of released links the oldest strikes are forgotten: the journal that holds them stays small enough."""
     world = World()
     world.fire()
-    other = Memory("x", "", 1, START.wall_ns + DAY)
-    world.state.memories = {(f"x{n}", ""): other for n in range(MEMORIES_MAX)}
+    other = StrikeRecord("x", "", 1, START.wall_ns + DAY)
+    world.state.strike_records = {(f"x{n}", ""): other for n in range(MEMORIES_MAX)}
     world.release()
-    assert len(world.state.memories) == MEMORIES_MAX
-    assert ("x0", "") not in world.state.memories
+    assert len(world.state.strike_records) == MEMORIES_MAX
+    assert ("x0", "") not in world.state.strike_records
     assert world.view().strikes == 1
 
 
@@ -917,10 +917,10 @@ def test_strikes_are_forgotten() -> None:
     world.run(0.5, {"eth0": 0})
     world.release()
     world.run(0.3)
-    assert world.disk.memories
+    assert world.disk.strike_records
     world.pass_time(SECOND, wall_ns=25 * HOUR)
     world.run(0.3)
-    assert world.disk.memories == ()
+    assert world.disk.strike_records == ()
     assert world.view().strikes == 0
 
 
@@ -959,7 +959,7 @@ def test_a_release_that_the_kernel_refuses_is_a_fault_that_heals(step: int) -> N
     world.release()
     world.run(4)
     assert world.root() == "noqueue 0:"
-    assert world.state.cases == {}
+    assert world.state.limit_states == {}
 
 
 def test_a_refused_removal_shows_as_a_fault_meanwhile() -> None:
@@ -1017,20 +1017,20 @@ def test_foreign_objects_inside_the_limit_are_told_and_left() -> None:
     assert "1d1d:99" in world.frame().warnings[0].message
     world.run(2)
     assert world.view().phase is Phase.LIMITED
-    assert world.state.tally.drift_repairs == {}
+    assert world.state.counters.drift_repairs == {}
 
 
 def test_decisions_of_absent_links_are_bounded() -> None:
     """Thousands of absent limited links: the oldest are forgotten."""
     world = World()
     world.fire()
-    held = world.state.cases["eth0"].decision
+    held = world.state.limit_states["eth0"].decision
     assert held is not None
-    world.state.away = {(f"x{n}", ""): held for n in range(4096)}
+    world.state.absent_limits = {(f"x{n}", ""): held for n in range(4096)}
     world.remove("eth0")
     world.run(0.1)
-    assert len(world.state.away) == 4096
-    assert ("x0", "") not in world.state.away
+    assert len(world.state.absent_limits) == 4096
+    assert ("x0", "") not in world.state.absent_limits
 
 
 def test_exit_during_a_release_lets_it_finish() -> None:
@@ -1050,7 +1050,7 @@ def test_new_sampling_without_a_new_gap_is_no_epoch() -> None:
     world.run(1, {"eth0": 150 * MBIT})
     world.reload(rules_of(sampling=Sampling(interval_ns=50 * 10**6)))
     world.run(0.2)
-    assert world.state.tally.epochs["reload"] == 0
+    assert world.state.counters.epochs["reload"] == 0
 
 
 def test_a_limited_link_has_no_trail() -> None:
@@ -1065,7 +1065,7 @@ def test_news_of_unknown_links_and_gone_warnings() -> None:
     world = World()
     world.add(5, "eth5")
     world.touch("eth5")
-    world.hands.settle(world.state, world.rules, world.hands.read_now(frozenset({5})))
+    world.executor.reconcile(world.state, world.rules, world.executor.read_now(frozenset({5})))
     assert 5 not in world.state.tc
     world.run(0.1)
     act(world, ActionKind.RESTORE_ROOT, PFIFO, "eth5")
@@ -1090,15 +1090,15 @@ def test_a_reload_during_a_release_changes_nothing_about_it() -> None:
 def test_a_saved_root_that_was_not_put_back_is_owed() -> None:
     """A crash between the removal of a limit and the restore: the next start restores; a root that stands is left alone."""
     world = World()
-    world.disk = Journal(saved=(SavedQdisc("eth0", world.link().mac, PFIFO),))
+    world.disk = Journal(replaced=(SavedQdisc("eth0", world.link().mac, PFIFO),))
     world.boot()
     world.run(0.3)
     assert world.root() == "pfifo 5:"
-    assert world.disk.saved == ()
-    world.disk = Journal(saved=(SavedQdisc("eth0", world.link().mac, replace(PFIFO, options=b"\x00\x00\x00\x09")),))
+    assert world.disk.replaced == ()
+    world.disk = Journal(replaced=(SavedQdisc("eth0", world.link().mac, replace(PFIFO, options=b"\x00\x00\x00\x09")),))
     world.boot()
     world.run(0.3)
-    assert world.disk.saved == ()
+    assert world.disk.replaced == ()
     assert world.kernel.roots()[2].options == PFIFO.options
 
 
@@ -1124,7 +1124,7 @@ def test_a_lost_answer_faults_its_own_link_alone(step: int, number: int) -> None
     faulty = {event.interface for event in world.events if event.kind is EventKind.FAULT}
     assert len(faulty) <= 1
     assert [world.view(f"eth{n}").phase for n in range(3)] == [Phase.LIMITED] * 3
-    assert world.state.tally.limits_applied == {"eth0": 1, "eth1": 1, "eth2": 1}
+    assert world.state.counters.limits_applied == {"eth0": 1, "eth1": 1, "eth2": 1}
 
 
 def test_a_silent_kernel_is_asked_as_the_back_off_says() -> None:
@@ -1149,7 +1149,7 @@ def test_a_blocked_limit_that_comes_to_stand_is_no_fault_any_more() -> None:
         world.kernel._refusals = {len(world.kernel.sent) + 30: 0, len(world.kernel.sent): errno.EIO}
         world.tick()
     assert world.view().phase is Phase.FAULT
-    tree = world.state.cases["eth0"].tree_wanted
+    tree = world.state.limit_states["eth0"].tree_wanted
     converge(world.kernel, world.link(), tree)
     world.touch()
     assert world.view().phase is Phase.LIMITED
@@ -1163,9 +1163,9 @@ def test_a_foreign_root_in_our_place_is_no_repair() -> None:
         act(world, ActionKind.DELETE_ROOT, HANDLE_ROOT)
     world.kernel.apply([Action(ActionKind.DELETE_ROOT, 2, "eth0", HANDLE_ROOT)])
     act(world, ActionKind.RESTORE_ROOT, PFIFO)
-    obstacle = world.state.cases["eth0"].obstacle
-    assert obstacle is not None
-    assert obstacle.reason is FaultReason.FOREIGN_QDISC
+    blocker = world.state.limit_states["eth0"].blocker
+    assert blocker is not None
+    assert blocker.reason is FaultReason.FOREIGN_QDISC
     assert ("eth0", "fight") not in world.state.warnings
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from limiterd.core.auto_release import Quiet
+from limiterd.core.auto_release import IdleSlices
 from limiterd.core.commands import pause
 from limiterd.core.model import (
     HOUR,
@@ -45,7 +45,7 @@ def test_an_override_that_begins_at_the_firing_holds_for_it() -> None:
     world = World(rules_of(overrides=[override(not_before_wall_ns=firing_tick())]))
     world.run(3, {"eth0": 150 * MBIT})
     assert not world.told(EventKind.LIMIT, EventKind.RELEASED)
-    assert not world.state.tally.limits_released
+    assert not world.state.counters.limits_released
 
 
 def test_an_override_that_ends_at_the_firing_does_not() -> None:
@@ -128,7 +128,7 @@ def test_an_auto_limit_ends_at_every_interval(interval_ms: int, slow_read_us: in
     policy = replace(POLICY, release=AUTO)
     world = World(rules_of(policy, sampling=sampling))
     world.limit()
-    decided = next(iter(world.state.cases.values()))
+    decided = next(iter(world.state.limit_states.values()))
     assert decided.decision is not None
     decided.decision = replace(decided.decision, manual=False)
     read = world.kernel.read
@@ -137,10 +137,10 @@ def test_an_auto_limit_ends_at_every_interval(interval_ms: int, slow_read_us: in
         world.pass_time(slow_read_us * 1000)
         return read(ifindexes)  # type: ignore[arg-type]  # handed through
 
-    world.hands.tc = type("Slow", (), {"read": staticmethod(slowly), "apply": staticmethod(world.kernel.apply)})()
+    world.executor.tc = type("Slow", (), {"read": staticmethod(slowly), "apply": staticmethod(world.kernel.apply)})()
     for step_ns in jittered(interval_ms * MS, 50_000, 30_000 // interval_ms):
         world.pass_time(step_ns)
-        world.hands.settle(world.state, world.rules, Inputs(world.now, snapshot=world.snapshot()))
+        world.executor.reconcile(world.state, world.rules, Inputs(world.now, snapshot=world.snapshot()))
     assert world.told(EventKind.RELEASED) == [(EventKind.RELEASED, "demand_ended")]
 
 
@@ -148,16 +148,16 @@ def test_a_limit_is_read_once_a_period_whatever_the_jitter() -> None:
     """With ticks as far apart as the read-back, each tick reads: interference is seen within one period."""
     world = World(rules_of(sampling=Sampling(interval_ns=SECOND)))
     world.limit()
-    case = next(iter(world.state.cases.values()))
+    case = next(iter(world.state.limit_states.values()))
     for step_ns in jittered(SECOND, 50_000, 20):
         world.pass_time(step_ns)
-        world.hands.settle(world.state, world.rules, Inputs(world.now, snapshot=world.snapshot()))
+        world.executor.reconcile(world.state, world.rules, Inputs(world.now, snapshot=world.snapshot()))
         assert case.read_t_ns == world.now.boot_ns
 
 
 def test_a_reading_in_the_midst_of_a_slice_does_not_break_the_quiet() -> None:
     """A tc event reads just before the slice's second is over; the next reading ends the slice, and it is quiet."""
-    quiet = Quiet()
+    quiet = IdleSlices()
     for t_ns in (0, 950 * MS, 2100 * MS, 3 * SECOND, 3950 * MS, 5 * SECOND):
         quiet.read(ClassStats(), t_ns, 20 * MBIT, 500_000)
     assert quiet.lasted_ns() == 5 * SECOND
@@ -178,6 +178,6 @@ def test_a_link_without_a_sample_is_not_gone() -> None:
         for name in ("eth0", "eth1"):
             world.pass_time(TICK_NS // 2)
             some = Snapshot(world.now.boot_ns, (world.link(name),), [world.kernel.links[world.link(name).ifindex].tx_bytes])
-            world.hands.settle(world.state, world.rules, Inputs(world.now, some, world.links))
+            world.executor.reconcile(world.state, world.rules, Inputs(world.now, some, world.links))
     assert not world.told(EventKind.LINK_GONE, EventKind.LINK_BACK)
     assert (world.rate(), world.rate("eth1")) == (20 * MBIT, 20 * MBIT)

@@ -80,7 +80,7 @@ def test_a_link_that_gets_its_mac_after_its_name_is_known_again() -> None:
     with_mac(world, mac)
     world.run(0.2)
     assert world.view().phase is Phase.LIMITED
-    assert world.state.away == {}
+    assert world.state.absent_limits == {}
 
 
 def test_a_limit_keeps_its_story_when_the_mac_changes() -> None:
@@ -128,7 +128,7 @@ def test_strikes_go_with_the_link(change: str) -> None:
         world.rename("eth0", name)
     world.run(0.2)
     assert world.view(name).strikes == 1
-    assert [(m.interface, m.mac) for m in world.disk.memories] == [(name, world.link(name).mac)]
+    assert [(m.interface, m.mac) for m in world.disk.strike_records] == [(name, world.link(name).mac)]
 
 
 def test_a_hand_that_takes_a_limit_over_keeps_its_strikes() -> None:
@@ -146,7 +146,7 @@ def test_a_rate_beyond_all_links_is_refused() -> None:
     with pytest.raises(PeerError) as refused:
         world.limit("eth0", MAX_RATE_BPS + 1)
     assert refused.value.exit_code == EXIT_USAGE
-    assert world.state.cases == {}
+    assert world.state.limit_states == {}
 
 
 def takeover_world() -> World:
@@ -169,7 +169,7 @@ def test_a_root_that_was_never_taken_is_not_restored() -> None:
     world.release()
     world.run(1, {"eth0": 0})
     assert world.root() == "noqueue 0:"
-    assert world.disk.saved == ()
+    assert world.disk.replaced == ()
 
 
 def test_a_root_that_could_not_be_deleted_is_not_held_against_its_successor() -> None:
@@ -178,7 +178,7 @@ def test_a_root_that_could_not_be_deleted_is_not_held_against_its_successor() ->
     world.kernel.refuse(1, errno.EPERM)  # SAVE_ROOT is the first step
     world.fire()
     assert world.root() == "pfifo 5:"
-    assert world.state.saved == {}
+    assert world.state.replaced == {}
     successor = RootQdisc("bfifo", 0x60000, b"\x00\x00\x00\x09")
     foreign(world, (ActionKind.DELETE_ROOT, PFIFO.handle), (ActionKind.RESTORE_ROOT, successor))
     world.run(3)
@@ -213,7 +213,7 @@ def test_saved_roots_of_links_with_one_mac_are_not_mixed_up(*, swapped: bool) ->
         world.release("eth1")
         world.run(1)
         assert world.root("eth1") == "pfifo 5:"
-    assert world.disk.saved == ()
+    assert world.disk.replaced == ()
 
 
 def test_a_limit_goes_along_when_name_and_mac_change_at_once() -> None:

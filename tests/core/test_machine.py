@@ -114,7 +114,7 @@ def plain(actual: TcActual) -> object:
     if tree is None:
         return actual.root
     filters = sorted(str(replace(item, handle=0)) for item in tree.filters)
-    return tree.default_classid, [_comparable(item) for item in tree.classes], tree.leaves, filters, actual.inner
+    return tree.default_classid, [_comparable(item) for item in tree.classes], tree.leaves, filters, actual.classes_with_children
 
 
 def _comparable(item: HtbClass) -> HtbClass:
@@ -205,9 +205,9 @@ class Machine(RuleBasedStateMachine):
             and self.promises.seen(self.world.link(name))
             and applies.policy.mode is PolicyMode.ENFORCE
             and applies.detect.threshold_bps == 100 * MBIT
-            and (name not in self.world.state.cases or self.world.state.cases[name].stage in HOLDING)
+            and (name not in self.world.state.limit_states or self.world.state.limit_states[name].stage in HOLDING)
             and not (self.world.state.paused or self.world.blind or self.world.drops)
-            and not self.world.keeper.rules.overrides
+            and not self.world.controller.rules.overrides
         )
         kernel, ticks = self.world.kernel, 27
         kernel.offer(ifindex, 150 * MBIT)
@@ -215,7 +215,7 @@ class Machine(RuleBasedStateMachine):
         self.promises.tick(ticks)
         sent_bytes += kernel.links[ifindex].tx_bytes
         if free:
-            fired = name in self.world.state.cases
+            fired = name in self.world.state.limit_states
             held_back = kernel.silent and 8 * sent_bytes < 100 * MBIT * ticks // 10
             Machine.reached["a link fired"] += fired
             assert fired or held_back
@@ -225,7 +225,7 @@ class Machine(RuleBasedStateMachine):
         for link in self.world.links:
             self.world.kernel.offer(link.ifindex, 0)
         self.world.overrun, self.promises.unheard = True, False
-        self.world.keeper.take_events()
+        self.world.controller.take_events()
 
     @deed()
     def calm(self) -> None:
@@ -277,7 +277,7 @@ class Machine(RuleBasedStateMachine):
     def forget(self, ifindex: int, *, roots: bool = True) -> None:
         """The link and all that was on it are gone; roots False: unknown to a daemon that just started, so it restores one."""
         promises = self.promises
-        for known in (promises.roots, promises.hands, promises.last, *((promises.saved, promises.owed) if roots else ())):
+        for known in (promises.roots, promises.executor, promises.last, *((promises.saved, promises.owed) if roots else ())):
             known.pop(ifindex, None)
         self.promises.ours.discard(ifindex)
         self.promises.disturb()
@@ -344,7 +344,7 @@ class Machine(RuleBasedStateMachine):
         if self.phase(name) is not Phase.LIMITED:
             return
         applies, able = self.world.state.effective[name], self.world.state.abilities
-        before, counted = self.world.kernel.shows(link.ifindex), self.world.state.tally.drift_repairs[name]
+        before, counted = self.world.kernel.shows(link.ifindex), self.world.state.counters.drift_repairs[name]
         self.hand(name, [foreign_deeds(link)[which]], seen=False)
         harmed = plain(self.world.kernel.shows(link.ifindex)) != plain(before)
         if seen and not self.world.deaf:
@@ -354,7 +354,7 @@ class Machine(RuleBasedStateMachine):
         unchanged = self.world.state.effective.get(name) == applies and self.world.state.abilities == able
         if self.phase(name) is Phase.LIMITED and unchanged:
             assert plain(self.world.kernel.shows(link.ifindex)) == plain(before)
-            assert (self.world.state.tally.drift_repairs[name] > counted) == harmed
+            assert (self.world.state.counters.drift_repairs[name] > counted) == harmed
             Machine.reached["a limit repaired"] += harmed
 
     def phase(self, name: str) -> Phase | None:
@@ -406,7 +406,7 @@ class Machine(RuleBasedStateMachine):
         self.world.blind, self.world.deaf, self.world.drops, self.world.overrun = blind, deaf, drops, overrun
         self.promises.disturb()
         if overrun or deaf:
-            self.world.keeper.take_events()
+            self.world.controller.take_events()
 
     # ---- configuration and overrides ----
 
@@ -427,7 +427,7 @@ class Machine(RuleBasedStateMachine):
         """A file that is broken, or empty, or wants a restart: nothing changes, and file, line, column and reason are named."""
         world = self.world
         good = world.policies
-        before = (world.keeper.rules, world.state.journal(), len(world.kernel.sent), world.store.data)
+        before = (world.controller.rules, world.state.journal(), len(world.kernel.sent), world.store.data)
         if which < len(BROKEN):
             world.configure(BROKEN[which])
         elif which == len(BROKEN):
@@ -438,22 +438,22 @@ class Machine(RuleBasedStateMachine):
             world.follow()
         world.configure(good)
         assert re.search(rf"{re.escape(str(world.path))}:\d+:\d+: .+: .+", str(caught.value))
-        assert before == (world.keeper.rules, world.state.journal(), len(world.kernel.sent), world.store.data)
-        assert world.keeper.rules is before[0]
+        assert before == (world.controller.rules, world.state.journal(), len(world.kernel.sent), world.store.data)
+        assert world.controller.rules is before[0]
         assert world.status().config_error == str(caught.value)
 
     @deed(number=st.integers(0, len(CONFIGURATIONS) - 1))
     def promise_4_a_refused_reload_changes_nothing(self, number: int) -> None:
         """The machine refuses what the files want: nothing changes, and status says so."""
         world, good = self.world, self.world.policies
-        before = (world.keeper.rules, world.state.journal(), len(world.kernel.sent))
+        before = (world.controller.rules, world.state.journal(), len(world.kernel.sent))
         world.configure(CONFIGURATIONS[number])
         world.stubborn = True
         with pytest.raises((EnvironmentFault, ConfigError)):
             world.follow()
         world.stubborn = False
         world.configure(good)
-        assert before == (world.keeper.rules, world.state.journal(), len(world.kernel.sent))
+        assert before == (world.controller.rules, world.state.journal(), len(world.kernel.sent))
         assert world.status().config_error
 
     @deed(
@@ -525,7 +525,7 @@ class Machine(RuleBasedStateMachine):
         settled = (
             promises.looked == world.now
             and all(promises.seen(link) and promises.quiet(link.ifindex) for link in world.links)
-            and all(case.stage == "standing" and case.obstacle is None for case in world.state.cases.values())
+            and all(case.stage == "standing" and case.blocker is None for case in world.state.limit_states.values())
             and not (world.kernel.silent or world.blind or world.drops or world.store.full or world.store.waiting)
             and world.state.abilities == world.kernel.abilities()
         )

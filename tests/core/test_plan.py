@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limiterd.core.htb_tree import raised, tree_for
+from limiterd.core.htb_tree import unlimited, tree_for
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_EXEMPT,
@@ -31,7 +31,7 @@ from limiterd.core.model import (
     TcActual,
     TcTree,
 )
-from limiterd.core.plan import Plan, datagrams, differences, dismantling, name_of, plan
+from limiterd.core.plan import Plan, datagrams, differences, name_of, plan, teardown
 from limiterd.core.u32_filters import is_link
 from limiterd.sim.fake_kernel import FakeKernel
 from tests.core.states import (
@@ -136,8 +136,8 @@ def test_a_dismantled_root_is_bare_and_every_step_is_safe(wish: Wish, deeds: lis
     """Released, a raised tree goes filter by filter and class by class; broken off anywhere, or refused, the root still goes."""
     kernel, tree = standing(wish)
     kernel.apply(deeds)
-    converge(kernel, ETH0, raised(seen(kernel, ETH0).tree or tree))
-    steps = dismantling(ETH0, seen(kernel, ETH0))
+    converge(kernel, ETH0, unlimited(seen(kernel, ETH0).tree or tree))
+    steps = teardown(ETH0, seen(kernel, ETH0))
     cut = data.draw(st.integers(0, len(steps)))
     refused = data.draw(st.booleans())
     results = []
@@ -158,10 +158,10 @@ def test_a_dismantled_root_is_bare_and_every_step_is_safe(wish: Wish, deeds: lis
 def test_a_tree_that_others_use_is_not_dismantled() -> None:
     """Foreign objects under our classes would hold them: everything goes with the root."""
     kernel, tree = standing()
-    assert dismantling(ETH0, seen(kernel, ETH0))
+    assert teardown(ETH0, seen(kernel, ETH0))
     carry_out(kernel, [deed(ActionKind.ADD_FILTER, Filter(5, 0x0800, ((0, 0, 0, False),), CLASS_DEFAULT))])
-    assert dismantling(ETH0, seen(kernel, ETH0)) == ()
-    assert dismantling(ETH0, None) == ()
+    assert teardown(ETH0, seen(kernel, ETH0)) == ()
+    assert teardown(ETH0, None) == ()
     assert tree.filters
 
 
@@ -271,10 +271,10 @@ def test_raising_only_changes_classes() -> None:
     kernel, tree = standing(EXEMPTING)
     kernel.apply([deed(ActionKind.DELETE_LEAF, tree.leaves[0])])
     kernel.apply([deed(ActionKind.ADD_CLASS, HtbClass(CLASS_FOREIGN, CLASS_LIMIT, 8_000, 8_000, 1_600, 1_600, 1_500))])
-    up = raised(seen(kernel, ETH0).tree or tree)
+    up = unlimited(seen(kernel, ETH0).tree or tree)
     assert set(kinds(planned(kernel, ETH0, up))) == {ActionKind.CHANGE_CLASS}
     converge(kernel, ETH0, up, rounds=1)
-    assert raised(seen(kernel, ETH0).tree or tree) == seen(kernel, ETH0).tree
+    assert unlimited(seen(kernel, ETH0).tree or tree) == seen(kernel, ETH0).tree
 
 
 def test_new_exempt_filters_stand_before_old_ones_go() -> None:
@@ -455,9 +455,9 @@ def test_a_foreign_root_is_an_obstacle() -> None:
     taken_over(kernel, PFIFO)
     todo = planned(kernel, ETH0, USUAL.tree(ETH0))
     assert todo.actions == ()
-    assert todo.obstacle is not None
-    assert todo.obstacle[0] is FaultReason.FOREIGN_QDISC
-    assert "eth0: root qdisc pfifo 5: is not limiterd's" in todo.obstacle[1]
+    assert todo.blocker is not None
+    assert todo.blocker[0] is FaultReason.FOREIGN_QDISC
+    assert "eth0: root qdisc pfifo 5: is not limiterd's" in todo.blocker[1]
 
 
 def test_takeover_saves_first_and_restores_exactly() -> None:
@@ -516,14 +516,14 @@ def test_what_cannot_be_restored_is_not_taken(root: RootQdisc, words: str) -> No
     """Trees, and kinds that a dump does not bring back whole, stay where they are under takeover too."""
     todo = plan(ETH0, USUAL.tree(ETH0), TcActual(2, root), None, takeover=True)
     assert todo.actions == ()
-    assert words in (todo.obstacle or ("", ""))[1]
+    assert words in (todo.blocker or ("", ""))[1]
 
 
 def test_a_second_foreign_root_is_not_taken() -> None:
     """Where a takeover's root is saved and yet another foreign root stands, that is a fault, not a prey."""
     todo = plan(ETH0, USUAL.tree(ETH0), TcActual(2, BFIFO), PFIFO, takeover=True)
     assert todo.actions == ()
-    assert "in the place of limiterd's" in (todo.obstacle or ("", ""))[1]
+    assert "in the place of limiterd's" in (todo.blocker or ("", ""))[1]
 
 
 def test_a_saved_root_is_not_put_over_a_foreign_one() -> None:
@@ -548,10 +548,10 @@ def test_a_refused_limit_is_an_obstacle_and_what_stands_of_it_goes() -> None:
     kernel, _ = standing(EXEMPTING)
     refused = EXEMPTING.tree(ETH0, KernelAbilities(u32=False))
     todo = planned(kernel, ETH0, refused)
-    assert (kinds(todo), todo.obstacle) == ([ActionKind.DELETE_ROOT], None)
+    assert (kinds(todo), todo.blocker) == ([ActionKind.DELETE_ROOT], None)
     carry_out(kernel, todo.actions)
     after = planned(kernel, ETH0, refused)
-    assert (after.actions, (after.obstacle or ("", ""))[0]) == ((), FaultReason.MISSING_MODULE)
+    assert (after.actions, (after.blocker or ("", ""))[0]) == ((), FaultReason.MISSING_MODULE)
 
 
 def test_datagrams_keep_every_step_in_order() -> None:

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd.core.auto_release import Quiet, hold
+from limiterd.core.auto_release import IdleSlices, hold
 from limiterd.core.detector import Detector
 from limiterd.core.errors import ConfigError, Problem, errno_name
 from limiterd.core.faults import Backoff, Fight, obstacle_of
 from limiterd.core.firing_policy import response
 from limiterd.core.histogram import Buckets
-from limiterd.core.limit_state import TRANSITIONS, Case, Signal, Stage
+from limiterd.core.limit_state import TRANSITIONS, LimitState, Signal, Stage
 from limiterd.core.model import (
     HOUR,
     MINUTE,
@@ -40,7 +40,7 @@ from limiterd.core.model import (
     Sampling,
     Snapshot,
 )
-from limiterd.core.status import Surroundings, aged, build, document, frame, stall
+from limiterd.core.status import DaemonInfo, aged, build, document, frame, stall
 from tests.world import LIMIT, MBIT, POLICY, START, World, rules_of
 
 
@@ -55,7 +55,7 @@ def test_the_hold_grows_and_is_capped(strikes: int) -> None:
 
 def test_quiet_is_unbroken_slices_below_the_quiet_rate() -> None:
     """A second below the rate is quiet; a drop, a backlog, too much traffic or an unobserved gap breaks it."""
-    quiet = Quiet()
+    quiet = IdleSlices()
     stats = ClassStats()
 
     def read(second: float, **more: int) -> int:
@@ -145,16 +145,16 @@ def test_the_response_table(mode: PolicyMode, exempt: bool, paused: bool) -> Non
 def test_the_stage_table_is_closed() -> None:
     """Every stage is left by something, every target is a stage; an unknown signal is a defect that shows."""
     assert {stage for stage, _ in TRANSITIONS} == set(Stage)
-    case = Case(Link(2, "eth0"))
+    case = LimitState(Link(2, "eth0"))
     with pytest.raises(KeyError):
         case.signal(Signal.SEEN)
 
 
 def test_a_case_without_a_decision_has_no_order() -> None:
     """Asking an idle case for its limit is a defect that shows; a limit that is due without an obstacle is pending."""
-    case = Case(Link(2, "eth0"))
+    case = LimitState(Link(2, "eth0"))
     with pytest.raises(ValueError, match="no limit is held"):
-        case.order()
+        case.impose()
     assert case.phase(pending=False, exempt=False) is Phase.CONFORMING
     case.signal(Signal.ORDER)
     assert case.phase(pending=False, exempt=False) is Phase.PENDING
@@ -181,7 +181,7 @@ def test_status_shows_rates_over_a_span_and_absent_links() -> None:
     world = World(rules_of(replace(POLICY, interfaces=("eth0", "eth7")), overrides=[record]))
     first = world.snapshot()
     world.run(1, {"eth0": 80 * MBIT})
-    around = Surroundings("1", 0, kernel_errors={("sample", "EPERM"): 2})
+    around = DaemonInfo("1", 0, kernel_errors={("sample", "EPERM"): 2})
     shot = frame(world.state, world.now, world.snapshot(), first, around)
     status = build(shot)
     assert [(v.interface, v.phase, v.rate_bps) for v in status.links] == [
@@ -201,7 +201,7 @@ def test_status_shows_the_decisions_that_wait_for_their_link() -> None:
     by_hand = Decision("eth8", "m8", "p", Reason.OPERATOR, 6, 1, rate_bps=MBIT, manual=True, note="why", by="root")
     unwatched = Decision("ppp0", "m9", "p", Reason.SUSTAINED, 7, 1)
     world = World(rules_of(replace(POLICY, interfaces=("eth*",))))
-    world.state.away = {(d.interface, d.mac): d for d in (waiting, by_hand, unwatched)}
+    world.state.absent_limits = {(d.interface, d.mac): d for d in (waiting, by_hand, unwatched)}
     away = {view.interface: view for view in build(world.frame()).links if view.phase is Phase.ABSENT}
     assert set(away) == {"eth7", "eth8"}
     assert (away["eth7"].since_wall_ns, away["eth7"].strikes, away["eth7"].limit_wanted_bps) == (5, 2, LIMIT.rate_bps)
@@ -261,7 +261,7 @@ def test_snapshots_of_other_links_make_no_rate() -> None:
     """A link that is not in the older snapshot has no rate yet."""
     world = World()
     old = Snapshot(world.now.boot_ns - SECOND, (), ())
-    shot = frame(world.state, world.now, world.snapshot(), old, Surroundings("1", 0))
+    shot = frame(world.state, world.now, world.snapshot(), old, DaemonInfo("1", 0))
     assert build(shot).links[0].rate_bps == 0
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from limiterd.sim.netns import Lab, inside
+from limiterd.sim.netns import PrivateNet, inside
 
 ROOT = Path(__file__).resolve().parents[2]
 MBIT = 10**6
@@ -18,7 +18,7 @@ MBIT = 10**6
 
 def main(output: str) -> int:
     """Record while the traffic of the table below runs."""
-    with Lab() as lab:
+    with PrivateNet() as lab:
         pair = lab.pair()
         with inside(pair.near.namespace):
             command = [sys.executable, "-m", "limiterd.cli", "record", "--output", output, "--duration", "38s"]

@@ -30,9 +30,9 @@ EXCESS_BPS: Final = 40_000_000
 T = TypeVar("T")
 
 
-def some(first: int, cases: Sequence[T]) -> Sequence[T]:
+def some(first: int, limit_states: Sequence[T]) -> Sequence[T]:
     """The first of these cases, or with LONG all of them."""
-    return cases if LONG else cases[:first]
+    return limit_states if LONG else limit_states[:first]
 
 
 class Echo:

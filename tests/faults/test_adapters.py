@@ -41,7 +41,7 @@ OF_THE_LOOP: Final[Sequence[Trouble]] = (
 )
 BESIDE_IT: Final[Sequence[Trouble]] = (
     ("limiterd.kernel.sockets:SocketDiag.read", FAULT, "planted"),
-    ("limiterd.store.crc_store:RecordFile.write", FAULT, "planted"),
+    ("limiterd.store.crc_store:CrcStore.write", FAULT, "planted"),
     ("limiterd.store.audit:AuditTrail._write", REFUSED, "audit.jsonl cannot be written"),
     ("limiterd.config.load:load_all", FAULT, "planted"),
     ("limiterd.config.override_files:Store.load", FAULT, "planted"),
@@ -127,7 +127,7 @@ def waits(condition: Callable[[], bool], spoilt: Spoilt, daemon: Rig) -> None:
             "limiterd.kernel.events:EventSocket.drain",
             "limiterd.kernel.tc:TcKernel.apply",
             "limiterd.systemd:Notifier.tick",
-            "limiterd.daemon.loss_warnings:Losses.follow",
+            "limiterd.daemon.loss_warnings:LossWarnings.follow",
         ],
     ),
 )
@@ -193,7 +193,7 @@ DEFECTS: Final[Sequence[tuple[str, str, Callable[[Rig, str], bool]]]] = (
     ),
     ("limiterd.store.audit:AuditTrail._write_out", "thread audit died", lambda daemon, rate: holds(daemon, "audit.jsonl", rate)),
     (
-        "limiterd.store.crc_store:RecordFile.write",
+        "limiterd.store.crc_store:CrcStore.write",
         "thread journal died",
         lambda daemon, rate: holds(daemon, "journal.json", rate),
     ),

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from limiterd.sim.netns import Lab, Pair
+from limiterd.sim.netns import Pair, PrivateNet
 from tests import needs, smalldisk
 from tests.faults.harness import EXCESS_BPS, QUICK, WRITING, Held, descriptors, later, problems, some, threads
 from tests.netns import wait_for
@@ -21,7 +21,7 @@ from tests.rig import Rig, rig
 pytestmark = pytest.mark.root
 
 
-def test_a_storm_of_sighup(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_storm_of_sighup(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """1 000 SIGHUPs while the file changes: the last content applies, sampling goes on, threads and descriptors stay bounded."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
         daemon.start()
@@ -108,7 +108,7 @@ def remount(daemon: Rig, options: str) -> None:
 
 @pytest.mark.usefixtures("real_root")
 @pytest.mark.parametrize("trouble", some(1, ["full", "inodes", "read-only"]))
-def test_a_disk_that_takes_nothing(lab: Lab, pair: Pair, tmp_path: Path, trouble: str) -> None:
+def test_a_disk_that_takes_nothing(lab: PrivateNet, pair: Pair, tmp_path: Path, trouble: str) -> None:
     """State on a full (64 KiB), inode-less or read-only disk: limits come in time, the trouble shows, and ends by itself."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
         seen = small_disk(daemon, "size=64k,nr_inodes=16" if trouble == "inodes" else "size=64k")

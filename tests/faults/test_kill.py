@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from limiterd.core.errors import PeerError
-from limiterd.sim.netns import Lab, Pair, join, run
+from limiterd.sim.netns import Pair, PrivateNet, join, run
 from tests.faults.harness import Echo, plant
 from tests.netns import LONG, wait_for
 from tests.rig import FAST, Rig, rig
@@ -44,7 +44,7 @@ def converges(daemon: Rig, default: str, what: str) -> None:
     wait_for(lambda: converged(daemon, default), f"{what} converges; its log: {daemon.log()[-2000:]}")
 
 
-def aside(lab: Lab, pair: Pair) -> Pair:
+def aside(lab: PrivateNet, pair: Pair) -> Pair:
     """A link that no policy watches: how long an echo over it is silent is the machine's doing."""
     return join(pair.near.namespace, lab.namespace(), "aside", "eth0", number=9)
 
@@ -69,7 +69,7 @@ def attack(daemon: Rig, chance: random.Random) -> None:
 
 
 @pytest.mark.timeout(180 + 3 * KILLS)
-def test_sigkill_at_random_instants(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_sigkill_at_random_instants(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """SIGKILL at random instants of start, install, change and release: an echo goes on, the next start converges."""
     chance = random.Random(KILLS)  # noqa: S311 - instants, not secrets
     lab.tcp(pair.near, pair.far, rate_bps=25_000_000)
@@ -111,7 +111,7 @@ NetlinkSocket.exchange = exchange
 
 
 @pytest.mark.parametrize("verb", ["install", "change", "release"])
-def test_sigkill_after_every_single_step(lab: Lab, pair: Pair, tmp_path: Path, verb: str) -> None:
+def test_sigkill_after_every_single_step(lab: PrivateNet, pair: Pair, tmp_path: Path, verb: str) -> None:
     """SIGKILL after each message of an install, a change, a release: an echo goes on, the next start converges."""
     switch = tmp_path / "now"
     args = {} if verb == "release" else {"rate_bps": 5_000_000}

@@ -17,7 +17,7 @@ import pytest
 from limiterd.core.link_changes import GONE_LINKS_MAX
 from limiterd.core.model import HOUR, EpochReason, EventKind, Phase
 from limiterd.kernel.links import RTM_DELLINK, RTM_NEWLINK, LinkTable
-from limiterd.sim.netns import Lab, Namespace, Pair, inside, route_in, run
+from limiterd.sim.netns import Namespace, Pair, PrivateNet, inside, route_in, run
 from tests.faults.harness import QUICK, Echo, problems, watched_interfaces
 from tests.netns import LONG, wait_for
 from tests.rig import Rig, rig
@@ -73,7 +73,7 @@ def test_renaming(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_another_namespace_and_back(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_another_namespace_and_back(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """A limited link moves to another namespace and returns: absent meanwhile, limited again on its return."""
     elsewhere = lab.namespace()
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:

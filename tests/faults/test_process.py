@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from limiterd.sim.netns import Lab, Pair, inside, run
+from limiterd.sim.netns import Pair, PrivateNet, inside, run
 from tests.faults.harness import EXCESS_BPS, QUICK, Echo, descriptors, problems
 from tests.netns import LONG, wait_for
 from tests.rig import Rig, rig
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.root
 
 
 @pytest.mark.parametrize("on_exit", ["keep", "remove"])
-def test_sigterm_under_traffic(lab: Lab, pair: Pair, tmp_path: Path, on_exit: str) -> None:
+def test_sigterm_under_traffic(lab: PrivateNet, pair: Pair, tmp_path: Path, on_exit: str) -> None:
     """SIGTERM under traffic beyond the limit: gone within 2 s with exit 0, the limit kept or removed as configured."""
     with rig(pair.near.namespace, tmp_path, QUICK, f"on_exit: {on_exit}") as daemon, Echo(pair) as echo:
         default = daemon.root()
@@ -79,7 +79,7 @@ def blocked_pipe(path: Path) -> Iterator[None]:
         os.close(reader)
 
 
-def test_a_blocked_stderr(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_blocked_stderr(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """A stderr pipe that nobody reads: the daemon starts, samples, limits and ends as ever."""
     pipe = tmp_path / "stderr"
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon, blocked_pipe(pipe):
@@ -94,7 +94,7 @@ def test_a_blocked_stderr(lab: Lab, pair: Pair, tmp_path: Path) -> None:
 CROWD: Final = 500 if LONG else 100
 
 
-def test_no_descriptor_is_left(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_no_descriptor_is_left(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """EMFILE (a limit on descriptors that is used up): sampling and limiting go on; with room again everything answers."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
         daemon.start()
@@ -112,7 +112,7 @@ def test_no_descriptor_is_left(lab: Lab, pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_taken_metrics_port(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_taken_metrics_port(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """The metrics port is taken at the start: told in status, limits as ever; freed, it is served without a restart."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
         with inside(pair.near.namespace):
@@ -133,7 +133,7 @@ def scraped(daemon: Rig) -> bool:
     return False
 
 
-def test_five_hundred_silent_clients(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_five_hundred_silent_clients(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """500 control clients (in the suite 100) that say nothing: limits come, limiterctl is served, descriptors are bounded."""
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon, contextlib.ExitStack() as crowd:
         daemon.start()

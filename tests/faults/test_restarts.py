@@ -18,7 +18,7 @@ def crashed(standing: RootQdisc | None) -> World:
     world = World(rules_of(replace(POLICY, foreign_qdisc=ForeignQdisc.TAKEOVER)))
     if standing is not None:
         world.kernel.apply([Action(ActionKind.RESTORE_ROOT, world.link().ifindex, "eth0", standing)])
-    world.disk = Journal(saved=(SavedQdisc("eth0", world.link().mac, PFIFO),))
+    world.disk = Journal(replaced=(SavedQdisc("eth0", world.link().mac, PFIFO),))
     world.boot()
     world.run(1)
     return world
@@ -29,7 +29,7 @@ def test_a_root_that_was_not_put_back_is_owed() -> None:
     world = crashed(None)
     assert world.kernel.roots()[world.link().ifindex] == PFIFO
     assert world.disk == Journal()
-    assert world.state.cases == {}
+    assert world.state.limit_states == {}
 
 
 @pytest.mark.parametrize("standing", [PFIFO, OTHER])
@@ -63,4 +63,4 @@ def test_a_taken_over_root_follows_its_link(change: str) -> None:
     world.release(name)
     world.run(1)
     assert world.kernel.roots()[world.link(name).ifindex] == PFIFO
-    assert world.disk.saved == ()
+    assert world.disk.replaced == ()

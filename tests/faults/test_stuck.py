@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.sim.netns import Lab, Pair, join
+from limiterd.sim.netns import Pair, PrivateNet, join
 from tests.faults.harness import EXCESS_BPS, QUICK, READING, Held
 from tests.netns import wait_for
 from tests.rig import rig
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 GAPS = 'limiterd_epochs_total{reason="gap"}'
 
 
-def test_sampling_goes_on_while_tc_is_stuck(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_sampling_goes_on_while_tc_is_stuck(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """Reading a limit takes over 1.5 s: other links are sampled all the while, no window is lost, excess is found at its time."""
     join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)
     with rig(pair.near.namespace, tmp_path, QUICK, "sampling: {max_gap: 500ms}") as daemon:

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from limiterd.core.model import DAY, HOUR, SECOND, EpochReason, EventKind, Override, OverrideAction, Phase
-from limiterd.sim.netns import Lab, Pair, join
+from limiterd.sim.netns import Pair, PrivateNet, join
 from tests.faults.harness import EXCESS_BPS, QUICK, burst, some, starved, stopped
 from tests.netns import wait_for
 from tests.rig import FAST, rig
@@ -25,7 +25,7 @@ MISSED: Final = "limiterd_missed_ticks_total"
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.parametrize("pause_s", some(1, PAUSES_S))
-def test_sigstop(lab: Lab, pair: Pair, tmp_path: Path, pause_s: float) -> None:
+def test_sigstop(lab: PrivateNet, pair: Pair, tmp_path: Path, pause_s: float) -> None:
     """SIGSTOP, with and without traffic: no limit on unproven time, no burst of late ticks, standing limits untouched."""
     other = join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
@@ -50,7 +50,7 @@ def test_sigstop(lab: Lab, pair: Pair, tmp_path: Path, pause_s: float) -> None:
 
 @pytest.mark.root
 @pytest.mark.serial
-def test_a_starved_processor(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_starved_processor(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """CPU starvation for real (nice 19 beside busy loops): excess is limited, a burst is not, each missed tick is counted."""
     other = join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)
     with rig(pair.near.namespace, tmp_path, QUICK) as daemon:

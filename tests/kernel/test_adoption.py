@@ -22,7 +22,7 @@ from limiterd.core.model import (
     PolicyMode,
 )
 from limiterd.core.ports import TcPort
-from limiterd.core.status import Surroundings, build, frame
+from limiterd.core.status import DaemonInfo, build, frame
 from limiterd.kernel.tc import TcKernel
 from limiterd.sim.fake_kernel import FakeKernel
 from limiterd.sim.netns import Pair, inside
@@ -78,7 +78,7 @@ def held(place: tuple[TcPort, Link], *, journal: bool) -> Journal:
 
 def phase(driver: Driver) -> tuple[Phase, int | None]:
     """What status says of the link."""
-    shown = build(frame(driver.state, clocks(), driver.look(), None, Surroundings("0", 0)))
+    shown = build(frame(driver.state, clocks(), driver.look(), None, DaemonInfo("0", 0)))
     return shown.links[0].phase, shown.links[0].limit_bps
 
 
@@ -95,8 +95,8 @@ def test_a_limit_stays_and_becomes_as_wanted(place: tuple[TcPort, Link], change:
     assert phase(second) == (Phase.LIMITED, rate_bps)
     (after,) = kernel.read([link.ifindex]).values()
     assert after.stats.sent_packets >= before.stats.sent_packets
-    assert second.state.tally.limits_released == {}
-    assert second.state.tally.drift_repairs == {}
+    assert second.state.counters.limits_released == {}
+    assert second.state.counters.drift_repairs == {}
 
 
 @pytest.mark.parametrize("journal", [True, False])

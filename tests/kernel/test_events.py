@@ -12,7 +12,7 @@ from limiterd.core.model import Link
 from limiterd.kernel.events import Events, EventSocket
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.netlink import Frame, Message, NetlinkSocket, Overrun, attr
-from limiterd.sim.netns import Lab, Pair, inside, route_in, run
+from limiterd.sim.netns import Pair, PrivateNet, inside, route_in, run
 from tests.kernel.test_netlink import RTM_NEWQDISC, TCMSG
 
 pytestmark = pytest.mark.root
@@ -99,7 +99,7 @@ def test_leaving_a_bridge_is_no_death(pair: Pair, table: LinkTable, events: Even
     assert not table.refresh()
 
 
-def test_a_move_to_another_namespace_is_a_death_here(lab: Lab, pair: Pair, table: LinkTable, events: EventSocket) -> None:
+def test_a_move_to_another_namespace_is_a_death_here(lab: PrivateNet, pair: Pair, table: LinkTable, events: EventSocket) -> None:
     """The link leaves the table with the event."""
     with route_in(pair.near.namespace) as route:
         route.link("set", index=pair.near.ifindex, net_ns_fd=lab.namespace().fd)

@@ -31,7 +31,7 @@ from limiterd.kernel.netlink import (
 )
 from limiterd.kernel.samplers import NetlinkSampler, PsutilSampler, open_sampler
 from limiterd.kernel.statsdump import RTM_NEWSTATS, Columns, decode_stats
-from limiterd.sim.netns import Lab, Namespace, Pair, inside, route_in, run
+from limiterd.sim.netns import Namespace, Pair, PrivateNet, inside, route_in, run
 from tests.netns import in_child, wait_for
 
 INTERVAL_NS = NS_PER_SECOND // 10
@@ -97,7 +97,7 @@ def test_the_tuple_is_the_same_while_nothing_changed(pair: Pair, table: LinkTabl
 
 
 @pytest.mark.root
-def test_samples_are_the_kernels_counters(lab: Lab, pair: Pair, sampler: NetlinkSampler) -> None:
+def test_samples_are_the_kernels_counters(lab: PrivateNet, pair: Pair, sampler: NetlinkSampler) -> None:
     """What the kernel shows for the link lies between two samples around it, and none is below what was received."""
     flow = lab.tcp(pair.near, pair.far)
     wait_for(lambda: flow.stats()["received_bytes"] > 10_000_000, "ten megabytes")
@@ -157,7 +157,7 @@ def test_a_link_that_appears_or_vanishes_needs_no_event(pair: Pair, sampler: Net
 
 
 @pytest.mark.root
-def test_a_link_that_moves_away_is_gone(pair: Pair, lab: Lab, sampler: NetlinkSampler) -> None:
+def test_a_link_that_moves_away_is_gone(pair: Pair, lab: PrivateNet, sampler: NetlinkSampler) -> None:
     """A link in another namespace is in its samples no more."""
     other = lab.namespace()
     assert "eth0" in by_name(taken(sampler))
@@ -346,7 +346,7 @@ def psutil_sample() -> Snapshot | None:
 
 
 @pytest.mark.root
-def test_psutil_sees_what_netlink_sees(lab: Lab, pair: Pair, sampler: NetlinkSampler) -> None:
+def test_psutil_sees_what_netlink_sees(lab: PrivateNet, pair: Pair, sampler: NetlinkSampler) -> None:
     """What psutil reads lies between two netlink readings around it, under the same names and ifindexes."""
     flow = lab.tcp(pair.near, pair.far)
     wait_for(lambda: flow.stats()["received_bytes"] > 1_000_000, "a megabyte")

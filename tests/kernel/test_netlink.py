@@ -38,7 +38,7 @@ from limiterd.kernel.netlink import (
     nested,
     text_of,
 )
-from limiterd.sim.netns import Lab, Pair, inside, run
+from limiterd.sim.netns import Pair, PrivateNet, inside, run
 
 RTM_NEWLINK, RTM_GETLINK, RTM_GETADDR, RTM_NEWQDISC = 16, 18, 22, 36
 IFINFO = struct.Struct("=BxHiII")
@@ -165,7 +165,7 @@ def test_a_failed_message_does_not_stop_the_next(pair: Pair) -> None:
 
 
 @pytest.mark.root
-def test_a_terse_request_still_tells_every_failure(lab: Lab) -> None:
+def test_a_terse_request_still_tells_every_failure(lab: PrivateNet) -> None:
     """Acks asked for the last message only: failures anywhere stand in their places, the rest counts as done."""
     with inside(lab.namespace()), NetlinkSocket() as rtnl:
         for wanted in ([1, 999, 1], [999, 1, 998], [1, 1, 999], [1], [1, 999] * 50):
@@ -174,7 +174,7 @@ def test_a_terse_request_still_tells_every_failure(lab: Lab) -> None:
 
 
 @pytest.mark.root
-def test_a_refused_dump_raises_with_the_kernels_errno(lab: Lab) -> None:
+def test_a_refused_dump_raises_with_the_kernels_errno(lab: PrivateNet) -> None:
     """The errno's symbol is on the exception; the socket goes on working."""
     with inside(lab.namespace()), NetlinkSocket() as rtnl:
         with pytest.raises(EnvironmentFault) as caught:
@@ -202,7 +202,7 @@ def test_datagrams_of_any_size_are_read_whole(pair: Pair) -> None:
 
 
 @pytest.mark.root
-def test_an_overrun_is_told_and_the_socket_goes_on(lab: Lab) -> None:
+def test_an_overrun_is_told_and_the_socket_goes_on(lab: PrivateNet) -> None:
     """A listener that is too slow gets Overrun once, and then fresh events."""
     namespace = lab.namespace()
     with inside(namespace), NetlinkSocket(groups=(1,), rcvbuf_bytes=1) as events, NetlinkSocket() as rtnl:
@@ -223,7 +223,7 @@ def read_all(events: NetlinkSocket) -> None:
 
 
 @pytest.mark.root
-def test_reopening_keeps_the_port_id(lab: Lab) -> None:
+def test_reopening_keeps_the_port_id(lab: PrivateNet) -> None:
     """Events caused by a socket can be told as ours before and after it was reopened."""
     with inside(lab.namespace()), NetlinkSocket() as rtnl:
         before = rtnl.port_id
@@ -233,7 +233,7 @@ def test_reopening_keeps_the_port_id(lab: Lab) -> None:
 
 
 @pytest.mark.root
-def test_a_socket_never_reopens_in_another_namespace(lab: Lab) -> None:
+def test_a_socket_never_reopens_in_another_namespace(lab: PrivateNet) -> None:
     """Reopening from a thread that is elsewhere is an error, not a silent change of sides."""
     with inside(lab.namespace()):
         rtnl = NetlinkSocket()

@@ -29,7 +29,7 @@ from limiterd.core.model import (
     TcActual,
 )
 from limiterd.kernel.tc import TcKernel
-from limiterd.sim.netns import Flow, Lab, Pair, inside, run
+from limiterd.sim.netns import Flow, Pair, PrivateNet, inside, run
 from tests.driver import Driver
 from tests.netns import LONG, wait_for
 
@@ -43,7 +43,7 @@ ECHO_PORT = 2_222
 class Shaped:
     """A link, what limits it, and the lab around it."""
 
-    lab: Lab
+    lab: PrivateNet
     pair: Pair
     driver: Driver
 
@@ -89,7 +89,7 @@ class Shaped:
 
 
 @pytest.fixture
-def shaped(lab: Lab, pair: Pair) -> Iterator[Shaped]:
+def shaped(lab: PrivateNet, pair: Pair) -> Iterator[Shaped]:
     """eth0 between two namespaces."""
     with inside(pair.near.namespace):
         kernel = TcKernel()
@@ -312,10 +312,10 @@ def test_engaging_and_releasing_lose_next_to_nothing(shaped: Shaped) -> None:
     while not any(engaged <= max(3, put_on) and released <= max(3, taken_off) for engaged, released, put_on, taken_off in rounds):
         assert len(rounds) < 10, rounds
         losses: list[list[int]] = [[] for _ in swaps]
-        for turn in range(9):
+        for context in range(9):
             for lost, swap in zip(losses, swaps, strict=True):
                 before = gaps(flow)
-                time.sleep(turn * 0.0006)  # the source sends in bursts, and is not to be met at the same place each time
+                time.sleep(context * 0.0006)  # the source sends in bursts, and is not to be met at the same place each time
                 swap()
                 lost.append(gaps(flow) - before)
         rounds.append(tuple(map(statistics.median, losses)))

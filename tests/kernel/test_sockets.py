@@ -20,7 +20,7 @@ from limiterd.core.ports import TcpSocket
 from limiterd.kernel import sockets
 from limiterd.kernel.netlink import NLMSG_DONE, MalformedMessage, Message, attr, encode
 from limiterd.kernel.sockets import SocketDiag, sent_bytes, tcp_socket
-from limiterd.sim.netns import Lab, Pair, inside, run
+from limiterd.sim.netns import Pair, PrivateNet, inside, run
 from tests.netns import wait_for
 
 MEGABYTE = 1_000_000
@@ -87,7 +87,7 @@ def test_a_connection_is_found_with_what_it_sent(pair: Pair, diag: SocketDiag, v
 
 
 @pytest.mark.root
-def test_bytes_sent_follow_a_flow(lab: Lab, pair: Pair, diag: SocketDiag) -> None:
+def test_bytes_sent_follow_a_flow(lab: PrivateNet, pair: Pair, diag: SocketDiag) -> None:
     """Each stream's count rises under the same cookie, and together they are at least what arrived."""
     flow = lab.tcp(pair.near, pair.far, streams=3)
     wait_for(lambda: flow.stats()["received_bytes"] > MEGABYTE, "a megabyte")

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyroute2 import IPRoute
 
-from limiterd.core.htb_tree import raised
+from limiterd.core.htb_tree import unlimited
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_LIFELINE,
@@ -238,7 +238,7 @@ BESIDE_THE_LIMIT = HtbClass(CLASS_FOREIGN, CLASS_DEFAULT, 8_000_000, 8_000_000, 
 
 
 @pytest.mark.parametrize(
-    ("hands", "moved"),
+    ("executor", "moved"),
     [
         ((), {"sent_bytes", "sent_packets", "drops", "overlimits", "backlog_bytes", "queued_bytes"}),
         (((ActionKind.ADD_CLASS, BESIDE_THE_LIMIT),), {"direct_packets"}),
@@ -247,11 +247,11 @@ BESIDE_THE_LIMIT = HtbClass(CLASS_FOREIGN, CLASS_DEFAULT, 8_000_000, 8_000_000, 
     ids=["limited", "a class below the default", "no default"],
 )
 def test_traffic_moves_the_counters_that_tell_of_it(
-    world: World, hands: Sequence[tuple[ActionKind, Any]], moved: set[str]
+    world: World, executor: Sequence[tuple[ActionKind, Any]], moved: set[str]
 ) -> None:
     """What is sent, waits, is dropped or passes the limit by shows in the same counters, and in no others."""
     converge(world.kernel, world.link, SLOW.tree(world.link))
-    carry_out(world.kernel, [world.deed(kind, item) for kind, item in hands])
+    carry_out(world.kernel, [world.deed(kind, item) for kind, item in executor])
     before = figures(world)
     world.burst()
     after = figures(world)
@@ -292,9 +292,9 @@ def test_a_class_made_inner_shows(world: World) -> None:
         world.kernel,
         [world.deed(ActionKind.ADD_CLASS, HtbClass(CLASS_FOREIGN, CLASS_DEFAULT, 8_000, 8_000, 1_600, 1_600, 1_500))],
     )
-    assert seen(world.kernel, world.link).inner == (CLASS_DEFAULT,)
+    assert seen(world.kernel, world.link).classes_with_children == (CLASS_DEFAULT,)
     assert converge(world.kernel, world.link, USUAL.tree(world.link)) == 1
-    assert seen(world.kernel, world.link).inner == ()
+    assert seen(world.kernel, world.link).classes_with_children == ()
 
 
 def deeds(world: World) -> dict[str, tuple[Action, int]]:
@@ -386,7 +386,7 @@ def test_raised_loses_nothing_but_the_limit(world: World) -> None:
     """The raised tree reads back exactly, and so does the way back down."""
     tree = tree_of(world, EXEMPTING)
     converge(world.kernel, world.link, tree)
-    assert converge(world.kernel, world.link, raised(tree)) == 1
+    assert converge(world.kernel, world.link, unlimited(tree)) == 1
     assert converge(world.kernel, world.link, tree) == 1
 
 
@@ -418,10 +418,10 @@ def test_the_fake_answers_and_ends_up_as_the_kernel(real: World, story: list[tup
     """Any story of limits and foreign hands, one step at a time: equal errnos, equal states."""
     real.clear()
     fake = fake_world(real.link.ifindex)
-    for wish, hands in story:
+    for wish, executor in story:
         for _ in range(3):
             step_by_step(fake, real, planned(fake.kernel, fake.link, wish.tree(fake.link)).actions)
-        step_by_step(fake, real, hands)
+        step_by_step(fake, real, executor)
 
 
 @pytest.mark.root
@@ -441,11 +441,11 @@ def test_any_state_to_any_state_on_the_real_kernel(real: World, path: list[Wish]
 @pytest.mark.root
 @FEWER
 @given(some_limit, st.lists(foreign_hands(Link(2, "eth0")), max_size=5))
-def test_foreign_hands_are_undone_on_the_real_kernel(real: World, wish: Wish, hands: list[Action]) -> None:
+def test_foreign_hands_are_undone_on_the_real_kernel(real: World, wish: Wish, executor: list[Action]) -> None:
     """After any interference the wanted limit stands again."""
     real.clear()
     converge(real.kernel, real.link, wish.tree(real.link))
-    for action in hands:
+    for action in executor:
         real.kernel.apply([replace(action, ifindex=real.link.ifindex)])
     converge(real.kernel, real.link, wish.tree(real.link))
     assert differences(tree_of(real, wish), seen(real.kernel, real.link)) == ()
@@ -606,7 +606,7 @@ def test_roots_that_would_lose_something_are_refused(real: World, commands: list
         tc(real, *command.split())
     todo = planned(real.kernel, real.link, USUAL.tree(real.link), takeover=True)
     assert todo.actions == ()
-    assert words in (todo.obstacle or ("", ""))[1]
+    assert words in (todo.blocker or ("", ""))[1]
 
 
 @pytest.mark.root

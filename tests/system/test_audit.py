@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from limiterd.core.errors import EXIT_CONFIG, EXIT_FAILED
-from limiterd.sim.netns import Lab, Pair, run
+from limiterd.sim.netns import Pair, PrivateNet, run
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
 
@@ -34,7 +34,7 @@ def lines(daemon: Rig) -> list[str]:
 
 
 @pytest.mark.slow
-def test_everything_that_happens_is_in_it(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_everything_that_happens_is_in_it(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """Loads, firings, limits, repairs, releases, overrides, requests, every command with its uid: in order, in one chain."""
     add = ("override", "add", "--interface", "eth0", "--reason", "test", "--id")
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.sim.netns import Lab, Pair, inside, run
+from limiterd.sim.netns import Pair, PrivateNet, inside, run
 from tests.netns import wait_for
 from tests.rig import FAST, METRICS, Rig, measured_bps, rig
 
@@ -35,7 +35,7 @@ def test_without_the_capability_an_enforcing_daemon_refuses(pair: Pair, tmp_path
         assert "mode: observe" in done.stderr
 
 
-def test_observing_needs_no_capability(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_observing_needs_no_capability(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """mode: observe runs without CAP_NET_ADMIN, detects, and touches nothing."""
     policy = f"mode: observe, {FAST}"
     with rig(pair.near.namespace, tmp_path, policy) as daemon:
@@ -71,7 +71,7 @@ def test_the_journal_gets_every_problem_as_an_error(tmp_path: Path) -> None:
     assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == [f"<3>{config}:1:22", f"<3>{config}:2:19"]
 
 
-def test_an_absent_link_is_taken_up_when_it_appears(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_an_absent_link_is_taken_up_when_it_appears(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """A policy's literal name without a link is absent in status; the link is watched within a second of its birth."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         daemon.config.write_text(daemon.config.read_text().replace("['eth*']", "['eth0', 'late0']"))
@@ -101,7 +101,7 @@ def test_a_taken_metrics_port_does_not_stop_enforcement(pair: Pair, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.serial
-def test_nine_and_a_half_seconds_at_full_speed_never_limit(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_nine_and_a_half_seconds_at_full_speed_never_limit(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """9.5 s as fast as the machine goes, then silence: conforming, however fast it was."""
     with rig(pair.near.namespace, tmp_path) as daemon:
         daemon.start()
@@ -153,7 +153,7 @@ os.execv(sys.executable, [sys.executable, "-m", "limiterd.daemon", *sys.argv[1:]
 """
 
 
-def test_where_netlink_is_refused_psutil_observes(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_where_netlink_is_refused_psutil_observes(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """No AF_NETLINK at all: links are sampled by psutil, detections go on, and the degraded mode shows."""
     with rig(pair.near.namespace, tmp_path, f"mode: observe, {FAST}") as daemon:
         with inside(pair.near.namespace), (tmp_path / "log").open("ab") as log:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.sim.netns import Lab, Pair, inside, run
+from limiterd.sim.netns import Pair, PrivateNet, inside, run
 from tests import needs
 from tests.rig import FAST, METRICS, rig
 from tests.seccomp import unit_filter
@@ -17,7 +17,7 @@ from tests.seccomp import unit_filter
 pytestmark = pytest.mark.root
 
 
-def test_the_units_filter_suffices(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_the_units_filter_suffices(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """Takeover, firing with evidence, TLS, override, reload and the exit's clean-up: nothing is refused to the daemon."""
     if unit_filter() is None:
         needs.missing("needs systemd-analyze and libseccomp (Debian packages systemd and libseccomp2)")

@@ -13,7 +13,7 @@ import pytest
 
 from limiterd.core.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_USAGE
 from limiterd.core.units import exact_wall
-from limiterd.sim.netns import Flow, Lab, Pair, run
+from limiterd.sim.netns import Flow, Pair, PrivateNet, run
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, measured_bps, rig
 
@@ -51,7 +51,7 @@ def _counts_past(daemon: Rig, sent_bytes: int) -> bool:
     return daemon.class_bytes() > sent_bytes
 
 
-def limited_by_traffic(daemon: Rig, lab: Lab, pair: Pair, rate_bps: int) -> Flow:
+def limited_by_traffic(daemon: Rig, lab: PrivateNet, pair: Pair, rate_bps: int) -> Flow:
     """Start UDP over the threshold and wait for the limit."""
     flow = lab.udp(pair.near, pair.far, rate_bps)
     daemon.wait_phase("limited")
@@ -59,7 +59,7 @@ def limited_by_traffic(daemon: Rig, lab: Lab, pair: Pair, rate_bps: int) -> Flow
 
 
 @pytest.mark.slow
-def test_a_file_and_a_reload_lift_a_limit_and_its_end_begins_afresh(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_file_and_a_reload_lift_a_limit_and_its_end_begins_afresh(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """Under traffic: lifted within a second of the reload; at its expiry, within a second of it, a whole window begins anew."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         before = daemon.root()
@@ -80,7 +80,7 @@ def test_a_file_and_a_reload_lift_a_limit_and_its_end_begins_afresh(lab: Lab, pa
         assert daemon.link()["strikes"] == 1
 
 
-def test_a_limit_only_record_changes_the_rate_in_place(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_limit_only_record_changes_the_rate_in_place(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """The class's rate changes up and back with not one of the numbered datagrams lost, and the class goes on counting."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         daemon.start()
@@ -103,7 +103,7 @@ def test_a_limit_only_record_changes_the_rate_in_place(lab: Lab, pair: Pair, tmp
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_threshold_record_lets_twice_the_policy_pass_and_catches_six_times(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_threshold_record_lets_twice_the_policy_pass_and_catches_six_times(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """With five times the threshold, twice the policy's runs free for many windows; six times is limited after one."""
     policy = "detect: {threshold: 30mbit, window: 1s, slice: 500ms}, limit: {rate: 5mbit}"
     with rig(pair.near.namespace, tmp_path, policy) as daemon:

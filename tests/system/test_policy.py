@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limiterd.sim.netns import Lab, Pair
+from limiterd.sim.netns import Pair, PrivateNet
 from tests.netns import wait_for
 from tests.rig import measured_bps, rig
 
@@ -23,7 +23,7 @@ OVERRIDE = """overrides:
 """
 
 
-def test_policy_at_full_scale(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_policy_at_full_scale(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """Over 1.2 Gbit/s of TCP: free for 10.0 s, limited by 10.9 s to 200 Mbit/s ± 2 %; an override lifts it at the reload."""
     with rig(pair.near.namespace, tmp_path) as daemon:
         before = daemon.root()

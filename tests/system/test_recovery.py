@@ -11,7 +11,7 @@ import pytest
 
 from limiterd.core.model import Config
 from limiterd.daemon import cleanup
-from limiterd.sim.netns import Lab, Pair, run
+from limiterd.sim.netns import Pair, PrivateNet, run
 from limiterd.store.journal import JournalStore
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
@@ -25,7 +25,7 @@ def limited(daemon: Rig) -> None:
     assert daemon.phase() == "limited"
 
 
-def test_restart_adopts_without_a_gap(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_restart_adopts_without_a_gap(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """A restart leaves the limit in the kernel untouched and takes since, reason and strikes from the journal."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         daemon.start()
@@ -215,12 +215,12 @@ def test_cleanup_restores_a_saved_root_once(pair: Pair, tmp_path: Path) -> None:
         limited(daemon)
         daemon.stop(signal.SIGKILL)
         journal = JournalStore(daemon.state)
-        assert journal.load()[0].saved
+        assert journal.load()[0].replaced
         owner = (daemon.state / "journal.json").stat()
         cleaned_up(daemon)
         assert daemon.root() == "pfifo 5:"
         kept, problems = journal.load()
-        assert (kept.saved, problems, len(kept.decisions)) == ((), (), 1)
+        assert (kept.replaced, problems, len(kept.decisions)) == ((), (), 1)
         found = (daemon.state / "journal.json").stat()
         assert (found.st_uid, found.st_gid) == (owner.st_uid, owner.st_gid)
 

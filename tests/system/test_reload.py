@@ -10,7 +10,7 @@ import pytest
 from limiterd.core.errors import EXIT_CONFIG
 from limiterd.kernel.events import EventSocket
 from limiterd.kernel.links import LinkTable
-from limiterd.sim.netns import Lab, Pair, inside, join
+from limiterd.sim.netns import Pair, PrivateNet, inside, join
 from tests.netns import wait_for
 from tests.rig import FAST, Rig, rig
 
@@ -33,7 +33,7 @@ def _reloaded_since(daemon: Rig, counted: int) -> bool:
     return _reloads(daemon) > counted
 
 
-def test_a_reload_that_changes_nothing_touches_nothing(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_reload_that_changes_nothing_touches_nothing(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """Ten reloads, by command and signal: no epoch, no timer begun anew, not one tc message, neither limited nor pending."""
     join(pair.near.namespace, lab.namespace(), "eth1", "eth0", number=2)
     keys = policy(20, detect="{threshold: 50mbit, window: 30s, floor: 0%}")
@@ -120,7 +120,7 @@ def test_what_a_running_daemon_cannot_follow(extra: str, reason: str, pair: Pair
         assert daemon.metrics()[SUCCESSFUL] == 0
 
 
-def test_a_changed_policy_reaches_standing_limits(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_changed_policy_reaches_standing_limits(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """A new rate in place and without loss; observe lifts what enforce had limited; each line says so."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         daemon.start()
@@ -142,7 +142,7 @@ def test_a_changed_policy_reaches_standing_limits(lab: Lab, pair: Pair, tmp_path
         assert daemon.metrics()['limiterd_limits_released_total{interface="eth0",reason="policy"}'] == 1
 
 
-def test_a_new_threshold_begins_afresh_on_its_own_links_only(lab: Lab, pair: Pair, tmp_path: Path) -> None:
+def test_a_new_threshold_begins_afresh_on_its_own_links_only(lab: PrivateNet, pair: Pair, tmp_path: Path) -> None:
     """Of two policies one gets another window: a fresh epoch there alone; the other link's window goes on."""
     join(pair.near.namespace, lab.namespace(), "lan1", "eth0", number=2)
     other = "  - {name: other, interfaces: ['lan*'], detect: {window: %s}}"

@@ -181,9 +181,9 @@ def test_what_an_approval_grants(
 @pytest.fixture(scope="module")
 def approvals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """One daemon for the table of approvals."""
-    from limiterd.sim.netns import Lab  # noqa: PLC0415 - this fixture outlives the tests' own laboratory
+    from limiterd.sim.netns import PrivateNet  # noqa: PLC0415 - this fixture outlives the tests' own laboratory
 
-    with Lab() as lab, rig(lab.pair().near.namespace, tmp_path_factory.mktemp("approvals"), FAST) as daemon:
+    with PrivateNet() as lab, rig(lab.pair().near.namespace, tmp_path_factory.mktemp("approvals"), FAST) as daemon:
         daemon.start()
         yield daemon
 
@@ -217,15 +217,15 @@ def test_an_approval_that_cannot_be_written_down_is_told_and_written_later(pair:
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         daemon.start()
         identifier = file_request(daemon)
-        obstacle = daemon.state / ".requests.json.tmp"
-        obstacle.mkdir()
+        blocker = daemon.state / ".requests.json.tmp"
+        blocker.mkdir()
         half = daemon.ctl("approve", identifier, check=False)
         assert (half.returncode, f"override {identifier} applies, but" in half.stderr) == (EXIT_FAILED, True)
         assert daemon.phase() == "exempt"
         wait_for(lambda: "approved still show as pending" in str(daemon.status()["faults"]), "the fault in status")
         denied = daemon.ctl("deny", identifier, "--reason", "x", check=False)
         assert "was approved already" in denied.stderr
-        obstacle.rmdir()
+        blocker.rmdir()
         wait_for(lambda: states(daemon) == {identifier: "approved"}, "the decision on disk", longest_s=15)
         wait_for(lambda: not daemon.status()["faults"], "no fault any more")
         daemon.restart()

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from limiterd.core.errors import PeerError
 from limiterd.core.model import EpochReason
-from limiterd.sim.netns import Lab, Pair, inside, join, route_in, run
+from limiterd.sim.netns import Pair, PrivateNet, inside, join, route_in, run
 from tests.faults.harness import LOOP, Held, plant
 from tests.netns import wait_for
 from tests.prometheus import tool
@@ -141,7 +141,7 @@ def daemon(pair: Pair, tmp_path: Path) -> Iterator[Rig]:
 # ---- metrics ---------------------------------------------------------------------------------------------
 
 
-def test_every_fixed_metric_is_there_when_it_should_be_and_only_then(lab: Lab, pair: Pair, daemon: Rig) -> None:
+def test_every_fixed_metric_is_there_when_it_should_be_and_only_then(lab: PrivateNet, pair: Pair, daemon: Rig) -> None:
     """Through a limit, its release, a fault, an override and the end of a link: names, types, labels and presence."""
     daemon.start(wait=False)
     scrape = until(daemon, "both links have series", lambda s: len(s.series("interface_phase")) == 2 * len(PHASES))
@@ -189,7 +189,7 @@ def test_every_fixed_metric_is_there_when_it_should_be_and_only_then(lab: Lab, p
     assert scrape.present() == expected("released", "asked", "override")
 
 
-def test_types_and_labels_are_the_fixed_ones(lab: Lab, pair: Pair, daemon: Rig) -> None:
+def test_types_and_labels_are_the_fixed_ones(lab: PrivateNet, pair: Pair, daemon: Rig) -> None:
     """Of a daemon that shows as much as one can: each family's type and labels, no other family, no _created, promtool agrees."""
     daemon.overrides.joinpath("req.yaml").write_text(
         "overrides: [{id: REQ-1, interfaces: [eth9], action: exempt, expires: never, approved_by: ops, reason: test}]\n"
@@ -274,7 +274,7 @@ def _listed(section: str) -> set[str]:
     return {word.removesuffix("[]") for word in re.findall(r"`([.\w\[\]]+)`", section)}
 
 
-def test_every_key_of_the_json_is_documented(lab: Lab, pair: Pair, daemon: Rig) -> None:
+def test_every_key_of_the_json_is_documented(lab: PrivateNet, pair: Pair, daemon: Rig) -> None:
     """status, explain and override list of a daemon with a limit, a fault, an override: each key has its word in docs/cli.md."""
     daemon.overrides.joinpath("req.yaml").write_text(
         "overrides: [{id: REQ-1, interfaces: [eth9], action: exempt, expires: never, approved_by: ops, reason: test}]\n"
@@ -305,7 +305,7 @@ def test_every_key_of_the_json_is_documented(lab: Lab, pair: Pair, daemon: Rig) 
 # ---- explain -----------------------------------------------------------------------------------------------
 
 
-def test_a_limit_is_explained_by_its_own_cause(lab: Lab, pair: Pair, daemon: Rig) -> None:
+def test_a_limit_is_explained_by_its_own_cause(lab: PrivateNet, pair: Pair, daemon: Rig) -> None:
     """By policy: its firing, with evidence. By hand afterwards: no firing, and the earlier one as what was before."""
     daemon.start()
     flow = lab.tcp(pair.near, pair.far, EXCESS_BPS)
@@ -324,7 +324,7 @@ def test_a_limit_is_explained_by_its_own_cause(lab: Lab, pair: Pair, daemon: Rig
     assert daemon.ask("explain", interface="eth0")["firing"] is None
 
 
-def test_a_firing_still_explains_its_limit_after_a_restart(lab: Lab, pair: Pair, daemon: Rig) -> None:
+def test_a_firing_still_explains_its_limit_after_a_restart(lab: PrivateNet, pair: Pair, daemon: Rig) -> None:
     """The decision is in the journal and its firing in the audit trail: they find each other again."""
     daemon.start()
     lab.tcp(pair.near, pair.far, EXCESS_BPS)
@@ -400,7 +400,7 @@ def test_top_outlives_the_daemon(daemon: Rig) -> None:
 # ---- the log -----------------------------------------------------------------------------------------------
 
 
-def life(lab: Lab, pair: Pair, daemon: Rig) -> list[str]:
+def life(lab: PrivateNet, pair: Pair, daemon: Rig) -> list[str]:
     """A whole life: limit, release, reload, a refused one, an override, a fault, a repair, a stop; the log's lines."""
     daemon.start()
     flow = lab.tcp(pair.near, pair.far, EXCESS_BPS)
@@ -453,7 +453,7 @@ def _told(events: list[Mapping[str, Any]]) -> None:
 
 
 @pytest.mark.long
-def test_the_log_as_json(lab: Lab, pair: Pair, daemon: Rig) -> None:
+def test_the_log_as_json(lab: PrivateNet, pair: Pair, daemon: Rig) -> None:
     """With format json each line is one object with time, level, event and text."""
     daemon.configure(extra="log: {format: json}")
     lines = life(lab, pair, daemon)
@@ -462,7 +462,7 @@ def test_the_log_as_json(lab: Lab, pair: Pair, daemon: Rig) -> None:
     _told(events)
 
 
-def test_the_log_as_text_for_the_journal(lab: Lab, pair: Pair, daemon: Rig) -> None:
+def test_the_log_as_text_for_the_journal(lab: PrivateNet, pair: Pair, daemon: Rig) -> None:
     """Where standard error is the journal each line has its priority in front and leaves the time to the journal."""
     daemon.prefix = ["sh", "-c", 'JOURNAL_STREAM=$(stat -L -c %d:%i /dev/stderr) exec "$@"', "sh"]
     lines = life(lab, pair, daemon)

@@ -32,7 +32,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class StrikeRecord:
     """Strikes that outlive a release, until forget_wall_ns."""
 
     interface: str
@@ -58,7 +58,7 @@ class Journal:
     """
 
     decisions: tuple[Decision, ...] = ()
-    memories: tuple[Memory, ...] = ()
-    saved: tuple[SavedQdisc, ...] = ()
+    strike_records: tuple[StrikeRecord, ...] = ()
+    replaced: tuple[SavedQdisc, ...] = ()
     paused: bool = False
     same_boot: bool = field(default=False, compare=False)

@@ -142,7 +142,7 @@ class TcActual:
     direct_packets: int = 0
     foreign: tuple[str, ...] = ()
     read_t_ns: int = 0
-    inner: tuple[int, ...] = ()
+    classes_with_children: tuple[int, ...] = ()
     queued_bytes: int = 0
 
     @property

@@ -14,7 +14,7 @@ from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Snapshot
 from limiterd.daemon.controller import KernelPort
 from limiterd.daemon.loop import Pace
-from limiterd.daemon.standby_sampler import Understudy
+from limiterd.daemon.standby_sampler import StandbySampler
 from tests.netns import wait_for
 
 MS = 1_000_000
@@ -45,14 +45,14 @@ def sampler() -> Sampler:
 
 
 @pytest.fixture
-def make(sampler: Sampler) -> Iterator[Callable[..., Understudy]]:
+def make(sampler: Sampler) -> Iterator[Callable[..., StandbySampler]]:
     """Makes an understudy whose next tick is due in so many milliseconds, further ones every millisecond or as said."""
-    made: list[Understudy] = []
+    made: list[StandbySampler] = []
 
-    def understudy(due_ms: int, every_ms: int = 1) -> Understudy:
+    def understudy(due_ms: int, every_ms: int = 1) -> StandbySampler:
         pace = Pace(every_ms * MS, time.monotonic_ns() + due_ms * MS)
         kernel = cast("KernelPort", SimpleNamespace(sampler=sampler))
-        made.append(Understudy(kernel, pace, time.monotonic_ns))
+        made.append(StandbySampler(kernel, pace, time.monotonic_ns))
         return made[-1]
 
     yield understudy
@@ -60,7 +60,7 @@ def make(sampler: Sampler) -> Iterator[Callable[..., Understudy]]:
         each.close()
 
 
-def test_a_short_wait_is_left_alone(make: Callable[..., Understudy], sampler: Sampler) -> None:
+def test_a_short_wait_is_left_alone(make: Callable[..., StandbySampler], sampler: Sampler) -> None:
     """A wait that ends before the next tick is due takes no sample."""
     understudy = make(3_600_000)
     for _ in range(100):
@@ -70,7 +70,7 @@ def test_a_short_wait_is_left_alone(make: Callable[..., Understudy], sampler: Sa
     assert sampler.threads == []
 
 
-def test_a_long_wait_is_sampled_at_the_pace(make: Callable[..., Understudy], sampler: Sampler) -> None:
+def test_a_long_wait_is_sampled_at_the_pace(make: Callable[..., StandbySampler], sampler: Sampler) -> None:
     """While the loop waits another thread samples; the loop gets each sample once, in order."""
     understudy = make(0)
     with understudy:
@@ -82,7 +82,7 @@ def test_a_long_wait_is_sampled_at_the_pace(make: Callable[..., Understudy], sam
     assert threading.get_ident() not in sampler.threads
 
 
-def test_the_sampler_has_one_user_at_a_time(make: Callable[..., Understudy], sampler: Sampler) -> None:
+def test_the_sampler_has_one_user_at_a_time(make: Callable[..., StandbySampler], sampler: Sampler) -> None:
     """The wait ends within a sample: the loop gets on only when that is complete, and none follows."""
     understudy = make(0, 3_600_000)
     sampler.held.clear()
@@ -94,7 +94,7 @@ def test_the_sampler_has_one_user_at_a_time(make: Callable[..., Understudy], sam
 
 
 def test_a_defect_ends_one_performance(
-    make: Callable[..., Understudy], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., StandbySampler], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sampling raises what nobody expected: the loop is not held up, and the next wait is sampled again."""
     told: list[object] = []
@@ -109,7 +109,7 @@ def test_a_defect_ends_one_performance(
     assert [type(sample) for sample in understudy.taken()][:1] == [Snapshot]
 
 
-def test_a_failed_sample_is_handed_on(make: Callable[..., Understudy], sampler: Sampler) -> None:
+def test_a_failed_sample_is_handed_on(make: Callable[..., StandbySampler], sampler: Sampler) -> None:
     """Where sampling fails, the loop gets the fault in the sample's place."""
     understudy = make(0)
     sampler.fault = EnvironmentFault("refused", operation="sample")

@@ -17,7 +17,7 @@ import pytest
 
 from limiterd.core.errors import EnvironmentFault
 from limiterd.sim import netns as laboratory
-from limiterd.sim.netns import Lab, Pair, inside
+from limiterd.sim.netns import Pair, PrivateNet, inside
 from tests.netns import in_child, wait_for
 
 pytestmark = pytest.mark.root
@@ -30,7 +30,7 @@ def own_namespace() -> str:
     return str(Path("/proc/thread-self/ns/net").readlink())
 
 
-def test_inside_comes_back_even_after_an_error(lab: Lab) -> None:
+def test_inside_comes_back_even_after_an_error(lab: PrivateNet) -> None:
     """The block's thread is in the namespace inside it and at home behind it, however it ends."""
     home, namespace = own_namespace(), lab.namespace()
     with contextlib.suppress(RuntimeError), inside(namespace):
@@ -69,7 +69,7 @@ def test_a_pair_is_joined_in_both_families(pair: Pair) -> None:
                 assert far.recv(5) == b"hello"
 
 
-def test_namespaces_are_private(lab: Lab) -> None:
+def test_namespaces_are_private(lab: PrivateNet) -> None:
     """A fresh namespace has loopback and nothing else but the kernel's own fall-back devices."""
     with inside(lab.namespace()):
         names = {name for _, name in socket.if_nameindex()}
@@ -77,7 +77,7 @@ def test_namespaces_are_private(lab: Lab) -> None:
     assert not any(name.startswith(("eth", "en", "veth")) for name in names)
 
 
-def test_a_paced_flow_keeps_its_rate_and_follows_changes(lab: Lab, pair: Pair) -> None:
+def test_a_paced_flow_keeps_its_rate_and_follows_changes(lab: PrivateNet, pair: Pair) -> None:
     """The device transmits what the source is told to send: at a slow pace, in a pause, and many times faster."""
     flow = lab.tcp(pair.near, pair.far, rate_bps=GBIT // 10)
     wait_for(lambda: flow.stats()["received_bytes"] > GBIT // 80, "a tenth of a second's worth of bytes")
@@ -90,7 +90,7 @@ def test_a_paced_flow_keeps_its_rate_and_follows_changes(lab: Lab, pair: Pair) -
     assert final["sent_bytes"] >= final["received_bytes"] > GBIT // 8
 
 
-def test_udp_loss_is_counted_by_number(lab: Lab, pair: Pair) -> None:
+def test_udp_loss_is_counted_by_number(lab: PrivateNet, pair: Pair) -> None:
     """Every datagram is accounted for: none is lost on a free link, most are behind a far too narrow shaper."""
     free = lab.udp(pair.near, pair.far, rate_bps=20_000_000, host=pair.far.v6)
     wait_for(lambda: free.stats()["received_packets"] > 100, "a hundred datagrams")
@@ -106,7 +106,7 @@ def test_udp_loss_is_counted_by_number(lab: Lab, pair: Pair) -> None:
     assert lossy["next_number"] <= lossy["sent_packets"]
 
 
-def test_a_dead_traffic_program_is_an_error(lab: Lab, pair: Pair) -> None:
+def test_a_dead_traffic_program_is_an_error(lab: PrivateNet, pair: Pair) -> None:
     """Asking a program that has ended raises, and says which one."""
     flow = lab.tcp(pair.near, pair.far, rate_bps=0)
     flow.source.ask("stop")
@@ -114,7 +114,7 @@ def test_a_dead_traffic_program_is_an_error(lab: Lab, pair: Pair) -> None:
         wait_for(lambda: not flow.source.ask("stats"), "the end of the source")
 
 
-def test_a_failed_start_leaves_no_program(lab: Lab, pair: Pair) -> None:
+def test_a_failed_start_leaves_no_program(lab: PrivateNet, pair: Pair) -> None:
     """A program that cannot start (no such address) raises and is gone."""
     nowhere = laboratory.End(pair.near.namespace, "eth0", 2, "192.0.2.1", "2001:db8::1")
     with pytest.raises(EnvironmentFault, match="tcp-receive"):
@@ -122,7 +122,7 @@ def test_a_failed_start_leaves_no_program(lab: Lab, pair: Pair) -> None:
     assert not children_of(os.getpid())
 
 
-def test_in_child_is_wholly_inside(lab: Lab) -> None:
+def test_in_child_is_wholly_inside(lab: PrivateNet) -> None:
     """A function run by in_child sees the namespace through /proc/net too, which follows the process, not the thread."""
     assert "eth0" not in in_child(lab.namespace(), Path.read_text, Path("/proc/net/dev"))
     assert "eth0" in in_child(lab.pair().near.namespace, Path.read_text, Path("/proc/net/dev"))
@@ -139,8 +139,8 @@ def test_nothing_outlives_its_user(ending: signal.Signals) -> None:
     """After Ctrl-C, and even after SIGKILL, no traffic program of the laboratory is left running."""
     script = """
         import time
-        from limiterd.sim.netns import Lab
-        with Lab() as lab:
+        from limiterd.sim.netns import PrivateNet
+        with PrivateNet() as lab:
             pair = lab.pair()
             flow = lab.tcp(pair.near, pair.far, rate_bps=1_000_000)
             print("ready", flush=True)

@@ -15,10 +15,10 @@ from limiterd.config import load as config
 from limiterd.config.override_files import Store
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Config, LinkView, Now, Phase, Rules
-from limiterd.daemon.approvals import Petitions
-from limiterd.daemon.health import Problems
+from limiterd.daemon.approvals import Approvals
+from limiterd.daemon.health import Health
 from limiterd.daemon.reload import Reloading
-from limiterd.store.request_store import Grant, Request, RequestState, RequestStore, Wish
+from limiterd.store.request_store import Approval, Request, RequestInput, RequestState, RequestStore
 
 T = TypeVar("T")
 MBIT = 10**6
@@ -47,13 +47,13 @@ class Daemon:
         self.configure()
         self.rules: Rules = config.load_rules(self.path, host=config_host())
         self.trail: list[tuple[str, str, dict[str, Any]]] = []
-        self.problems = Problems(time.time_ns, lambda *_: None)
+        self.problems = Health(time.time_ns, lambda *_: None)
         self.refuses: Callable[[], None] = lambda: None
         self.links: tuple[str, ...] = ("eth0", "eth1")
         loaded = config.load_all(self.path, host=config_host())
         self.reloading = Reloading(str(self.path), loaded, self, self, self, self, self.problems, clocks)  # type: ignore[arg-type]
         state = home / "state"
-        self.petitions = Petitions(self, RequestStore(state), Store(state / "overrides.d"))  # type: ignore[arg-type]
+        self.petitions = Approvals(self, RequestStore(state), Store(state / "overrides.d"))  # type: ignore[arg-type]
         assert self.petitions.load() == ()
 
     def configure(self, extra: str = "") -> None:
@@ -129,7 +129,7 @@ class Daemon:
 
     def request(self, rate_bps: int | None = 400 * MBIT) -> str:
         """File a request; its id."""
-        filed = self.petitions.file(Wish("eth0", rate_bps, time.time_ns() + DAY, "backup", 1000, "alice"))
+        filed = self.petitions.file(RequestInput("eth0", rate_bps, time.time_ns() + DAY, "backup", 1000, "alice"))
         assert isinstance(filed, dict)
         return str(filed["id"])
 
@@ -233,11 +233,11 @@ def test_a_refused_approval_leaves_the_request_pending(daemon: Daemon) -> None:
     daemon.kinds()
     daemon.refuses = _refuse
     with pytest.raises(EnvironmentFault):
-        daemon.petitions.approve(identifier, Grant(), Somebody())
+        daemon.petitions.approve(identifier, Approval(), Somebody())
     assert daemon.requested(identifier).state is RequestState.PENDING
     assert (daemon.on_disk(), daemon.kinds()) == ([], ["reload_failed"])
     daemon.refuses = lambda: None
-    daemon.petitions.approve(identifier, Grant(), Somebody())
+    daemon.petitions.approve(identifier, Approval(), Somebody())
     assert daemon.requested(identifier).state is RequestState.APPROVED
     assert daemon.kinds() == ["override_added", "(in force)", "request_approved"]
 
@@ -245,7 +245,7 @@ def test_a_refused_approval_leaves_the_request_pending(daemon: Daemon) -> None:
 def test_what_was_granted_is_kept_with_the_request(daemon: Daemon) -> None:
     """Whoever asked sees what they got, which may be less than what they wanted; the trail has it, too."""
     identifier = daemon.request()
-    daemon.petitions.approve(identifier, Grant(limit_bps=300 * MBIT, never=True), Somebody())
+    daemon.petitions.approve(identifier, Approval(limit_bps=300 * MBIT, never=True), Somebody())
     assert daemon.requested(identifier).granted == "limit 300mbit and never expires"
     assert daemon.trail[-1][2]["granted"] == "limit 300mbit and never expires"
     (record,) = daemon.rules.overrides
@@ -256,7 +256,7 @@ def test_the_latest_approval_is_in_force(daemon: Daemon) -> None:
     """Of ten requests for one link each approval goes before the one before it, whatever their ids, and says so."""
     for number in range(1, 11):
         identifier = daemon.request((300 + number) * MBIT)
-        said = daemon.petitions.approve(identifier, Grant(), Somebody())
+        said = daemon.petitions.approve(identifier, Approval(), Somebody())
         assert isinstance(said, dict)
         assert said["in_force_on"] == ["eth0"]
         assert ["goes before override" in warning for warning in said["warnings"]] == [True] * (number > 1)
@@ -328,7 +328,7 @@ def test_a_long_list_of_problems_is_one_in_the_trails_text(daemon: Daemon) -> No
 def test_an_approval_that_a_crash_cut_in_two_is_completed(daemon: Daemon, tmp_path: Path) -> None:
     """The override is on disk, the decision is not: the next start writes it down, and audits it."""
     identifier = daemon.request()
-    daemon.petitions.approve(identifier, Grant(), Somebody())
+    daemon.petitions.approve(identifier, Approval(), Somebody())
     path = tmp_path / "state" / "requests.json"
     requests = RequestStore(path.parent)
     requests.load()

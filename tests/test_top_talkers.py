@@ -24,7 +24,7 @@ from limiterd.kernel import top_talkers as evidence
 from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.sockets import SocketDiag
 from limiterd.kernel.top_talkers import EvidenceSampler, processes_of, thin, unit_of
-from limiterd.sim.netns import Lab, Pair, inside
+from limiterd.sim.netns import Pair, PrivateNet, inside
 from tests.netns import wait_for
 
 ETH0 = Link(2, "eth0")
@@ -291,7 +291,7 @@ def test_the_unit_is_the_innermost_of_the_path(cgroup: str | None, unit: str | N
 
 
 @pytest.mark.root
-def test_real_traffic_is_explained(lab: Lab, pair: Pair) -> None:
+def test_real_traffic_is_explained(lab: PrivateNet, pair: Pair) -> None:
     """Two flows of unlike pace and one over loopback: the faster is on top, by name; loopback is not there."""
     fast = lab.tcp(pair.near, pair.far, rate_bps=200_000_000)
     slow = lab.tcp(pair.near, pair.far, rate_bps=20_000_000, host=pair.far.v6)

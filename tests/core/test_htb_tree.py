@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd.core.htb_tree import UNLIMITED_BPS, burst_bytes, burst_ticks, codel_us, raised, tree_for
+from limiterd.core.htb_tree import UNLIMITED_BPS, burst_bytes, burst_ticks, codel_us, unlimited, tree_for
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_EXEMPT,
@@ -93,7 +93,7 @@ def test_every_burst_holds_the_largest_packet_and_a_millisecond(
 @given(limits, rates_bps, links, abilities)
 def test_what_the_kernel_keeps_is_what_was_wanted(limit: Limit, rate_bps: int, link: Link, able: KernelAbilities) -> None:
     """Rates are whole bytes per second and bursts survive the kernel's ticks, so that read-back compares equal."""
-    for tree in (tree_for(limit, rate_bps, link, able), raised(tree_for(limit, rate_bps, link, able))):
+    for tree in (tree_for(limit, rate_bps, link, able), unlimited(tree_for(limit, rate_bps, link, able))):
         for item in tree.classes:
             assert item.rate_bps % 8 == item.ceil_bps % 8 == 0
             assert burst_bytes(burst_ticks(item.burst_bytes, item.rate_bps), item.rate_bps) == item.burst_bytes
@@ -185,13 +185,13 @@ def test_without_htb_there_is_no_limit() -> None:
 def test_raised_changes_classes_alone_and_only_once(limit: Limit, rate_bps: int, link: Link, able: KernelAbilities) -> None:
     """A raised tree limits nothing, differs in nothing but rates and bursts, and raising it again changes nothing."""
     tree = tree_for(limit, rate_bps, link, able)
-    up = raised(tree)
+    up = unlimited(tree)
     assert all(c.rate_bps == c.ceil_bps == UNLIMITED_BPS for c in up.classes)
     assert [(c.classid, c.parent, c.quantum_bytes, c.prio) for c in up.classes] == [
         (c.classid, c.parent, c.quantum_bytes, c.prio) for c in tree.classes
     ]
     assert (up.leaves, up.filters, up.default_classid) == (tree.leaves, tree.filters, tree.default_classid)
-    assert raised(up) == up
+    assert unlimited(up) == up
 
 
 def test_a_tree_without_its_limit_has_rate_zero() -> None:

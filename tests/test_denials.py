@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from limiterd.daemon.denials import AT_ONCE, MOST_USERS, Refusals
+from limiterd.daemon.denials import AT_ONCE, MOST_USERS, Denials
 from limiterd.serve.protocol import Call, Peer, Role
 
 
@@ -14,7 +14,7 @@ class Told:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.lines: list[tuple[str, str, Mapping[str, object]]] = []
-        self.refusals = Refusals(self._tell, lambda: self.now_s)
+        self.refusals = Denials(self._tell, lambda: self.now_s)
 
     def _tell(self, kind: str, interface: str, text: str, fields: Mapping[str, object], level: str) -> None:
         assert (kind, level) == ("refused", "warning")
@@ -50,10 +50,10 @@ def test_a_flood_becomes_one_line_a_minute() -> None:
     told.refuse("limit", uid=34)
     assert len(told.lines) == AT_ONCE + 1
     told.now_s = 59.9
-    told.refusals.settle()
+    told.refusals.reconcile()
     assert len(told.lines) == AT_ONCE + 1
     told.now_s = 60.0
-    told.refusals.settle()
+    told.refusals.reconcile()
     count = 1001 - AT_ONCE
     (_, text, fields) = told.lines[-1]
     assert text == f"user33 (uid 33): refused {count} more times within 60 s: release {count - 1}, pause 1"
@@ -67,9 +67,9 @@ def test_what_was_counted_is_told_at_the_end() -> None:
     told = Told()
     for _ in range(AT_ONCE + 2):
         told.refuse()
-    told.refusals.settle(everything=True)
+    told.refusals.reconcile(everything=True)
     assert "2 more times" in told.lines[-1][1]
-    told.refusals.settle(everything=True)
+    told.refusals.reconcile(everything=True)
     assert "2 more times" in told.lines[-1][1]
     assert len(told.lines) == AT_ONCE + 1
 
@@ -80,5 +80,5 @@ def test_a_crowd_of_users_is_bounded() -> None:
     for uid in range(MOST_USERS + 50):
         told.refuse(uid=uid)
     assert len(told.lines) == MOST_USERS + AT_ONCE
-    told.refusals.settle(everything=True)
+    told.refusals.reconcile(everything=True)
     assert told.lines[-1][1].startswith(f"further users: refused {50 - AT_ONCE} more times")

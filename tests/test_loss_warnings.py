@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from limiterd.daemon.health import Problems
-from limiterd.daemon.loss_warnings import Losses
+from limiterd.daemon.health import Health
+from limiterd.daemon.loss_warnings import LossWarnings
 
 
 def test_a_loss_is_a_warning_for_a_minute_and_told_twice() -> None:
     """A counter that grows is one warning with one text, over a minute after its last growth, with the sum in the log."""
     told: list[tuple[str, str | None]] = []
     reported: list[str] = []
-    problems = Problems(lambda: 0, lambda topic, text: told.append((topic, text)))
-    losses = Losses(problems, reported.append)
+    problems = Health(lambda: 0, lambda topic, text: told.append((topic, text)))
+    losses = LossWarnings(problems, reported.append)
 
     def follow(second: int, count: int) -> None:
         losses.follow(second * 10**9, [("log", count, 1, "lines are lost")])
@@ -32,8 +32,8 @@ def test_a_loss_is_a_warning_for_a_minute_and_told_twice() -> None:
 
 def test_a_few_losses_are_no_burst() -> None:
     """Where so many make a burst, fewer within a minute say nothing, and a counter that begins again is none."""
-    problems = Problems(lambda: 0, lambda *_: None)
-    losses = Losses(problems, pytest.fail)
+    problems = Health(lambda: 0, lambda *_: None)
+    losses = LossWarnings(problems, pytest.fail)
     for second, count in ((0, 3), (30, 9), (100, 12), (101, 1), (170, 9), (240, 9)):
         losses.follow(second * 10**9, [("samples", count, 10, "samples are dropped")])
         assert not problems.all()

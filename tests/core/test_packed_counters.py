@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd.core.packed_counters import Lanes
+from limiterd.core.packed_counters import PackedCounters
 
 EDGES = (0, 1, 2**30, 2**31 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 2**70)
 COUNTERS = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 5000), st.sampled_from(EDGES))
@@ -28,7 +28,7 @@ def test_what_rose_by_the_floor_is_found(rows: list[list[int]], floor: int, data
     """Every watched position that rose by the floor, none that rose by less than fifteen sixteenths of it or is not watched."""
     positions = range(len(rows[0]))
     watched = data.draw(st.sets(st.sampled_from(positions)))
-    lanes, packed = Lanes(len(rows[0]), watched), Lanes(len(rows[0]), watched)
+    lanes, packed = PackedCounters(len(rows[0]), watched), PackedCounters(len(rows[0]), watched)
     assert lanes.take(rows[0]) is None
     packed.take(rows[0])
     for before, now in pairwise(rows):
@@ -47,7 +47,7 @@ def test_what_rose_by_the_floor_is_found(rows: list[list[int]], floor: int, data
 @pytest.mark.parametrize("back", [0, 1, 2])
 def test_one_counter_that_went_back_silences_all(back: int) -> None:
     """Its borrow would have spoilt its neighbour's difference: nothing is said, and the next snapshot counts again."""
-    lanes = Lanes(3, range(3))
+    lanes = PackedCounters(3, range(3))
     before = [2**40, 2**40, 2**40]
     lanes.take(before)
     now = [c + 1000 for c in before]
@@ -58,6 +58,6 @@ def test_one_counter_that_went_back_silences_all(back: int) -> None:
 
 def test_no_links_are_no_trouble() -> None:
     """An empty snapshot follows an empty one."""
-    lanes = Lanes(0, ())
+    lanes = PackedCounters(0, ())
     assert lanes.take(()) is None
     assert lanes.take((), 5) == ()
