@@ -214,7 +214,7 @@ class EventLog:
     def start(self) -> None:
         """Begin to write, again where a defect had ended the thread (its event is lost, the others are not)."""
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="chronicle", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="event_log", daemon=True)
             self._thread.start()
 
     def tell(self, events: Sequence[Event]) -> None:

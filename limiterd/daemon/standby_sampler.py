@@ -37,7 +37,7 @@ class StandbySampler:
             self._on_stage = True
             self._due_ns = self._pace.due_ns
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="understudy", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="standby_sampler", daemon=True)
                 self._thread.start()
             self._cue.notify()
         return self

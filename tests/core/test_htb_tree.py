@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limiterd.core.htb_tree import UNLIMITED_BPS, burst_bytes, burst_ticks, codel_us, unlimited, tree_for
+from limiterd.core.htb_tree import UNLIMITED_BPS, burst_bytes, burst_ticks, codel_us, tree_for, unlimited
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_EXEMPT,

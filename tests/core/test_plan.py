@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limiterd.core.htb_tree import unlimited, tree_for
+from limiterd.core.htb_tree import tree_for, unlimited
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_EXEMPT,
