@@ -2,8 +2,8 @@
 
 docs/man/limiterctl.1 and completion/ from the command line's own description (docs/man.py, limiterd/ctl/completion.py),
 docs/man/limiterd.yaml.5 from docs/configuration.md (docs/build_man.py), the fault table of docs/reliability.md
-(docs/build_reliability.py). tests/test_cli_docs.py and tests/faults/test_catalogue.py hold that what is committed is what
-this writes.
+(docs/build_reliability.py), the tables of modules in docs/architecture.md (docs/build_modules.py). tests/test_cli_docs.py,
+tests/faults/test_catalogue.py and tests/test_architecture.py hold that what is committed is what this writes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import build_man  # a neighbour of this script
+import build_modules  # likewise
 import build_reliability  # likewise
 import man  # likewise
 
@@ -29,6 +30,7 @@ def main() -> None:
     man.main([])
     build_man.main()
     build_reliability.main([])
+    build_modules.main()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def fault(what: str, error: OSError, operation: str) -> EnvironmentFault:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames, births and deaths in a directory durable. Raises OSError."""
+    """Make renames, new and deleted files of a directory durable. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

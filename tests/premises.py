@@ -1,6 +1,6 @@
 """The daemon with its files: the configuration as YAML, both places of override records, the log and the audit trail.
 
-What is left out are threads and sockets alone: the same loader, reload, keeper, codec, store and chronicle are at work.
+What is left out are threads and sockets alone: the same loader, reload, controller, codec, store and event log are at work.
 """
 
 from __future__ import annotations
@@ -180,15 +180,15 @@ class Premises(World):
     # ---- what is told and shown ----
 
     def tell(self, events: Sequence[Event]) -> None:
-        """Write everything down, as the chronicle does in its own thread."""
+        """Write everything down, as the event log does in its own thread."""
         for event in events:
             self.events.append(event)
             for hear in self.listeners:
                 hear(event)
-        chronicle = EventLog(self.records, self.records, lambda _: None)
-        chronicle.tell(events)
-        chronicle.start()
-        chronicle.close(10)
+        event_log = EventLog(self.records, self.records, lambda _: None)
+        event_log.tell(events)
+        event_log.start()
+        event_log.close(10)
 
     def daemon_info(self) -> DaemonInfo:
         """What status shows beside the engine."""

@@ -53,15 +53,15 @@ class Daemon:
         loaded = config.load_all(self.path, host=config_host())
         self.reloading = Reloading(str(self.path), loaded, self, self, self, self, self.problems, clocks)  # type: ignore[arg-type]
         state = home / "state"
-        self.petitions = Approvals(self, RequestStore(state), Store(state / "overrides.d"))  # type: ignore[arg-type]
-        assert self.petitions.load() == ()
+        self.approvals = Approvals(self, RequestStore(state), Store(state / "overrides.d"))  # type: ignore[arg-type]
+        assert self.approvals.load() == ()
 
     def configure(self, extra: str = "") -> None:
         """Write the configuration."""
         own = f"overrides: {{directory: {self.home}/overrides.d}}\nstate: {{directory: {self.home}/state}}\n"
         self.path.write_text(own + extra)
 
-    # ---- what a petition needs of the house, beside the reloading
+    # ---- what approvals need of the daemon, beside the reloading
 
     def status(self) -> Any:
         """Links that are not limited."""
@@ -129,13 +129,13 @@ class Daemon:
 
     def request(self, rate_bps: int | None = 400 * MBIT) -> str:
         """File a request; its id."""
-        filed = self.petitions.file(RequestInput("eth0", rate_bps, time.time_ns() + DAY, "backup", 1000, "alice"))
+        filed = self.approvals.file(RequestInput("eth0", rate_bps, time.time_ns() + DAY, "backup", 1000, "alice"))
         assert isinstance(filed, dict)
         return str(filed["id"])
 
     def requested(self, identifier: str) -> Request:
         """A request as it is kept."""
-        return self.petitions.requests.get(identifier)
+        return self.approvals.requests.get(identifier)
 
 
 def config_host() -> str:
@@ -162,13 +162,13 @@ def _refuse() -> None:
 
 def test_one_act_is_one_entry(daemon: Daemon) -> None:
     """Adding and revoking each leave one entry with the new hash, before what follows from it; no reload repeats it."""
-    daemon.petitions.add(EXEMPT, "root")
+    daemon.approvals.add(EXEMPT, "root")
     (added, _) = daemon.trail
     assert added[:2] == ("override_added", "eth0")
     assert (added[2]["sha256"], added[2]["by"], added[2]["id"]) == (daemon.rules.sha256, "root", "A")
     assert added[2]["changes"] == [f"+ override A eth0 exempt until {LATER}T00:00:00Z"]
     assert daemon.kinds() == ["override_added", "(in force)"]
-    daemon.petitions.revoke("A", "over", "root")
+    daemon.approvals.revoke("A", "over", "root")
     assert daemon.trail[0][2]["text"] == "root revoked override A: over"
     assert daemon.kinds() == ["override_revoked", "(in force)"]
     assert (daemon.in_force(), daemon.on_disk()) == ([], [])
@@ -177,7 +177,7 @@ def test_one_act_is_one_entry(daemon: Daemon) -> None:
 def test_what_else_changed_in_the_files_is_an_entry_of_its_own(daemon: Daemon) -> None:
     """An act applies the files as they are; what it brings along is told as the reload that it is."""
     daemon.configure("on_exit: remove\n")
-    daemon.petitions.add(EXEMPT, "root")
+    daemon.approvals.add(EXEMPT, "root")
     reloaded = next(fields for kind, _, fields in daemon.trail if kind == "reload")
     assert reloaded["changes"] == ["~ on_exit keep → remove"]
     assert daemon.kinds() == ["override_added", "reload", "(in force)"]
@@ -187,7 +187,7 @@ def test_a_refused_record_leaves_nothing_behind(daemon: Daemon) -> None:
     """Where the machine refuses the reload the record is gone from disk, and no later reload brings it to life."""
     daemon.refuses = _refuse
     with pytest.raises(EnvironmentFault, match="the machine refuses"):
-        daemon.petitions.add(EXEMPT, "root")
+        daemon.approvals.add(EXEMPT, "root")
     assert (daemon.in_force(), daemon.on_disk()) == ([], [])
     assert daemon.kinds() == ["reload_failed"]
     daemon.refuses = lambda: None
@@ -196,15 +196,15 @@ def test_a_refused_record_leaves_nothing_behind(daemon: Daemon) -> None:
 
 def test_a_refused_revocation_keeps_the_record(daemon: Daemon) -> None:
     """Where the machine or the files refuse, the record is on disk as before, and in force."""
-    daemon.petitions.add(EXEMPT, "root")
+    daemon.approvals.add(EXEMPT, "root")
     daemon.kinds()
     daemon.refuses = _refuse
     with pytest.raises(EnvironmentFault):
-        daemon.petitions.revoke("A", "", "root")
+        daemon.approvals.revoke("A", "", "root")
     daemon.refuses = lambda: None
     daemon.path.write_text(daemon.path.read_text() + "on_exit: never\n")
     with pytest.raises(ConfigError):
-        daemon.petitions.revoke("A", "", "root")
+        daemon.approvals.revoke("A", "", "root")
     assert (daemon.in_force(), daemon.on_disk()) == (["A"], ["record-A.yaml"])
     assert daemon.kinds() == ["reload_failed", "reload_failed"]
 
@@ -219,7 +219,7 @@ def test_what_cannot_be_taken_back_is_said_and_shown(daemon: Daemon, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Store, "revoke", stuck)
         with pytest.raises(EnvironmentFault, match=r"refuses; what was refused is on disk all the same \(A cannot be removed\)"):
-            daemon.petitions.add(EXEMPT, "root")
+            daemon.approvals.add(EXEMPT, "root")
     assert "override A: " in daemon.problems.all()[0].message
     daemon.refuses = lambda: None
     daemon.reloading.reload("root")
@@ -233,11 +233,11 @@ def test_a_refused_approval_leaves_the_request_pending(daemon: Daemon) -> None:
     daemon.kinds()
     daemon.refuses = _refuse
     with pytest.raises(EnvironmentFault):
-        daemon.petitions.approve(identifier, Approval(), Somebody())
+        daemon.approvals.approve(identifier, Approval(), Somebody())
     assert daemon.requested(identifier).state is RequestState.PENDING
     assert (daemon.on_disk(), daemon.kinds()) == ([], ["reload_failed"])
     daemon.refuses = lambda: None
-    daemon.petitions.approve(identifier, Approval(), Somebody())
+    daemon.approvals.approve(identifier, Approval(), Somebody())
     assert daemon.requested(identifier).state is RequestState.APPROVED
     assert daemon.kinds() == ["override_added", "(in force)", "request_approved"]
 
@@ -245,7 +245,7 @@ def test_a_refused_approval_leaves_the_request_pending(daemon: Daemon) -> None:
 def test_what_was_granted_is_kept_with_the_request(daemon: Daemon) -> None:
     """Whoever asked sees what they got, which may be less than what they wanted; the trail has it, too."""
     identifier = daemon.request()
-    daemon.petitions.approve(identifier, Approval(limit_bps=300 * MBIT, never=True), Somebody())
+    daemon.approvals.approve(identifier, Approval(limit_bps=300 * MBIT, never=True), Somebody())
     assert daemon.requested(identifier).granted == "limit 300mbit and never expires"
     assert daemon.trail[-1][2]["granted"] == "limit 300mbit and never expires"
     (record,) = daemon.rules.overrides
@@ -256,7 +256,7 @@ def test_the_latest_approval_is_in_force(daemon: Daemon) -> None:
     """Of ten requests for one link each approval goes before the one before it, whatever their ids, and says so."""
     for number in range(1, 11):
         identifier = daemon.request((300 + number) * MBIT)
-        said = daemon.petitions.approve(identifier, Approval(), Somebody())
+        said = daemon.approvals.approve(identifier, Approval(), Somebody())
         assert isinstance(said, dict)
         assert said["in_force_on"] == ["eth0"]
         assert ["goes before override" in warning for warning in said["warnings"]] == [True] * (number > 1)
@@ -278,8 +278,8 @@ def test_a_record_without_effect_says_so(
     fields: Mapping[str, object], in_force_on: list[str], warning: str | None, daemon: Daemon
 ) -> None:
     """Where another record goes before it, or nothing matches it, the answer names that; else the links it is in force on."""
-    daemon.petitions.add({**EXEMPT, "id": "B"}, "root")
-    said = daemon.petitions.add({**EXEMPT, **fields}, "root")
+    daemon.approvals.add({**EXEMPT, "id": "B"}, "root")
+    said = daemon.approvals.add({**EXEMPT, **fields}, "root")
     assert isinstance(said, dict)
     assert said["in_force_on"] == in_force_on
     assert [text[: len(warning or "")] for text in said["warnings"]] == ([warning] if warning else [])
@@ -288,8 +288,8 @@ def test_a_record_without_effect_says_so(
 def test_many_warnings_are_cut(daemon: Daemon) -> None:
     """A record for every link of a hypervisor does not print a line for each."""
     daemon.links = tuple(f"eth{number}" for number in range(500))
-    daemon.petitions.add({**EXEMPT, "interfaces": ["eth*"]}, "root")
-    said = daemon.petitions.add({**EXEMPT, "id": "B", "interfaces": ["eth*"]}, "root")
+    daemon.approvals.add({**EXEMPT, "interfaces": ["eth*"]}, "root")
+    said = daemon.approvals.add({**EXEMPT, "id": "B", "interfaces": ["eth*"]}, "root")
     assert isinstance(said, dict)
     assert len(said["warnings"]) == 9
     assert said["warnings"][-1] == "… and 492 more links like these"
@@ -299,16 +299,16 @@ def test_the_id_of_a_pending_request_is_not_free(daemon: Daemon) -> None:
     """A record under it would pass for the approval of a request that it does not answer."""
     identifier = daemon.request()
     with pytest.raises(PeerError, match=f"{identifier} is a pending request.*limiterctl approve {identifier}"):
-        daemon.petitions.add({**EXEMPT, "id": identifier}, "root")
+        daemon.approvals.add({**EXEMPT, "id": identifier}, "root")
     assert daemon.requested(identifier).state is RequestState.PENDING
-    daemon.petitions.deny(identifier, "no", "root")
+    daemon.approvals.deny(identifier, "no", "root")
     assert daemon.on_disk() == []
 
 
 def test_a_wrong_record_is_a_usage_error(daemon: Daemon) -> None:
     """What was sent is no file: its mistakes are named by key, with the exit code of a wrong argument."""
     with pytest.raises(PeerError) as refused:
-        daemon.petitions.add({**EXEMPT, "id": "a b", "reason": ""}, "root")
+        daemon.approvals.add({**EXEMPT, "id": "a b", "reason": ""}, "root")
     assert refused.value.exit_code == 2
     assert str(refused.value).splitlines()[0].startswith("id: 'a b' is not an id")
     assert len(str(refused.value).splitlines()) == 2
@@ -328,7 +328,7 @@ def test_a_long_list_of_problems_is_one_in_the_trails_text(daemon: Daemon) -> No
 def test_an_approval_that_a_crash_cut_in_two_is_completed(daemon: Daemon, tmp_path: Path) -> None:
     """The override is on disk, the decision is not: the next start writes it down, and audits it."""
     identifier = daemon.request()
-    daemon.petitions.approve(identifier, Approval(), Somebody())
+    daemon.approvals.approve(identifier, Approval(), Somebody())
     path = tmp_path / "state" / "requests.json"
     requests = RequestStore(path.parent)
     requests.load()
@@ -337,10 +337,10 @@ def test_an_approval_that_a_crash_cut_in_two_is_completed(daemon: Daemon, tmp_pa
     again = RequestStore(path.parent)
     again._commit((pending,), 1)
     daemon.trail.clear()
-    daemon.petitions.requests.load()
+    daemon.approvals.requests.load()
     assert daemon.requested(identifier).state is RequestState.PENDING
     with pytest.raises(PeerError, match="was approved by root@"):
-        daemon.petitions.deny(identifier, "x", "root")
+        daemon.approvals.deny(identifier, "x", "root")
     assert daemon.requested(identifier).state is RequestState.APPROVED
     assert daemon.kinds() == ["request_approved"]
     assert json.loads(path.read_text())["records"][-1]["request"]["state"] == "approved"

@@ -158,7 +158,7 @@ class Disk:
 
 @dataclass(slots=True)
 class Side:
-    """The kernel's side of a world, as the keeper knows it."""
+    """The kernel's side of a world, as the controller knows it."""
 
     world: World
     name: str = "memory"
@@ -221,7 +221,7 @@ class World:
         self.controller.take_sample()
 
     def ports(self) -> Ports:
-        """What the keeper is given."""
+        """What the controller is given."""
         return Ports(
             kernel=Side(self),
             journal=self.store,
@@ -241,7 +241,7 @@ class World:
         """What status shows beside the engine."""
         return DaemonInfo("0", 0, faults=self.problems.all())
 
-    # ---- the kernel, as the keeper sees it ----
+    # ---- the kernel, as the controller sees it ----
 
     def sample(self) -> Snapshot | None:
         """All counters now."""

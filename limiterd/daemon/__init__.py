@@ -1,8 +1,8 @@
 """limiterd, the daemon: wires the adapters to the engine and runs the loop.
 
 main() is the outermost edge: it turns what goes wrong into one clear line and the documented exit status. Its parts:
-house (everything assembled), loop (ticks and calls), keeper (what a tick does), hands (the executor), reloading, chronicle
-(what happened, told), verbs (what the control socket can ask), problems (what is degraded).
+daemon (everything assembled), loop (ticks and calls), controller (what a tick does), executor (carries out actions), reload,
+event_log (what happened, told), verbs (what the control socket can ask), problems (what is degraded).
 """
 
 from __future__ import annotations

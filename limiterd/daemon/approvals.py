@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from glob import escape
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from limiterd import json_codec as jsonsafe
 from limiterd.background import Background
 from limiterd.config.override_files import OWN, Store, record_from_mapping, unwatched
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
-from limiterd.core.model import Override, OverrideAction, Rules
+from limiterd.core.model import Override, OverrideAction, Rules, Status
 from limiterd.core.policy import (
     OverrideState,
     host_matches,
@@ -36,22 +36,47 @@ from limiterd.core.policy import (
 )
 from limiterd.core.rule_changes import override_line, terms
 from limiterd.core.units import exact_rate, exact_wall, format_rate, parse_wall
+from limiterd.daemon.actor import Actor, at_host, by
+from limiterd.daemon.health import Health
 from limiterd.daemon.host import hostname
-from limiterd.daemon.reload import Cause
-from limiterd.daemon.verbs import Actor, at_host, by
+from limiterd.daemon.reload import Cause, Reloading
+from limiterd.store.audit import AuditTrail
 from limiterd.store.request_store import Approval, Request, RequestInput, RequestState, RequestStore, check_grant, granted_rates
 
-if TYPE_CHECKING:
-    from limiterd.daemon.daemon import Daemon
-
 _MOST_WARNINGS: Final = 8
+
+
+class DaemonPort(Protocol):
+    """What overrides and requests use of the daemon."""
+
+    @property
+    def audit(self) -> AuditTrail:
+        """The audit trail."""
+
+    @property
+    def reloading(self) -> Reloading:
+        """The reload."""
+
+    @property
+    def problems(self) -> Health:
+        """What is degraded in the daemon itself."""
+
+    @property
+    def rules(self) -> Rules:
+        """The rules in force."""
+
+    def status(self) -> Status:
+        """What is known now."""
+
+    def tell(self, kind: str, interface: str, text: str, fields: Mapping[str, object]) -> None:
+        """One line of the log and one entry of the audit trail."""
 
 
 class Approvals:
     """What was asked for, and what was granted."""
 
-    def __init__(self, daemon: Daemon, requests: RequestStore, overrides: Store) -> None:
-        self._house = daemon
+    def __init__(self, daemon: DaemonPort, requests: RequestStore, overrides: Store) -> None:
+        self._daemon = daemon
         self.requests = requests
         self.overrides = overrides
         self._decisions = Background("requests", self._write_decisions)
@@ -66,26 +91,26 @@ class Approvals:
     def tell_missed_ends(self) -> None:
         """Put into the trail which records expired while no daemon ran: since its newest entry, so before the first new one."""
         try:
-            newest = self._house.audit.read(limit=1)
+            newest = self._daemon.audit.read(limit=1)
         except EnvironmentFault:
             return  # the trail's own problem shows in status
-        rules, now_ns = self._house.rules, time.time_ns()
+        rules, now_ns = self._daemon.rules, time.time_ns()
         for record in rules.overrides if newest else ():
             end_ns = record.expires_wall_ns
             if end_ns is not None and parse_wall(newest[0].wall) < end_ns <= now_ns and host_matches(record.hosts, rules.host):
                 text = f"override {record.id} has expired while limiterd was not running"
-                self._house.tell("override_ended", sole_link(record), text, {"reason": record.id, "cause": "expired"})
+                self._daemon.tell("override_ended", sole_link(record), text, {"reason": record.id, "cause": "expired"})
 
     # ---- overrides ----
 
     def add(self, fields: Mapping[str, object], actor: str) -> object:
         """Keep a record in the daemon's own store and apply it; what changed. On an error nothing has."""
         record = _record_of(fields)
-        with self._house.reloading.lock:
+        with self._daemon.reloading.lock:
             if any(one.id == record.id and one.state is RequestState.PENDING for one in self.requests.requests):
                 way = f"use `limiterctl approve {record.id}`, or another id"
                 raise PeerError(f"{record.id} is a pending request, which this would not answer; {way}")
-            return self._keep(record, self._house.reloading.load().rules, actor)
+            return self._keep(record, self._daemon.reloading.load().rules, actor)
 
     def _keep(self, record: Override, rules: Rules, actor: str) -> dict[str, object]:
         """Add a record to a store that was just read as part of these rules."""
@@ -96,7 +121,7 @@ class Approvals:
                 f"override {record.id}: expires: {ended} is past already, so it would do nothing", exit_code=EXIT_USAGE
             )
         self.overrides.validate(record, rules, wall_ns)
-        in_force_on, met = _reach(record, rules, [view.interface for view in self._house.status().links], wall_ns)
+        in_force_on, met = _reach(record, rules, [view.interface for view in self._daemon.status().links], wall_ns)
         cause = Cause(
             kind="override_added",
             interface=sole_link(record),
@@ -106,7 +131,7 @@ class Approvals:
             make=lambda: self._store(record),
             undo=lambda: self.overrides.revoke(record.id),
         )
-        changes = self._house.reloading.reload(actor, cause)
+        changes = self._daemon.reloading.reload(actor, cause)
         warnings = [remark.removeprefix(f"{OWN}: ") for remark in unwatched(record, rules, wall_ns)] + met
         if not warnings and not in_force_on and override_state(record, rules.host, wall_ns) == OverrideState.ACTIVE:
             warnings = [f"override {record.id}: no watched link matches it now"]
@@ -125,7 +150,7 @@ class Approvals:
 
         Files that are wrong for want of this (the same id in the operator's files) are no obstacle: they are judged afterwards.
         """
-        daemon = self._house
+        daemon = self._daemon
         text = f"{actor} revoked override {identifier}{f': {reason}' if reason else ''}"
         with daemon.reloading.lock:
             record = next((p.record for p in self.overrides.load().records if p.record.id == identifier), None)
@@ -156,13 +181,13 @@ class Approvals:
 
     def file(self, request_input: RequestInput) -> object:
         """Record an increase request."""
-        request = self.requests.add(request_input, time.time_ns(), {o.id for o in self._house.rules.overrides})
+        request = self.requests.add(request_input, time.time_ns(), {o.id for o in self._daemon.rules.overrides})
         actor = f"{request.user} (uid {request.uid})"
         asked = "no limit" if request.rate_bps is None else format_rate(request.rate_bps)
         until = exact_wall(request.until_wall_ns)
         text = f"{actor} filed request {request.id} for {asked} until {until}: {request.reason}"
         fields = {"by": actor, "id": request.id, "reason": request.reason, "until": until, "rate_bps": request.rate_bps}
-        self._house.tell("request", request.interface, text, fields)
+        self._daemon.tell("request", request.interface, text, fields)
         return jsonsafe.encode(request)
 
     def listed(self) -> list[object]:
@@ -172,9 +197,9 @@ class Approvals:
     def approve(self, identifier: str, approval: Approval, actor: Actor) -> object:
         """Turn a request into an override record of the same id, and apply it; it stays pending where that fails."""
         check_grant(approval)
-        with self._house.reloading.lock:
+        with self._daemon.reloading.lock:
             request = self._pending(identifier)
-            rules = self._house.reloading.load().rules
+            rules = self._daemon.reloading.load().rules
             record = _record_of(_granted(request, approval, rules, actor, self._limit_bps(request.interface)))
             kept = self._keep(record, rules, by(actor))
             try:
@@ -191,16 +216,16 @@ class Approvals:
 
     def _limit_bps(self, interface: str) -> int:
         """The limit that a link has, or would get; 0 where there is no such link now."""
-        view = next((one for one in self._house.status().links if one.interface == interface), None)
+        view = next((one for one in self._daemon.status().links if one.interface == interface), None)
         return 0 if view is None else view.applying_limit_bps
 
     def deny(self, identifier: str, reason: str, actor: str) -> object:
         """Deny a request."""
-        with self._house.reloading.lock:
+        with self._daemon.reloading.lock:
             self._pending(identifier)
             decided = self.requests.decide(identifier, RequestState.DENIED, by=actor, wall_ns=time.time_ns(), reason=reason)
             text = f"{actor} denied request {identifier} of {decided.user}: {reason}"
-            self._house.tell("request_denied", decided.interface, text, {"by": actor, "id": identifier, "reason": reason})
+            self._daemon.tell("request_denied", decided.interface, text, {"by": actor, "id": identifier, "reason": reason})
         return jsonsafe.encode(decided)
 
     def _pending(self, identifier: str) -> Request:
@@ -222,13 +247,13 @@ class Approvals:
         )
         text = f"{actor} approved request {request.id} of {request.user}: {decided.granted}"
         fields = {"by": actor, "id": request.id, "granted": decided.granted}
-        self._house.tell("request_approved", request.interface, text, fields)
+        self._daemon.tell("request_approved", request.interface, text, fields)
         return decided
 
     def _undecided(self) -> list[tuple[Request, Override]]:
         """Pending requests whose own override applies: approved, and not written down."""
         pending = {request.id: request for request in self.requests.requests if request.state is RequestState.PENDING}
-        applying = (record for record in self._house.rules.overrides if record.origin == OWN)
+        applying = (record for record in self._daemon.rules.overrides if record.origin == OWN)
         return [(pending[record.id], record) for record in applying if record.id in pending]
 
     def _write_decisions(self) -> bool:
@@ -237,11 +262,11 @@ class Approvals:
             for request, record in self._undecided():
                 self._approved(request, record, record.approved_by)
         except EnvironmentFault as fault:
-            self._house.problems.note("requests", f"requests that are approved still show as pending: {fault}")
+            self._daemon.problems.note("requests", f"requests that are approved still show as pending: {fault}")
             return False
         except PeerError:
             return True  # decided by somebody else meanwhile
-        self._house.problems.note("requests", None)
+        self._daemon.problems.note("requests", None)
         return True
 
 

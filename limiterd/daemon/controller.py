@@ -1,4 +1,4 @@
-"""The keeper: everything that the loop's thread does with the engine, without the loop.
+"""The controller: everything that the loop's thread does with the engine, without the loop.
 
 It samples, follows events, reads what they name, settles the kernel and shows the outcome. It starts no thread, reads no
 clock and opens nothing: all that it touches is handed in, so that tests drive this very code on a kernel in memory.
@@ -32,7 +32,7 @@ class EventsPort(Protocol):
 
 
 class KernelPort(Protocol):
-    """The kernel as the keeper sees it; a reload may replace the sampler."""
+    """The kernel as the controller sees it; a reload may replace the sampler."""
 
     @property
     def sampler(self) -> SamplerPort:
@@ -62,7 +62,7 @@ Attempt = Snapshot | EnvironmentFault | None
 
 
 def attempt(kernel: KernelPort) -> Attempt:
-    """Sample; a fault is an outcome like the others, for the keeper to count and to tell."""
+    """Sample; a fault is an outcome like the others, for the controller to count and to tell."""
     try:
         return kernel.sampler.sample()
     except EnvironmentFault as fault:
@@ -73,17 +73,17 @@ class StandbyPort(Protocol):
     """Entered around whatever waits for the kernel's tc: samples in the meantime."""
 
     def __enter__(self) -> object:
-        """The keeper waits from now on."""
+        """The controller waits from now on."""
 
     def __exit__(self, *_: object) -> None:
-        """The sampler is the keeper's again."""
+        """The sampler is the controller's again."""
 
     def taken(self) -> Sequence[Attempt]:
-        """What the keeper has not had yet, in its order."""
+        """What the controller has not had yet, in its order."""
 
 
 class Nobody:
-    """No understudy: for a kernel that never makes one wait."""
+    """No standby sampler: for a kernel that never makes one wait."""
 
     def __enter__(self) -> None:
         pass
@@ -98,7 +98,7 @@ class Nobody:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """What the keeper is given. None of these may block for long."""
+    """What the controller is given. None of these may block for long."""
 
     kernel: KernelPort
     journal: JournalPort

@@ -1,6 +1,6 @@
-"""The house: every adapter wired to the one keeper, and what the outside asks of it.
+"""The daemon: every adapter wired to the one controller, and what the outside asks of it.
 
-Threads: the loop owns the keeper; control workers, the metrics server, the chronicle and the evidence sampler only ever
+Threads: the loop owns the controller; control workers, the metrics server, the event log and the evidence sampler only ever
 hand functions to the loop or read what it published. What may block on a disk is done by whoever asked for it.
 """
 
@@ -99,7 +99,7 @@ class Daemon:
                 tell=self.event_log.tell,
                 want_evidence=self.evidence.want,
                 renewed=self._follow_event_socket,
-                daemon_info=self._surroundings,
+                daemon_info=self._daemon_info,
                 standby=self.standby,
             ),
         )
@@ -224,7 +224,7 @@ class Daemon:
         busy = self.control.counts.get(("none", "error"), 0)
         dropped, overrun = self.kernel.sampler.dropped, self.kernel.events.resyncs
         return (
-            ("chronicle", self.event_log.lost, 1, "events are not logged: the log or the audit trail is too slow"),
+            ("event_log", self.event_log.lost, 1, "events are not logged: the log or the audit trail is too slow"),
             ("log", self.log.dropped, 1, "log lines are lost: standard error is read too slowly"),
             ("events lost", overrun, 1, "outside changes come too fast to be read one by one"),
             ("samples", dropped, _SOME, "samples are dropped: reading the counters takes too long"),
@@ -237,7 +237,7 @@ class Daemon:
 
     # ---- status ----
 
-    def _surroundings(self) -> DaemonInfo:
+    def _daemon_info(self) -> DaemonInfo:
         pace = self.loop.pace
         counts: Counter[tuple[str, str]] = Counter(self.control.counts)
         return DaemonInfo(

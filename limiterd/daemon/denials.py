@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from limiterd.daemon.verbs import by
+from limiterd.daemon.actor import by
 from limiterd.serve.protocol import Call
 
 SPAN_S: Final = 60.0

@@ -21,14 +21,14 @@ _FIRINGS: Final = frozenset({EventKind.LIMIT, EventKind.WOULD_LIMIT, EventKind.N
 
 
 class Log(Protocol):
-    """What the chronicle needs of the log."""
+    """What the event log needs of the log."""
 
     def emit(self, level: str, event: str, fields: Mapping[str, object]) -> None:
         """Write one line: interface and text first, then the rest."""
 
 
 class Trail(Protocol):
-    """What the chronicle needs of the audit trail."""
+    """What the event log needs of the audit trail."""
 
     def append(self, kind: str, interface: str = "", fields: Mapping[str, object] | None = None) -> str:
         """Add one entry and return its hash."""

@@ -1,11 +1,11 @@
-"""The understudy: takes the samples while the loop's thread waits for the kernel.
+"""The standby sampler: takes the samples while the loop's thread waits for the kernel.
 
 Changing and reading tc takes the kernel's RTNL lock, which somebody else may hold for seconds; reading counters does not
 (RTM_GETSTATS). Time that nobody sampled is no evidence, so a wait beyond max_gap would begin every link's window anew.
 
-Theory of operation. The loop's thread enters the understudy around whatever may wait. Its own thread then sleeps until the
+Theory of operation. The loop's thread enters the standby sampler around whatever may wait. Its own thread then sleeps until the
 next tick is due and samples at the loop's pace until the loop is back, who takes what was sampled before it samples again. The
-sampler belongs to one thread at a time: to the understudy between enter and exit, which hold the same lock, else to the loop.
+kernel's sampler belongs to one thread at a time: to this one between enter and exit, which hold the same lock, else to the loop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What each control verb does: a literal table from the verb to a function of the daemon's house.
+"""What each control verb does: a literal table from the verb to a function of the daemon.
 
-Functions take the house, the arguments and who asks; they return JSON-able data or raise a LimiterdError whose exit code
+Functions take the daemon, the arguments and who asks; they return JSON-able data or raise a LimiterdError whose exit code
 is the client's. What may block (files, evidence) happens here, in the control server's worker; what touches the engine
 goes through the loop.
 """
@@ -10,20 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from limiterd import json_codec as jsonsafe
 from limiterd.core import commands, explain
 from limiterd.core.errors import EXIT_USAGE, PeerError
-from limiterd.core.model import LinkView, Status
+from limiterd.core.model import LinkView, Now, Rules, Status
 from limiterd.core.policy import effective
+from limiterd.core.state import Output, State
 from limiterd.core.status import document, fault_document, link_document, override_document
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
-from limiterd.daemon.host import hostname
+from limiterd.daemon.actor import Actor, at_host, by
+from limiterd.daemon.approvals import Approvals
+from limiterd.daemon.reload import Reloading
+from limiterd.store.audit import AuditTrail
 from limiterd.store.request_store import Approval, RequestInput, check_increase
-
-if TYPE_CHECKING:
-    from limiterd.daemon.daemon import Daemon
 
 _HASH: Final = re.compile("[0-9a-f]{64}")
 
@@ -31,26 +32,36 @@ Args = Mapping[str, object]
 Data = object
 
 
-class Actor(Protocol):
-    """Who asks, as the socket's credentials tell."""
+class DaemonPort(Protocol):
+    """What the verbs use of the daemon."""
 
     @property
-    def uid(self) -> int:
-        """The effective user id."""
+    def audit(self) -> AuditTrail:
+        """The audit trail."""
 
     @property
-    def name(self) -> str:
-        """The user's name."""
+    def approvals(self) -> Approvals:
+        """Overrides and requests."""
 
+    @property
+    def reloading(self) -> Reloading:
+        """The reload."""
 
-def by(actor: Actor) -> str:
-    """How the audit trail names somebody."""
-    return f"{actor.name} (uid {actor.uid})"
+    @property
+    def rules(self) -> Rules:
+        """The rules in force."""
 
+    def status(self) -> Status:
+        """What is known now."""
 
-def at_host(actor: Actor) -> str:
-    """How a record names who approved it; the host, since records may be copied to another."""
-    return f"{actor.name}@{hostname()}"
+    def trail(self, interface: str) -> tuple[tuple[int, int], ...]:
+        """The detector's samples of a link."""
+
+    def last_firing(self, interface: str) -> Mapping[str, object] | None:
+        """The figures, samples and evidence of the link's last firing."""
+
+    def command(self, act: Callable[[State, Now], Output]) -> Output:
+        """Let an operator's command change the state; what was decided."""
 
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -98,7 +109,7 @@ def moment(args: Args, name: str) -> int | None:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def _status(daemon: Daemon, args: Args, _: Actor) -> Data:
+def _status(daemon: DaemonPort, args: Args, _: Actor) -> Data:
     status = daemon.status()
     if args.get("interface") is not None:
         status = replace(status, links=(_row(status, text(args, "interface")),))
@@ -112,7 +123,7 @@ def _row(status: Status, interface: str) -> LinkView:
     return view
 
 
-def _explain(daemon: Daemon, args: Args, _: Actor) -> Data:
+def _explain(daemon: DaemonPort, args: Args, _: Actor) -> Data:
     status = daemon.status()
     view = _row(status, text(args, "interface"))
     applies = effective(daemon.rules, view.interface, status.wall_ns)
@@ -149,7 +160,7 @@ def _explain(daemon: Daemon, args: Args, _: Actor) -> Data:
     }
 
 
-def _history(daemon: Daemon, args: Args, _: Actor) -> Data:
+def _history(daemon: DaemonPort, args: Args, _: Actor) -> Data:
     kinds = args.get("kinds")
     if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
         raise PeerError("kinds must be a list of strings", exit_code=EXIT_USAGE)
@@ -163,7 +174,7 @@ def _history(daemon: Daemon, args: Args, _: Actor) -> Data:
     return {"entries": [jsonsafe.encode(entry) for entry in entries], "head": daemon.audit.head}
 
 
-def _verify(daemon: Daemon, args: Args, _: Actor) -> Data:
+def _verify(daemon: DaemonPort, args: Args, _: Actor) -> Data:
     head = text(args, "head") if args.get("head") is not None else None
     if head is not None and not _HASH.fullmatch(head):
         raise PeerError("head must be the 64 hexadecimal digits of an audit_head", exit_code=EXIT_USAGE)
@@ -173,11 +184,11 @@ def _verify(daemon: Daemon, args: Args, _: Actor) -> Data:
 # ---- the operator's hand -------------------------------------------------------------------------
 
 
-def _reload(daemon: Daemon, _args: Args, actor: Actor) -> Data:
+def _reload(daemon: DaemonPort, _args: Args, actor: Actor) -> Data:
     return {"changes": list(daemon.reloading.reload(by(actor)))}
 
 
-def _limit(daemon: Daemon, args: Args, actor: Actor) -> Data:
+def _limit(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     interface, rate_bps, reason = text(args, "interface"), number(args, "rate_bps"), text(args, "reason")
     force = flag(args, "force")
     daemon.command(
@@ -186,7 +197,7 @@ def _limit(daemon: Daemon, args: Args, actor: Actor) -> Data:
     return {"link": link_document(_row(daemon.status(), interface))}
 
 
-def _release(daemon: Daemon, args: Args, actor: Actor) -> Data:
+def _release(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     reason = text(args, "reason")
     interface = "" if flag(args, "all") else text(args, "interface")
     if interface:
@@ -200,13 +211,13 @@ def _release(daemon: Daemon, args: Args, actor: Actor) -> Data:
     }
 
 
-def _pause(daemon: Daemon, args: Args, actor: Actor) -> Data:
+def _pause(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     reason = text(args, "reason", default="")
     daemon.command(lambda state, now: commands.pause(state, now, reason=reason, by=by(actor)))
     return {"paused": True}
 
 
-def _resume(daemon: Daemon, args: Args, actor: Actor) -> Data:
+def _resume(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     reason = text(args, "reason", default="")
     daemon.command(lambda state, now: commands.resume(state, now, reason=reason, by=by(actor)))
     return {"paused": False}
@@ -215,22 +226,22 @@ def _resume(daemon: Daemon, args: Args, actor: Actor) -> Data:
 # ---- overrides and requests ----------------------------------------------------------------------
 
 
-def _override_list(daemon: Daemon, _args: Args, _: Actor) -> Data:
+def _override_list(daemon: DaemonPort, _args: Args, _: Actor) -> Data:
     return {"overrides": [override_document(view) for view in daemon.status().overrides]}
 
 
-def _override_add(daemon: Daemon, args: Args, actor: Actor) -> Data:
+def _override_add(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     record = args.get("record")
     if not isinstance(record, dict):
         raise PeerError("record must be an object with the keys of an override", exit_code=EXIT_USAGE)
     return daemon.approvals.add({"approved_by": at_host(actor), **record}, by(actor))
 
 
-def _override_revoke(daemon: Daemon, args: Args, actor: Actor) -> Data:
+def _override_revoke(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     return daemon.approvals.revoke(text(args, "id"), text(args, "reason", default=""), by(actor))
 
 
-def _request_add(daemon: Daemon, args: Args, actor: Actor) -> Data:
+def _request_add(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     until_wall_ns = moment(args, "until")
     if until_wall_ns is None:
         raise PeerError("until: say until when, as 2026-12-31 or 2026-12-31T00:00:00Z", exit_code=EXIT_USAGE)
@@ -248,11 +259,11 @@ def _request_add(daemon: Daemon, args: Args, actor: Actor) -> Data:
     return daemon.approvals.file(request_input)
 
 
-def _request_list(daemon: Daemon, _args: Args, _: Actor) -> Data:
+def _request_list(daemon: DaemonPort, _args: Args, _: Actor) -> Data:
     return {"requests": daemon.approvals.listed()}
 
 
-def _request_approve(daemon: Daemon, args: Args, actor: Actor) -> Data:
+def _request_approve(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     never = args.get("until") == "never"
     approval = Approval(
         exempt=flag(args, "exempt"),
@@ -266,11 +277,11 @@ def _request_approve(daemon: Daemon, args: Args, actor: Actor) -> Data:
     return daemon.approvals.approve(text(args, "id"), approval, actor)
 
 
-def _request_deny(daemon: Daemon, args: Args, actor: Actor) -> Data:
+def _request_deny(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     return daemon.approvals.deny(text(args, "id"), text(args, "reason"), by(actor))
 
 
-VERBS: Final[Mapping[str, Callable[[Daemon, Args, Actor], Data]]] = {
+VERBS: Final[Mapping[str, Callable[[DaemonPort, Args, Actor], Data]]] = {
     "status": _status,
     "explain": _explain,
     "history": _history,

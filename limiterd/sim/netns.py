@@ -1,4 +1,4 @@
-"""A laboratory: private network namespaces, links between them, and real traffic. For the demo, the tests and the benches.
+"""A private network: private network namespaces, links between them, and real traffic. For the demo, the tests and the benches.
 
 Rule: nothing of it outlives its user. A namespace here has no name in the file system: only a descriptor holds it, so
 it, its links and its qdiscs vanish with the process, whatever ends that (SIGKILL too). Traffic programs are tethered to

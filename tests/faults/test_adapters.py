@@ -188,7 +188,7 @@ def test_a_capability_that_is_lost(pair: Pair, tmp_path: Path) -> None:
 DEFECTS: Final[Sequence[tuple[str, str, Callable[[Rig, str], bool]]]] = (
     (
         "limiterd.daemon.event_log:sentence",
-        "thread chronicle died",
+        "thread event_log died",
         lambda daemon, rate: rate in json.dumps(daemon.ask("history")),
     ),
     ("limiterd.store.audit:AuditTrail._write_out", "thread audit died", lambda daemon, rate: holds(daemon, "audit.jsonl", rate)),

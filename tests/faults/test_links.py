@@ -166,7 +166,7 @@ def churn(world: World, births: int, first: int) -> None:
 
 
 def test_what_is_remembered_of_links_ends_at_its_bounds() -> None:
-    """Births and deaths without end, under new names: what is remembered stops growing, and an hour later it is gone."""
+    """Links that come and go without end, under new names: what is remembered stops growing, and an hour later it is gone."""
     world = World()
     world.tick()
     few = weight(world.state)

@@ -180,7 +180,7 @@ def test_dumps_of_many_datagrams_are_one_sample(pair: Pair, sampler: NetlinkSamp
 
 @pytest.mark.root
 def test_churn_never_breaks_a_sample(pair: Pair, table: LinkTable, sampler: NetlinkSampler) -> None:
-    """Random births and deaths between and during samples: every sample names links that are all different."""
+    """Random links that come and go between and during samples: every sample names links that are all different."""
     dice = random.Random(7)  # noqa: S311 # a reproducible course, no secret
     alive: list[str] = []
     with route_in(pair.near.namespace) as route:

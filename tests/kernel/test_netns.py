@@ -1,4 +1,4 @@
-"""The laboratory itself, with real namespaces and real packets."""
+"""The private network itself, with real namespaces and real packets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from limiterd.core.errors import EnvironmentFault
-from limiterd.sim import netns as laboratory
+from limiterd.sim import netns
 from limiterd.sim.netns import Pair, PrivateNet, inside
 from tests.netns import in_child, wait_for
 
@@ -51,10 +51,10 @@ class Exhausted:
 
 def test_a_kernel_that_makes_no_namespace_is_no_laboratory(monkeypatch: pytest.MonkeyPatch) -> None:
     """ENOSPC, EINVAL and the like mean the same as EPERM: it cannot be done here. The kernel's own word is kept."""
-    monkeypatch.setattr(laboratory, "_libc", Exhausted)
-    assert not laboratory.can_make_namespaces()
+    monkeypatch.setattr(netns, "_libc", Exhausted)
+    assert not netns.can_make_namespaces()
     with pytest.raises(EnvironmentFault, match="unshare: No space left on device"):
-        laboratory.Namespace("trial")
+        netns.Namespace("trial")
 
 
 def test_a_pair_is_joined_in_both_families(pair: Pair) -> None:
@@ -98,7 +98,7 @@ def test_udp_loss_is_counted_by_number(lab: PrivateNet, pair: Pair) -> None:
     assert clean["lost_packets"] == clean["late_packets"] == 0
 
     shaper = "tc qdisc add dev eth0 root tbf rate 1mbit burst 5000 limit 5000"
-    laboratory.run(pair.near.namespace, shaper.split())
+    netns.run(pair.near.namespace, shaper.split())
     narrow = lab.udp(pair.near, pair.far, rate_bps=20_000_000)
     wait_for(lambda: narrow.stats()["sent_packets"] > 1000, "a thousand datagrams")
     lossy = narrow.stop()
@@ -116,7 +116,7 @@ def test_a_dead_traffic_program_is_an_error(lab: PrivateNet, pair: Pair) -> None
 
 def test_a_failed_start_leaves_no_program(lab: PrivateNet, pair: Pair) -> None:
     """A program that cannot start (no such address) raises and is gone."""
-    nowhere = laboratory.End(pair.near.namespace, "eth0", 2, "192.0.2.1", "2001:db8::1")
+    nowhere = netns.End(pair.near.namespace, "eth0", 2, "192.0.2.1", "2001:db8::1")
     with pytest.raises(EnvironmentFault, match="tcp-receive"):
         lab.tcp(pair.near, nowhere)
     assert not children_of(os.getpid())
@@ -136,7 +136,7 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_its_user(ending: signal.Signals) -> None:
-    """After Ctrl-C, and even after SIGKILL, no traffic program of the laboratory is left running."""
+    """After Ctrl-C, and even after SIGKILL, no traffic program of the netns is left running."""
     script = """
         import time
         from limiterd.sim.netns import PrivateNet

@@ -181,7 +181,7 @@ def test_what_an_approval_grants(
 @pytest.fixture(scope="module")
 def approvals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """One daemon for the table of approvals."""
-    from limiterd.sim.netns import PrivateNet  # noqa: PLC0415 - this fixture outlives the tests' own laboratory
+    from limiterd.sim.netns import PrivateNet  # noqa: PLC0415 - this fixture outlives the tests' own netns
 
     with PrivateNet() as lab, rig(lab.pair().near.namespace, tmp_path_factory.mktemp("approvals"), FAST) as daemon:
         daemon.start()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Link:
     """One instance of a network interface.
 
-    incarnation counts the births seen under one ifindex: an interface made anew is a new link even when the kernel
+    incarnation counts the interfaces seen under one ifindex: an interface made anew is a new link even when the kernel
     hands out the same ifindex again. mac is "" where the device has none.
     """
 
