@@ -45,6 +45,15 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(directory: Path, mode: int = 0o750) -> None:
+    """Make a directory, and those above it, where they are missing; durable when it returns. Raises OSError."""
+    if directory.is_dir():
+        return
+    make_directory(directory.parent, mode)
+    directory.mkdir(mode, exist_ok=True)
+    sync_directory(directory.parent)
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write every byte to a regular file. Raises OSError."""
     rest = memoryview(data)
@@ -69,7 +78,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        make_directory(path.parent)
         temporary.unlink(missing_ok=True)
         try:
             _write_new(temporary, data, mode)

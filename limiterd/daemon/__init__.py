@@ -118,7 +118,9 @@ def _serve(path: str, loaded: Loaded) -> int:
 
 def _make(directory: Path, mode: int) -> None:
     """Make a directory where it is missing and may be made; where not, its user says so."""
+    from limiterd.files import make_directory  # noqa: PLC0415 - only a start needs it
+
     try:
-        directory.mkdir(mode, parents=True, exist_ok=True)
+        make_directory(directory, mode)
     except OSError as error:
         raise LimiterdError(f"{directory} cannot be made: {error.strerror}; make it, writable for this user") from error

@@ -25,7 +25,7 @@ from typing import Final
 
 from limiterd.background import RETRY_S, Background
 from limiterd.core.errors import EnvironmentFault
-from limiterd.files import fault, sync_directory
+from limiterd.files import fault, make_directory, sync_directory
 from limiterd.store import hash_chain as chain
 
 _BATCH_BYTES: Final = 1 << 20
@@ -73,12 +73,14 @@ class AuditTrail:
         """Entries without a place in the chain: its end is not known yet."""
         self._lines: deque[bytes] = deque()
         self._queued_bytes = 0
+        self._unreported = 0
         self._lost = 0
         self._errors = 0
         self._seq = 0
         self._head = ""
         self._written_head = chain.GENESIS
         self._problem: str | None = None
+        self._errno_name = ""
         self._progress = _Progress()
         self._grows: str | None = None
         """Why the newest file could not be rotated."""
@@ -97,6 +99,11 @@ class AuditTrail:
     def errors(self) -> int:
         """Failed attempts and lost entries, cumulative."""
         return self._errors
+
+    @property
+    def lost(self) -> int:
+        """Entries that found the queue full, cumulative."""
+        return self._lost
 
     @property
     def problem(self) -> str | None:
@@ -145,6 +152,7 @@ class AuditTrail:
             full = self.queued >= self._bounds.queued_lines or self._queued_bytes >= self._bounds.queued_bytes
             if full:
                 self._lost += 1
+                self._unreported += 1
                 self._errors += 1
             else:
                 self._admit_lost()
@@ -152,6 +160,16 @@ class AuditTrail:
             head = self._head
         self._writer.poke()
         return head
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when every entry that was appended before is on the disk; those that were lost are not waited for.
+
+        Raises EnvironmentFault(operation="write") when the disk refuses, or does not answer in that time.
+        """
+        if self._writer.wait(self._writer.poke(), timeout_s):
+            return
+        why = self._problem or f"{self._path} is not written after {timeout_s:g} s: the disk hangs"
+        raise EnvironmentFault(why, operation="write", errno_name=self._errno_name)
 
     def _admit(self, body: str) -> None:
         if self._head:
@@ -161,9 +179,9 @@ class AuditTrail:
             self._queued_bytes += len(body)
 
     def _admit_lost(self) -> None:
-        if self._lost:
-            self._admit(chain.body_of(self._wall_ns(), "lost", "", {"entries": self._lost}))
-            self._lost = 0
+        if self._unreported:
+            self._admit(chain.body_of(self._wall_ns(), "lost", "", {"entries": self._unreported}))
+            self._unreported = 0
 
     def _seal(self, body: str) -> None:
         self._seq += 1
@@ -183,7 +201,7 @@ class AuditTrail:
         try:
             tail = chain.tail(self._directory)
         except EnvironmentFault as error:
-            self._fail(str(error))
+            self._fail(error)
             return False
         with self._lock:
             self._seq, self._head = tail.seq, tail.head
@@ -196,20 +214,21 @@ class AuditTrail:
                 self._seal(body)
         return True
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, problem: EnvironmentFault) -> None:
         with self._lock:
             self._errors += 1
-        self._problem = problem
+        self._problem, self._errno_name = str(problem), problem.errno_name
 
     def _write_out(self) -> bool:
-        """Write all that is queued; whether that succeeded."""
+        """Write all that is queued now, not what comes meanwhile; whether that succeeded."""
         if not self._head and not self._open():
             return False
-        while batch := self._batch():
+        last_seq = self._seq
+        while last_seq > self._seq - len(self._lines) and (batch := self._batch()):
             try:
                 self._write(b"".join(batch))
             except OSError as error:
-                self._fail(str(fault(f"{self._path} cannot be written, {self.queued} entries wait", error, "write")))
+                self._fail(fault(f"{self._path} cannot be written, {self.queued} entries wait", error, "write"))
                 return False
             self._progress = _Progress()
             with self._lock:
@@ -217,7 +236,9 @@ class AuditTrail:
                     self._lines.popleft()
                     self._queued_bytes -= len(line)
                 self._written_head = chain.line_hash(batch[-1][:-1])
-                self._admit_lost()
+                if self._unreported:
+                    self._admit_lost()
+                    last_seq = self._seq
         self._problem = self._grows
         return True
 
@@ -235,7 +256,7 @@ class AuditTrail:
 
     def _write(self, data: bytes) -> None:
         """Append the data, or what an earlier attempt left of it, and make it durable. Raises OSError."""
-        self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        make_directory(self._directory)
         if self._must_rotate(len(data)):
             self._rotate()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -284,5 +305,6 @@ class AuditTrail:
                 slots[number - 1].replace(slots[number])
             self._grows = None
         except OSError as error:
-            self._grows = str(fault(f"{self._path} cannot be rotated and grows on", error, "write"))
-            self._fail(self._grows)
+            trouble = fault(f"{self._path} cannot be rotated and grows on", error, "write")
+            self._grows = str(trouble)
+            self._fail(trouble)

@@ -121,24 +121,21 @@ class JournalStore:
         self._boot_id = _boot_id() if boot_id is None else boot_id
         self._writer = Background("journal", self._write_newest, retry_s)
         self._disk = threading.Lock()
-        self._changed = threading.Condition()
-        self._wanted = Journal()
-        self._asked = 0
-        self._durable = 0
-        self._attempts = 0
-        self._failure: tuple[int, EnvironmentFault] | None = None
-        """The last attempt, if it failed, with its number."""
+        self._lock = threading.Lock()
+        self._wanted: Journal | None = None
+        self._written: Journal | None = None
+        self._ticket = 0
+        self._fault: EnvironmentFault | None = None
 
     @property
     def problem(self) -> str | None:
         """Why the newest journal is not on disk; None once a write has succeeded again."""
-        failure = self._failure
-        return None if failure is None else str(failure[1])
+        return None if self._fault is None else str(self._fault)
 
     @property
     def durable(self) -> int:
         """The highest ticket of `save` whose journal, or a newer one, is safely on disk."""
-        return self._durable
+        return min(self._writer.done, self._ticket)
 
     def load(self) -> tuple[Journal, tuple[str, ...]]:
         """What was kept, and what was wrong as sentences. Raises nothing: what cannot be read is a problem."""
@@ -149,13 +146,11 @@ class JournalStore:
 
     def save(self, journal: Journal) -> int:
         """Hand over the newest journal; returns at once with a ticket to compare with `durable`."""
-        with self._changed:
-            if journal == self._wanted and self._asked:
-                return self._asked
-            self._wanted = journal
-            self._asked = ticket = self._asked + 1
-        self._writer.poke()
-        return ticket
+        with self._lock:
+            if journal != self._wanted:
+                self._wanted = journal
+                self._ticket = self._writer.poke()
+            return self._ticket
 
     def save_now(self, journal: Journal, timeout_s: float = 0.3) -> None:
         """Write this journal and return when it is durable.
@@ -163,45 +158,32 @@ class JournalStore:
         Raises EnvironmentFault(operation="write") when the disk refuses, or does not answer in that time; the journal is then
         still the one that the thread goes on trying to write.
         """
-        ticket = self.save(journal)
-        with self._changed:
-            before = self._attempts
-        self._writer.poke(urgent=True)
-        with self._changed:
-            self._changed.wait_for(lambda: self._durable >= ticket or self._failed_since(before), timeout_s)
-            if self._durable >= ticket:
-                return
-            failed = self._failed_since(before)
-        if failed is None:
-            raise EnvironmentFault(f"{self._file.path} is not written after {timeout_s:g} s: the disk hangs", operation="write")
-        raise EnvironmentFault(str(failed), operation=failed.operation, errno_name=failed.errno_name)
+        self.save(journal)
+        self.wait(timeout_s)
 
-    def _failed_since(self, attempts: int) -> EnvironmentFault | None:
-        failure = self._failure
-        return failure[1] if failure is not None and failure[0] > attempts else None
+    def wait(self, timeout_s: float) -> None:
+        """Return when the journal that was handed over last is durable. Raises EnvironmentFault as save_now does."""
+        if self._writer.wait(self._ticket, timeout_s):
+            return
+        if (fault := self._fault) is not None:
+            raise EnvironmentFault(str(fault), operation=fault.operation, errno_name=fault.errno_name)
+        raise EnvironmentFault(f"{self._file.path} is not written after {timeout_s:g} s: the disk hangs", operation="write")
 
     def _write_newest(self) -> bool:
         """Write the newest journal unless it is durable already; whether it is now."""
-        with self._changed:
-            journal, ticket = self._wanted, self._asked
-            if self._durable == ticket:
-                return True
-            self._attempts += 1
+        journal = self._wanted
+        if journal is None or journal is self._written:
+            return True
         try:
             with self._disk:
                 self._file.write(to_records(journal, self._boot_id))
         except EnvironmentFault as error:
-            with self._changed:
-                self._failure = (self._attempts, error)
-                self._changed.notify_all()
+            self._fault = error
             return False
-        with self._changed:
-            self._durable = ticket
-            self._failure = None
-            self._changed.notify_all()
+        self._fault, self._written = None, journal
         return True
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Try to write what is not durable yet, for at most that long; whether everything is."""
         self._writer.close(timeout_s)
-        return self._asked == self._durable
+        return self.durable == self._ticket
