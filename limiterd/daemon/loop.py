@@ -77,7 +77,7 @@ class Loop:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self.watch(self._wake_read.fileno(), self._on_wake)
-        self._signals: dict[int, Callable[[], None]] = {}
+        self._signals: dict[int, Callable[[], object]] = {}
         self._stopping = False
         self._thread = threading.get_ident()
         self._over = False
@@ -95,7 +95,7 @@ class Loop:
         with contextlib.suppress(OSError):  # a closed descriptor left the set by itself
             self._epoll.unregister(descriptor)
 
-    def on_signal(self, number: int, handler: Callable[[], None]) -> None:
+    def on_signal(self, number: int, handler: Callable[[], object]) -> None:
         """Call handler in the loop, not in the signal's own context; a signal that comes before run() is kept for it."""
         self._signals[number] = handler
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
