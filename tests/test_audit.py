@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limiterd.core.errors import EnvironmentFault
+from limiterd.store import audit
 from limiterd.store import hash_chain as chain
 from limiterd.store.audit import AuditTrail, Bounds
+from limiterd.store.last_firings import LastFirings
 from tests.examples import few
 from tests.netns import wait_for
 from tests.smalldisk import fill, on_tmpfs, remount, use_up_inodes
@@ -574,7 +576,7 @@ def test_no_file_is_missed_while_it_is_moved(tmp_path_factory: pytest.TempPathFa
     rotation, pace = _rotating(directory, head), iter(steps)
     whole = chain._open_part
 
-    def look(where: Path, name: str) -> chain._Part | None:
+    def look(where: Path, name: str) -> chain.Part | None:
         for _ in range(next(pace, 0)):
             next(rotation, None)
         return whole(where, name)
@@ -623,3 +625,59 @@ def test_writers_readers_and_rotation_go_together(tmp_path: Path) -> None:
         thread.join()
     assert not alarms
     assert trail.verify(trail.head).entries == 1500
+
+
+# ---- a bounded look, and the last firing of a link ------------------------------------------------------------
+
+
+def test_the_newest_entries_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is wanted, a bounded number of lines is looked at; where more may match, it is said from where on."""
+    monkeypatch.setattr(audit, "NEWEST", chain.Look(lines=10, size_bytes=1 << 20))
+    trail = AuditTrail(tmp_path)
+    for number in range(30):
+        trail.append("limit" if number == 3 else "noted", "eth0", {"number": number})
+    assert trail.close()
+    first = trail.newest(chain.Filter(), 5)
+    assert (numbers(first.entries), first.before_seq) == ([29, 28, 27, 26, 25], None)
+    none = trail.newest(chain.Filter(kinds={"limit"}), 5)
+    assert (none.entries, none.before_seq) == ((), 21)
+    rest = chain.read(
+        tmp_path, chain.Filter(kinds={"limit", "noted"}, before_seq=none.before_seq), waiting={}, limit=99, max_bytes=1 << 30
+    )
+    assert numbers(rest) == list(range(19, -1, -1))
+    parts = trail.open_parts()
+    assert numbers(chain.read(parts, chain.Filter(kinds={"limit"}), waiting={}, limit=5, max_bytes=1 << 30)) == [3]
+    assert chain.verify(parts, expected=chain.expectations(trail.written_head, None)).ok
+    chain.close(parts)
+
+
+def test_a_look_is_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long lines end a look sooner, but one line is always looked at."""
+    monkeypatch.setattr(audit, "NEWEST", chain.Look(lines=1000, size_bytes=5_000))
+    trail = AuditTrail(tmp_path)
+    for number in range(10):
+        trail.append("noted", "eth0", {"number": number, "x": "y" * (9_000 if number == 9 else 900)})
+    assert trail.close()
+    found = trail.newest(chain.Filter(), 100)
+    assert (numbers(found.entries), found.before_seq) == ([9], 10)
+
+
+def test_the_last_firing_of_each_link(tmp_path: Path) -> None:
+    """It is found through rotations, in memory and on disk; what an operator limited is none; nothing is read twice."""
+    trail = AuditTrail(tmp_path, bounds=Bounds(file_bytes=4_000, kept_files=50))
+    firings = LastFirings(tmp_path, trail)
+    assert firings.of("eth0") is None
+    expected: dict[str, int] = {}
+    for number in range(120):
+        interface = f"eth{number % 7}"
+        trail.append("limit", interface, {"number": number, "reason": "sustained" if number % 3 else "operator"})
+        if number % 3:
+            expected[interface] = number
+        if number % 10 == 0:
+            wait_for(lambda: not trail.queued, "it is on disk")
+        last = firings.of(interface)
+        assert (last.fields["number"] if last else None) == expected.get(interface)
+    assert trail.close()
+    again = LastFirings(tmp_path, trail)
+    assert {name: entry.fields["number"] for name in expected if (entry := again.of(name))} == expected
+    assert again.of("eth9") is None

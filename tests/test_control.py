@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError, Problem
 from limiterd.core.model import ControlConfig
-from limiterd.serve import control, protocol
+from limiterd.serve import control, peer_groups, protocol
 from limiterd.serve.control import ControlServer
-from limiterd.serve.control_client import call
+from limiterd.serve.control_client import call, call_for_files
 from limiterd.serve.protocol import Access, Answer, Call, Peer, Role
 from tests.netns import wait_for
 
@@ -608,14 +608,29 @@ def test_a_crowd_cannot_lock_root_out(daemon: Daemon, tmp_path: Path) -> None:
         server.close()
 
 
-def test_without_peer_groups_the_user_database_answers(
+def test_without_peer_groups_no_group_counts(
     server: ControlServer, daemon: Daemon, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the kernel does not tell a peer's groups, those of its user count."""
-    monkeypatch.setattr(control, "_SO_PEERGROUPS", 9999)
+    """Where the kernel does not tell a peer's groups, only the one of its credentials counts: given up rights stay given up."""
+    monkeypatch.setattr(peer_groups, "_SO_PEERGROUPS", 9999)
     call(path, "status")
-    name = pwd.getpwuid(os.getuid()).pw_name
-    assert daemon.calls[0].peer.gids == {os.getgid(), *os.getgrouplist(name, os.getgid())}
+    assert daemon.calls[0].peer.gids == {os.getgid()}
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("real_root")
+@pytest.mark.parametrize("count", [1, 256, 257, 3000])
+def test_any_number_of_groups_is_known(count: int) -> None:
+    """A process in hundreds of groups is in all of them and in no other, whatever the user database says."""
+    groups = list(range(70_000, 70_000 + count))
+    assert _as_user(65534, [65534, *groups], lambda: _speaks(groups)) == 0
+
+
+def _speaks(groups: list[int]) -> int:
+    """0 where a socket of this process tells these groups."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        return int(peer_groups.peer_groups(theirs) != frozenset(groups))
 
 
 # ---- the socket, the lock and the run directory --------------------------------------------------
@@ -827,6 +842,109 @@ def test_a_path_too_long_is_a_fault(tmp_path: Path) -> None:
     """A path that no socket can have raises the documented fault."""
     with pytest.raises(EnvironmentFault, match="cannot be made"):
         server_at(tmp_path / ("x" * 120)).start()
+
+
+# ---- the administrators' socket ----------------------------------------------------------------------
+
+
+def mode_of(path: str) -> tuple[int, int]:
+    """(mode, group) of a file."""
+    found = os.lstat(path)
+    return stat.S_IMODE(found.st_mode), found.st_gid
+
+
+def test_the_administrators_socket_is_private(server: ControlServer, daemon: Daemon, path: str) -> None:
+    """SOCKET.admin is the daemon's user's alone where no group is named, is tried first, and goes with the daemon."""
+    assert mode_of(protocol.admin_path(path))[0] == 0o600
+    Path(path).unlink()
+    call(path, "status")
+    assert daemon.calls[0].role is Role.ADMIN
+    server.close()
+    assert not os.path.lexists(protocol.admin_path(path))
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("real_root")
+def test_the_administrators_socket_follows_their_group(path: str) -> None:
+    """It is open to control.admin_group and to nobody else, whatever control.group is; a reload changes that."""
+    server, admins = server_at(path, group="users", admin_group="daemon"), grp.getgrnam("daemon").gr_gid
+    server.start()
+    assert mode_of(protocol.admin_path(path)) == (0o660, admins)
+    server.reconfigure(ControlConfig(path, "users", None))
+    assert mode_of(protocol.admin_path(path))[0] == 0o600
+    server.close()
+
+
+def test_the_administrators_socket_is_made_anew(server: ControlServer, path: str) -> None:
+    """It comes back by itself as the other one does."""
+    Path(protocol.admin_path(path)).unlink()
+    server._check_s = 0.0
+    server._poke()
+    wait_for(lambda: os.path.lexists(protocol.admin_path(path)), "it is there again")
+    assert mode_of(protocol.admin_path(path))[0] == 0o600
+
+
+def test_without_an_administrators_socket_the_other_serves(server: ControlServer, path: str) -> None:
+    """A daemon that has none, or a client that may not use it, is answered all the same."""
+    Path(protocol.admin_path(path)).unlink()
+    assert call(path, "status")
+
+
+def test_files_go_along_with_an_answer(server: ControlServer, daemon: Daemon, path: str, tmp_path: Path) -> None:
+    """Opened files reach the client, the server closes its own, and who asks without wanting them keeps none."""
+    names = [tmp_path / "new", tmp_path / "old"]
+    for name in names:
+        name.write_text(name.name)
+    before = open_files()
+    daemon.answer = lambda _call: Answer(
+        ok=True, data="x" * (1 << 20), descriptors=tuple(os.open(name, os.O_RDONLY) for name in names)
+    )
+    data, descriptors = call_for_files(path, "history.verify")
+    assert data == "x" * (1 << 20)
+    assert [os.read(descriptor, 10) for descriptor in descriptors] == [b"new", b"old"]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    call(path, "history.verify")
+    with connect(path) as client:
+        client.sendall(line("history.verify"))
+        wait_for(lambda: daemon.calls[2:], "asked, never read")
+    wait_for(lambda: not server._clients, "all have gone")
+    assert open_files() == before
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("real_root")
+def test_files_that_are_held_are_bounded(daemon: Daemon, tmp_path: Path) -> None:
+    """A user who never takes the files is told `busy` after some; root is answered, and so are other questions."""
+    path = reachable_by_all(tmp_path)
+    server = ControlServer(ControlConfig(path, "users"), daemon.handle)
+    server.start()
+    daemon.answer = lambda asked: Answer(
+        ok=True, data=0, descriptors=(os.open(tmp_path, os.O_RDONLY),) if asked.verb == "history.verify" else ()
+    )
+
+    def hold() -> int:
+        clients = [connect(path) for _ in range(control.MAX_HOLDERS + 3)]
+        for number, client in enumerate(clients):
+            client.sendall(line("history.verify"))
+            answer = json.loads(client.recv(1 << 16))
+            assert answer["ok"] is (number < control.MAX_HOLDERS)
+        call(path, "status")
+        assert exchange(path, line("history.verify"))["busy"]
+        return 0
+
+    assert _as_user(65534, [grp.getgrnam("users").gr_gid], hold) == 0
+    wait_for(lambda: not server._clients, "all have gone")
+    assert call(path, "history.verify") == 0
+    server.close()
+
+
+def reachable_by_all(directory: Path) -> str:
+    """A socket's path that any user may reach."""
+    directory.chmod(0o755)
+    for parent in directory.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    return str(directory / "control.sock")
 
 
 # ---- the client ----------------------------------------------------------------------------------

@@ -86,13 +86,24 @@ def _configured_socket(config: str) -> str:
 
 def ask(ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_s: float = ASK_TIMEOUT_S) -> dict[str, object]:
     """The daemon's data for one verb. Raises PeerError with the exit code and one sentence that says what to do."""
-    from limiterd.serve.control_client import call  # noqa: PLC0415 - not for help and usage errors
+    from limiterd.serve.control_client import close_all  # noqa: PLC0415 - not for help and usage errors
+
+    data, descriptors = ask_for_files(ns, verb, args, timeout_s=timeout_s)
+    close_all(descriptors)
+    return data
+
+
+def ask_for_files(
+    ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_s: float = ASK_TIMEOUT_S
+) -> tuple[dict[str, object], list[int]]:
+    """As `ask`, with the files that came along, to be closed."""
+    from limiterd.serve.control_client import call_for_files  # noqa: PLC0415 - not for help and usage errors
 
     try:
-        data = call(socket_path(ns), verb, dict(args or {}), timeout_s)
+        data, descriptors = call_for_files(socket_path(ns), verb, dict(args or {}), timeout_s)
     except PeerError as error:
         raise PeerError(advise(str(error), error.exit_code), exit_code=error.exit_code) from error
-    return dict(data) if isinstance(data, Mapping) else {"data": data}
+    return dict(data) if isinstance(data, Mapping) else {"data": data}, descriptors
 
 
 def advise(message: str, exit_code: int) -> str:

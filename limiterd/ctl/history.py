@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, Confi
 from limiterd.core.model import EventKind
 from limiterd.core.units import parse_wall
 from limiterd.ctl import format as fmt
-from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, json_argument, number, record, records, texts
+from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask_for_files, json_argument, number, record, records, texts
 from limiterd.ctl.format import PLAIN, Palette, clean
 from limiterd.ctl.terminal import complain, say, say_json, terminal
 from limiterd.ctl.values import past
@@ -117,7 +117,7 @@ def history(ns: argparse.Namespace) -> int:
     interface = ns.link or ns.interface
     filters = {"interface": interface, "kinds": ns.kind, "since": ns.since, "until": ns.until}
     args.update({key: value for key, value in filters.items() if value})
-    data = _asked(ns, "history", args, partial(_read, args))
+    data = _asked(ns, "history", args, lambda trail, told: _searched(trail, args, told))
     if ns.json:
         say_json(data)
         return EXIT_DONE
@@ -129,16 +129,35 @@ def history(ns: argparse.Namespace) -> int:
 # ---- without a daemon --------------------------------------------------------------------------------------
 
 
-def _asked(ns: argparse.Namespace, verb: str, args: Data, read: Callable[[Path], Data]) -> Data:
-    """The daemon's answer; where there is no daemon, what its files hold, if --config names them."""
+Trail = Path | Sequence[chain.Part]
+
+
+def _asked(ns: argparse.Namespace, verb: str, args: Data, read: Callable[[Trail, Data], Data]) -> Data:
+    """The daemon's answer; `read` completes it from the files that came along.
+
+    Where there is no daemon `read` makes it of what the files hold, if --config names them.
+    """
     try:
-        return ask(ns, verb, args, timeout_s=APPLY_TIMEOUT_S)
+        data, descriptors = ask_for_files(ns, verb, args, timeout_s=APPLY_TIMEOUT_S)
     except PeerError as error:
         directory = _state_directory(ns) if error.exit_code == EXIT_UNREACHABLE else None
         if directory is None:
             raise
         complain(f"{str(error).partition(';')[0]}; reading the files in {directory} instead")
-        return read(directory)
+        return read(directory, {"head": chain.tail(directory).head})
+    return completed(data, descriptors, read)
+
+
+def completed(data: Data, descriptors: Sequence[int], read: Callable[[Trail, Data], Data]) -> Data:
+    """The daemon's answer, with what `read` finds in the trail's files if they came along; they are closed."""
+    if not descriptors:
+        return data
+    parts = [chain.part_of(name, descriptor) for name, descriptor in zip(texts(data.get("files")), descriptors, strict=False)]
+    try:
+        return read(parts, data)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def _state_directory(ns: argparse.Namespace) -> Path | None:
@@ -153,20 +172,27 @@ def _state_directory(ns: argparse.Namespace) -> Path | None:
     return directory if (directory / chain.FILE_NAME).exists() else None
 
 
-def _read(args: Data, directory: Path) -> Data:
-    kinds, since, until = texts(args.get("kinds")), args.get("since"), args.get("until")
+def _searched(trail: Trail, args: Data, told: Data) -> Data:
+    """The entries that the daemon told, and older ones of the trail's files, as many as are wanted."""
+    kinds, since, until, before = texts(args.get("kinds")), args.get("since"), args.get("until"), told.get("before_seq")
     wanted = chain.Filter(
         interface=str(args["interface"]) if "interface" in args else None,
         kinds=kinds or None,
         since_wall_ns=None if since is None else parse_wall(str(since)),
         until_wall_ns=None if until is None else parse_wall(str(until)),
+        before_seq=before if isinstance(before, int) else None,
     )
-    found = chain.read(directory, wanted, waiting={}, limit=int(str(args["limit"])), max_bytes=_MOST_BYTES)
-    return {"entries": [jsonsafe.encode(entry) for entry in found], "head": chain.tail(directory).head}
+    newer = entries(told)
+    lacking = int(str(args["limit"])) - len(newer)
+    older = chain.read(trail, wanted, waiting={}, limit=lacking, max_bytes=_MOST_BYTES)
+    return {"entries": [*newer, *map(jsonsafe.encode, older)], "head": told.get("head")}
 
 
-def _check(head: str | None, directory: Path) -> Data:
-    return record(jsonsafe.encode(chain.verify(directory, expected={head: "the expected head"} if head else {})))
+def verified(trail: Trail, head: str | None, told: Data) -> Data:
+    """Whether the chain of the trail's files is whole and holds the head, and what the daemon says that it wrote last."""
+    written = told.get("written")
+    expected = chain.expectations(written if isinstance(written, str) else None, head)
+    return record(jsonsafe.encode(chain.verify(trail, expected=expected)))
 
 
 # ---- text --------------------------------------------------------------------------------------------------
@@ -262,7 +288,7 @@ def _field(key: str, value: object) -> str:
 
 
 def _verify(ns: argparse.Namespace) -> int:
-    data = _asked(ns, "history.verify", {"head": ns.head} if ns.head else {}, partial(_check, ns.head))
+    data = _asked(ns, "history.verify", {"head": ns.head} if ns.head else {}, lambda trail, told: verified(trail, ns.head, told))
     if ns.json:
         say_json(data)
     else:

@@ -24,7 +24,7 @@ from limiterd.config.override_files import Store
 from limiterd.core import status
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
 from limiterd.core.histogram import Buckets
-from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, PolicyMode, Reason, Rules, Status
+from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, PolicyMode, Rules, Status
 from limiterd.core.state import Output, State
 from limiterd.core.status import DaemonInfo, StatusSnapshot
 from limiterd.daemon import summary as words
@@ -47,6 +47,7 @@ from limiterd.serve.metrics import MetricsServer
 from limiterd.serve.protocol import Answer, Call
 from limiterd.store.audit import AuditTrail
 from limiterd.store.journal import JournalStore
+from limiterd.store.last_firings import LastFirings
 from limiterd.store.request_store import RequestStore
 from limiterd.systemd import Notifier
 
@@ -75,6 +76,7 @@ class Daemon:
         self.control = ControlServer(settings.control, self._answer, denied=self.denials.note)
         self.control.lock()
         self.audit = AuditTrail(state_directory)
+        self.last_firings = LastFirings(state_directory, self.audit)
         self.journal = JournalStore(state_directory)
         self.kernel = open_kernel(settings.sampling.source, settings.sampling.interval_ns)
         self.evidence = EvidenceSampler(self.kernel.sockets, boottime_ns)
@@ -296,8 +298,7 @@ class Daemon:
 
     def last_firing(self, interface: str) -> Mapping[str, object] | None:
         """The figures, samples and evidence of the link's last firing, from the audit trail."""
-        entries = self.audit.read(interface, {"limit", "would_limit", "noted"}, limit=20)
-        found = next((entry for entry in entries if entry.fields.get("reason") != Reason.OPERATOR), None)
+        found = self.last_firings.of(interface)
         return None if found is None else {"at": found.wall, "kind": found.kind, **found.fields}
 
     def tell(self, kind: str, interface: str, text: str, fields: Mapping[str, object], level: str = "info") -> None:
@@ -314,7 +315,8 @@ class Daemon:
         act = VERBS.get(call.verb)
         if act is None:
             raise PeerError(f"{call.verb}: there is no such verb", exit_code=EXIT_USAGE)
-        return Answer(ok=True, data=act(self, call.args, call.peer))
+        found = act(self, call.args, call.peer)
+        return found if isinstance(found, Answer) else Answer(ok=True, data=found)
 
     # ---- reload ----
 

@@ -23,7 +23,9 @@ from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
 from limiterd.daemon.actor import Actor, at_host, by
 from limiterd.daemon.approvals import Approvals
 from limiterd.daemon.reload import Reloading
+from limiterd.serve.protocol import Answer
 from limiterd.store.audit import AuditTrail
+from limiterd.store.hash_chain import Filter
 from limiterd.store.request_store import Approval, RequestInput, check_increase
 
 _HASH: Final = re.compile("[0-9a-f]{64}")
@@ -164,21 +166,31 @@ def _history(daemon: DaemonPort, args: Args, _: Actor) -> Data:
     kinds = args.get("kinds")
     if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
         raise PeerError("kinds must be a list of strings", exit_code=EXIT_USAGE)
-    entries = daemon.audit.read(
+    wanted = Filter(
         interface=text(args, "interface") if args.get("interface") is not None else None,
         kinds=frozenset(kinds) if kinds else None,
         since_wall_ns=moment(args, "since"),
         until_wall_ns=moment(args, "until"),
-        limit=min(number(args, "limit") or 50, 1000),
     )
-    return {"entries": [jsonsafe.encode(entry) for entry in entries], "head": daemon.audit.head}
+    head = daemon.audit.head
+    found = daemon.audit.newest(wanted, min(number(args, "limit") or 50, 1000))
+    data: dict[str, object] = {"entries": [jsonsafe.encode(entry) for entry in found.entries], "head": head}
+    return data if found.before_seq is None else _with_files(daemon, data | {"before_seq": found.before_seq})
+
+
+def _with_files(daemon: DaemonPort, data: Mapping[str, object]) -> Answer:
+    """The answer with the trail's files: who asks hashes and searches them at their own cost."""
+    parts = daemon.audit.open_parts()
+    return Answer(
+        ok=True, data={**data, "files": [part.name for part in parts]}, descriptors=tuple(part.descriptor for part in parts)
+    )
 
 
 def _verify(daemon: DaemonPort, args: Args, _: Actor) -> Data:
     head = text(args, "head") if args.get("head") is not None else None
     if head is not None and not _HASH.fullmatch(head):
         raise PeerError("head must be the 64 hexadecimal digits of an audit_head", exit_code=EXIT_USAGE)
-    return jsonsafe.encode(daemon.audit.verify(head))
+    return _with_files(daemon, {"written": daemon.audit.written_head})  # the head is read first: the files then hold it
 
 
 # ---- the operator's hand -------------------------------------------------------------------------

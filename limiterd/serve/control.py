@@ -6,7 +6,8 @@ bounds on both; further clients are told `busy`, the silent ones first, and conn
 workers carry questions to `handle`, which may block; each rests in proportion to the processor time that a question took,
 and one at a time writes out its answer. So no client, slow, silent, mad or many, costs more than a part of one core.
 
-The last places are kept for root, so that a crowd cannot lock the administrator out.
+Root and administrators have a socket of their own, SOCKET.admin, which nobody else can connect to, and whose queue nobody
+else can fill; they have a worker of their own, and the last places are theirs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import contextlib
 import grp
 import os
 import pwd
-import queue
 import selectors
 import socket
 import struct
@@ -35,6 +35,8 @@ from limiterd.core.errors import (
     PeerError,
 )
 from limiterd.core.model import ControlConfig
+from limiterd.serve.job_queue import JobQueue
+from limiterd.serve.peer_groups import peer_groups
 from limiterd.serve.protocol import (
     BUSY,
     DEFECT,
@@ -43,15 +45,19 @@ from limiterd.serve.protocol import (
     Answer,
     Call,
     Peer,
+    Role,
+    admin_path,
     parse_request,
     refusal,
     render,
 )
-from limiterd.serve.unix_listener import OwnedSocket
+from limiterd.serve.unix_listener import InstanceLock, OwnedSocket
 
 MAX_CLIENTS: Final = 32
 MAX_CLIENTS_OF_ONE_UID: Final = 16
-RESERVED_FOR_ROOT: Final = 4
+RESERVED_FOR_ADMINS: Final = 4
+MAX_HOLDERS: Final = 8
+"""So many clients, beside administrators, may hold files that they were sent."""
 WORKERS: Final = 4
 _OUTSTANDING_BYTES: Final = 32 << 20
 _BREATHER_S: Final = 0.05
@@ -62,8 +68,6 @@ _REST_PER_WORK: Final = 8
 _CHECK_S: Final = 2.0
 _SILENCE_S: Final = 0.05
 _SEND_BYTES: Final = 256 << 10
-_SO_PEERGROUPS: Final = 59
-"""Linux 4.13, asm-generic/socket.h; the socket module has no name for it."""
 _BUSY_LINE: Final = render(BUSY)
 _UNNAMED: Final = "none"
 """The verb under which questions are counted that never named a known one."""
@@ -98,12 +102,7 @@ def _peer(connection: socket.socket) -> Peer:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = str(uid)
-    try:
-        packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
-        groups = [group for (group,) in struct.iter_unpack("I", packed)]
-    except OSError:  # an older kernel, or more than 256 groups
-        groups = os.getgrouplist(name, gid)
-    return Peer(pid, uid, frozenset({gid, *groups}), name)
+    return Peer(pid, uid, frozenset({gid, *peer_groups(connection)}), name)
 
 
 # ---- the server ----------------------------------------------------------------------------------
@@ -118,6 +117,13 @@ def _selector_and_wake(listener: socket.socket) -> tuple[selectors.BaseSelector,
         raise EnvironmentFault(f"the control socket cannot be served: {error.strerror}", operation="control") from error
 
 
+def _closed(descriptors: tuple[int, ...]) -> tuple[int, ...]:
+    """Close them; what is left."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return ()
+
+
 @dataclass(slots=True, eq=False)
 class _Client:
     """One connection: reading until the line is whole, then with a worker, then writing."""
@@ -127,7 +133,16 @@ class _Client:
     deadline_s: float
     received: bytearray = field(default_factory=bytearray)
     answer: memoryview = field(default_factory=lambda: memoryview(b""))
+    descriptors: tuple[int, ...] = ()
     at_work: bool = False
+    admin: bool = False
+    holds_files: bool = False
+    """It has been sent files and has not hung up: until then they count as the daemon's, in the kernel's books."""
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is the client's turn, for which there is a deadline."""
+        return not (self.at_work or self.holds_files)
 
 
 class ControlServer:
@@ -148,7 +163,9 @@ class ControlServer:
         self._denied = denied
         self._read_deadline_s = read_deadline_s
         self._write_deadline_s = write_deadline_s
-        self._owned = OwnedSocket(config.socket)
+        self._lock = InstanceLock(config.socket)
+        self._owned = OwnedSocket(config.socket, self._lock)
+        self._owned_admin = OwnedSocket(admin_path(config.socket), self._lock, private=True)
         self._access = Access(None, None, os.geteuid())
         self._counts: Counter[tuple[str, str]] = Counter()
         self._count_lock = threading.Lock()
@@ -157,11 +174,12 @@ class ControlServer:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._workers: list[threading.Thread] = []
-        self._jobs: queue.SimpleQueue[_Client | None] = queue.SimpleQueue()
-        self._answered: deque[tuple[_Client, bytes]] = deque()
+        self._jobs: JobQueue[_Client] = JobQueue()
+        self._answered: deque[tuple[_Client, bytes, tuple[int, ...]]] = deque()
         self._clients: set[_Client] = set()
         self._outstanding_bytes = 0
         self._listener: socket.socket | None = None
+        self._admin_listener: socket.socket | None = None
         self._resume_s: float | None = None
         self._accepts_since_s = 0.0
         self._accepts = 0
@@ -185,7 +203,7 @@ class ControlServer:
 
     def lock(self) -> None:
         """Become the one instance. Raises EnvironmentFault: operation "instance" when another one runs, else "control"."""
-        self._owned.lock()
+        self._lock.lock()
 
     def start(self) -> None:
         """Serve. Raises EnvironmentFault as `lock` does or when the socket cannot be made; may be called again then."""
@@ -193,6 +211,7 @@ class ControlServer:
             self.lock()
             self._access = access_of(self._config)
             self._listener = self._owned.bind(*self._socket_gids())
+            self._admin_listener = self._owned_admin.bind(self._access.admin_gid)
             self._selector, self._wake = _selector_and_wake(self._listener)
         except EnvironmentFault as error:
             self._problem = str(error)
@@ -200,6 +219,7 @@ class ControlServer:
         self._problem = None
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
         self._selector.register(self._listener, selectors.EVENT_READ, self._on_connect)
+        self._selector.register(self._admin_listener, selectors.EVENT_READ, self._on_admin)
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
@@ -213,6 +233,7 @@ class ControlServer:
         before, self._access = self._access, access
         try:
             self._owned.admit(*self._socket_gids())
+            self._owned_admin.admit(access.admin_gid)
         except EnvironmentFault:
             self._access = before
             raise
@@ -223,8 +244,7 @@ class ControlServer:
         self._closing.set()
         if self._thread is not None:
             self._poke()
-            for _ in self._workers:
-                self._jobs.put(None)
+            self._jobs.close()
             deadline_s = time.monotonic() + timeout_s
             threads = (self._thread, *self._workers)
             for thread in threads:
@@ -233,6 +253,8 @@ class ControlServer:
                 os.close(self._wake)  # else it stays: its number must not become somebody else's file
             self._thread = None
         self._owned.close()
+        self._owned_admin.close()
+        self._lock.close()
 
     # ---- the sockets' thread
 
@@ -251,12 +273,13 @@ class ControlServer:
                 self._problem = "the control socket's thread ended by a defect; the log has the details, a restart brings it back"
             for client in tuple(self._clients):
                 self._end(client)
-            if self._listener is not None:
-                self._listener.close()
+            for listener in (self._listener, self._admin_listener):
+                if listener is not None:
+                    listener.close()
             self._selector.close()
 
     def _pause_s(self) -> float:
-        times = [client.deadline_s for client in self._clients if not client.at_work]
+        times = [client.deadline_s for client in self._clients if client.is_timed]
         times.append(self._check_s)
         if self._resume_s is not None:
             times.append(self._resume_s)
@@ -264,7 +287,7 @@ class ControlServer:
 
     def _on_time(self) -> None:
         now_s = time.monotonic()
-        for client in [client for client in self._clients if not client.at_work and client.deadline_s <= now_s]:
+        for client in [client for client in self._clients if client.is_timed and client.deadline_s <= now_s]:
             self._on_deadline(client)
         if self._resume_s is not None and self._resume_s <= now_s:
             self._resume_s = None
@@ -282,7 +305,8 @@ class ControlServer:
         self._reply(client, render(Answer.failed(f"no whole request within {self._read_deadline_s:g} s", EXIT_USAGE)))
 
     def _keep_listening(self) -> None:
-        """Make the socket anew when somebody removed it."""
+        """Make the sockets anew when somebody removed them."""
+        self._keep_admin_listening()
         if self._owned.stands() or self._resume_s is not None:
             return
         if self._listener is not None:
@@ -296,6 +320,28 @@ class ControlServer:
             return
         self._selector.register(self._listener, selectors.EVENT_READ, self._on_connect)
         self._problem = None
+
+    def _keep_admin_listening(self) -> None:
+        if self._owned_admin.stands():
+            return
+        if self._admin_listener is not None:
+            self._selector.unregister(self._admin_listener)
+            self._admin_listener.close()
+            self._admin_listener = None
+        try:
+            self._admin_listener = self._owned_admin.bind(self._access.admin_gid)
+        except EnvironmentFault as error:
+            self._problem = str(error)
+            return
+        self._selector.register(self._admin_listener, selectors.EVENT_READ, self._on_admin)
+        self._problem = None
+
+    def _on_admin(self) -> None:
+        try:
+            connection, _address = self._admin_listener.accept()  # type: ignore[union-attr]  # it called
+        except OSError:  # gone again; or out of descriptors, of which the other listener tells
+            return
+        self._admit(connection)
 
     def _on_connect(self) -> None:
         now_s = time.monotonic()
@@ -321,9 +367,10 @@ class ControlServer:
 
     def _admit(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        _pid, uid, _gid = _credentials(connection)
+        _pid, uid, gid = _credentials(connection)
         client = _Client(connection, uid, time.monotonic() + self._read_deadline_s)
-        if not self._has_room(uid):
+        client.admin = self._access.role_of(uid, frozenset({gid, *peer_groups(connection)})) is Role.ADMIN
+        if not self._has_room(client):
             silent = self._longest_silent(uid)
             self._send_away(silent or client)
             if silent is None:
@@ -331,15 +378,16 @@ class ControlServer:
         self._clients.add(client)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._on_readable(client))
 
-    def _has_room(self, uid: int) -> bool:
-        limit = MAX_CLIENTS if uid in {0, self._access.own_uid} else MAX_CLIENTS - RESERVED_FOR_ROOT
-        of_this_uid = sum(client.uid == uid for client in self._clients)
-        return len(self._clients) < limit and (uid == 0 or of_this_uid < MAX_CLIENTS_OF_ONE_UID)
+    def _has_room(self, client: _Client) -> bool:
+        held = [other for other in self._clients if not other.holds_files]
+        limit = MAX_CLIENTS if client.admin else MAX_CLIENTS - RESERVED_FOR_ADMINS
+        of_this_uid = sum(other.uid == client.uid for other in held)
+        return len(held) < limit and (client.uid == 0 or of_this_uid < MAX_CLIENTS_OF_ONE_UID)
 
     def _longest_silent(self, uid: int) -> _Client | None:
         """The client of this user that has waited longest without a byte; the newcomer takes its place, and nobody else's."""
         latest_s = time.monotonic() + self._read_deadline_s - _SILENCE_S
-        silent = [c for c in self._clients if c.uid == uid and not (c.received or c.answer or c.at_work)]
+        silent = [c for c in self._clients if c.uid == uid and not (c.received or c.answer or c.at_work or c.holds_files)]
         return min((c for c in silent if c.deadline_s < latest_s), key=lambda c: c.deadline_s, default=None)
 
     def _send_away(self, client: _Client) -> None:
@@ -364,7 +412,7 @@ class ControlServer:
             self._selector.unregister(client.connection)
             client.at_work = True
             self._staff()
-            self._jobs.put(client)
+            self._jobs.put(client, client.uid, first=client.admin)
         elif not data:
             self._end(client)
         elif len(client.received) > MAX_REQUEST_BYTES:
@@ -377,9 +425,13 @@ class ControlServer:
         while self._answered:
             self._reply(*self._answered.popleft())
 
-    def _reply(self, client: _Client, answer: bytes) -> None:
-        if self._outstanding_bytes + len(answer) > _OUTSTANDING_BYTES:
-            answer = _BUSY_LINE
+    def _reply(self, client: _Client, answer: bytes, descriptors: tuple[int, ...] = ()) -> None:
+        holders = sum(other.holds_files and not other.admin for other in self._clients)
+        crowded = bool(descriptors) and holders >= MAX_HOLDERS and not client.admin
+        if crowded or self._outstanding_bytes + len(answer) > _OUTSTANDING_BYTES:
+            answer, descriptors = _BUSY_LINE, _closed(descriptors)
+        client.descriptors = descriptors
+        client.holds_files = bool(descriptors)
         client.at_work = False
         client.answer = memoryview(answer)
         client.deadline_s = time.monotonic() + self._write_deadline_s
@@ -390,20 +442,24 @@ class ControlServer:
 
     def _on_writable(self, client: _Client) -> None:
         try:
-            sent = client.connection.send(client.answer[:_SEND_BYTES])
+            sent = socket.send_fds(client.connection, [client.answer[:_SEND_BYTES]], client.descriptors)
         except BlockingIOError:
             return
         except OSError:
             self._end(client)
             return
+        client.descriptors = _closed(client.descriptors)
         self._outstanding_bytes -= sent
         client.answer = client.answer[sent:]
-        if not client.answer:
+        if client.holds_files and not client.answer:
+            self._selector.modify(client.connection, selectors.EVENT_READ, lambda: self._end(client))
+        elif not client.answer:
             self._end(client)
 
     def _end(self, client: _Client) -> None:
         self._outstanding_bytes -= len(client.answer)
         self._clients.discard(client)
+        client.descriptors = _closed(client.descriptors)
         with contextlib.suppress(KeyError):
             self._selector.unregister(client.connection)
         client.connection.close()
@@ -417,24 +473,30 @@ class ControlServer:
     def _staff(self) -> None:
         """As many workers as there should be: one that died of a defect is replaced."""
         self._workers = [worker for worker in self._workers if worker.is_alive()]
-        while len(self._workers) < WORKERS:
-            worker = threading.Thread(target=self._work, name="control-worker", daemon=True)
-            self._workers.append(worker)
-            worker.start()
+        missing = WORKERS + 1 - len(self._workers)
+        if not any(worker.name == "control-admin" for worker in self._workers):
+            self._workers.append(threading.Thread(target=self._work, args=(True,), name="control-admin", daemon=True))
+            self._workers[-1].start()
+            missing -= 1
+        for _ in range(missing):
+            self._workers.append(threading.Thread(target=self._work, args=(False,), name="control-worker", daemon=True))
+            self._workers[-1].start()
 
-    def _work(self) -> None:
-        while (client := self._jobs.get()) is not None and not self._closing.is_set():
+    def _work(self, admins_only: bool) -> None:  # noqa: FBT001  # a thread's one argument
+        while (client := self._jobs.get(first_only=admins_only)) is not None:
             answer = render(DEFECT)
+            descriptors: tuple[int, ...] = ()
             began_s = time.thread_time()
             try:
-                answer = self._serve(client)
+                answer, descriptors = self._serve(client)
             finally:  # also when a defect ends this thread: threading.excepthook tells of it, the peer has its answer
-                self._answered.append((client, answer))
+                self._answered.append((client, answer, descriptors))
                 self._poke()
             worked_s = time.thread_time() - began_s
-            self._closing.wait(min(max(_LEAST_REST_S, _REST_PER_WORK * worked_s), _LONGEST_REST_S))
+            rest_s = 0.0 if client.admin else min(max(_LEAST_REST_S, _REST_PER_WORK * worked_s), _LONGEST_REST_S)
+            self._closing.wait(rest_s)
 
-    def _serve(self, client: _Client) -> bytes:
+    def _serve(self, client: _Client) -> tuple[bytes, tuple[int, ...]]:
         line, _newline, _rest = bytes(client.received).partition(b"\n")
         verb, result = _UNNAMED, "error"
         try:
@@ -443,11 +505,11 @@ class ControlServer:
             verb, args = parse_request(line)
             answer = self._answer(client, verb, args)
             result = _RESULTS.get(answer.exit_code, "error")
-            with self._rendering:
-                return render(answer)
+            with contextlib.nullcontext() if client.admin else self._rendering:
+                return render(answer), answer.descriptors
         except LimiterdError as error:
             result = _RESULTS.get(error.exit_code, "error")
-            return render(Answer.failed(str(error), error.exit_code))
+            return render(Answer.failed(str(error), error.exit_code)), ()
         finally:
             self._count(verb, result)
 

@@ -16,6 +16,12 @@ if TYPE_CHECKING:  # clients have no use for the model
 VERSION: Final = 1
 MAX_REQUEST_BYTES: Final = 64 << 10
 MAX_ANSWER_BYTES: Final = 16 << 20
+MAX_DESCRIPTORS: Final = 64
+
+
+def admin_path(socket_path: str) -> str:
+    """The socket of root and the administrators, beside the one for everybody."""
+    return f"{socket_path}.admin"
 
 
 class Role(StrEnum):
@@ -68,13 +74,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of it; data is anything that jsonsafe.dump takes. exit_code is what limiterctl ends with."""
+    """What came of it; data is anything that jsonsafe.dump takes. exit_code is what limiterctl ends with.
+
+    descriptors are files that go along with it (SCM_RIGHTS); the server closes its own ones.
+    """
 
     ok: bool
     data: object = None
     exit_code: int = 0
     error: str = ""
     busy: bool = False
+    descriptors: tuple[int, ...] = ()
 
     @staticmethod
     def failed(error: str, exit_code: int = EXIT_FAILED) -> Answer:

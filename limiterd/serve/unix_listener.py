@@ -4,7 +4,7 @@
 bind. Where anybody else could have put things under these names (a run directory that others may write to, a link, a foreign
 owner, something that is no socket) it refuses and says what to do, rather than follow or delete.
 
-The socket is born 0600, gets its group, and only then opens to 0660: at no instant can a wrong group connect. The mode is set on
+A socket is born 0600, gets its group, and only then opens to 0660: at no instant can a wrong group connect. The mode is set on
 the descriptor before bind, which the kernel takes over, and not by umask, which would strike other threads' files too. A file
 has one group; another one is let in by an access list (acl(5)), where the file system keeps such.
 """
@@ -88,17 +88,19 @@ def is_owned(path: str | Path) -> bool:
     return False
 
 
-class OwnedSocket:
-    """The lock and the socket of one path. One thread at a time."""
+class InstanceLock:
+    """The lock of one path. One thread at a time."""
 
     def __init__(self, path: str | Path) -> None:
-        """Name the socket; nothing is touched yet."""
+        """Name the socket that it belongs to; nothing is touched yet."""
         self.path = Path(path)
         self._lock_path = self.path.with_name(self.path.name + ".lock")
         self._lock: int | None = None
-        self._inode: tuple[int, int] | None = None
-        self.excluded = False
-        """Whether the second group is left out, because the file system keeps no access lists."""
+
+    @property
+    def held(self) -> bool:
+        """Whether this is the one instance."""
+        return self._lock is not None
 
     def lock(self) -> None:
         """Become the one instance; does nothing when it is already.
@@ -143,12 +145,31 @@ class OwnedSocket:
             if error.errno != errno.ENOSPC:  # the pid in it is a courtesy; the lock itself needs no room
                 raise fault(f"{self._lock_path} cannot be locked", error, _OPERATION) from error
 
+    def close(self) -> None:
+        """Give it up."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+class OwnedSocket:
+    """The socket of one path, bound under a lock. One thread at a time."""
+
+    def __init__(self, path: str | Path, lock: InstanceLock, *, private: bool = False) -> None:
+        """Name the socket; nothing is touched yet. A private one without a group is its owner's alone."""
+        self.path = Path(path)
+        self._lock = lock
+        self._private = private
+        self._inode: tuple[int, int] | None = None
+        self.excluded = False
+        """Whether the second group is left out, because the file system keeps no access lists."""
+
     def bind(self, gid: int | None, also_gid: int | None = None) -> socket.socket:
         """Listen at the path, open to this group (None: the daemon's own) and that one, in place of a stale socket.
 
         Raises EnvironmentFault(operation="control"). The lock must be held.
         """
-        if self._lock is None:
+        if not self._lock.held:
             raise EnvironmentFault("the socket is bound under its lock only", operation=_OPERATION)
         _check_directory(self.path.parent)
         self._clear()
@@ -190,6 +211,7 @@ class OwnedSocket:
     def admit(self, gid: int | None, also_gid: int | None = None) -> None:
         """Open the bound socket to other groups. Raises EnvironmentFault(operation="control")."""
         wanted = os.getegid() if gid is None else gid
+        mode = 0o600 if self._private and gid is None else 0o660
         try:
             self.path.chmod(0o600)
             try:
@@ -197,7 +219,7 @@ class OwnedSocket:
                     os.chown(self.path, -1, wanted, follow_symlinks=False)
                 self._admit_also(None if also_gid == wanted else also_gid)
             finally:  # where the new group was refused, the old one is still served
-                self.path.chmod(0o660)
+                self.path.chmod(mode)
         except OSError as error:
             raise fault(f"{self.path} cannot be given to group {gid}", error, _OPERATION) from error
 
@@ -222,11 +244,8 @@ class OwnedSocket:
         return self._inode == (found.st_dev, found.st_ino)
 
     def close(self) -> None:
-        """Remove the socket if it is still ours, and give up the lock."""
+        """Remove the socket if it is still ours."""
         if self._inode is not None and self.stands():
             with contextlib.suppress(OSError):  # a read-only run directory: the next start clears it
                 self.path.unlink()
         self._inode = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None

@@ -30,6 +30,8 @@ from limiterd.store import hash_chain as chain
 
 _BATCH_BYTES: Final = 1 << 20
 _ANSWER_BYTES: Final = 4 << 20
+NEWEST: Final = chain.Look(lines=1000, size_bytes=4 << 20)
+"""How far back `newest` looks, whoever asks for whatever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +129,40 @@ class AuditTrail:
 
         Raises EnvironmentFault(operation="read").
         """
+        wanted = chain.Filter(interface, kinds, since_wall_ns, until_wall_ns)
+        return chain.read(self._directory, wanted, waiting=self.waiting(), limit=limit, max_bytes=_ANSWER_BYTES)
+
+    def newest(self, wanted: chain.Filter, limit: int) -> chain.Found:
+        """Those of the newest entries that are wanted, those that still wait for the disk included.
+
+        Looks no further back than NEWEST, so it costs little whatever is wanted. Raises EnvironmentFault(operation="read").
+        """
+        return chain.read_newest(self._directory, wanted, waiting=self.waiting(), limit=limit, look=NEWEST)
+
+    def waiting(self) -> dict[int, bytes]:
+        """The lines that are not safely on disk yet, by seq, oldest first."""
         with self._lock:
             first_seq = self._seq - len(self._lines) + 1
-            waiting = {seq: line[:-1] for seq, line in enumerate(self._lines, first_seq)}
-        wanted = chain.Filter(interface, kinds, since_wall_ns, until_wall_ns)
-        return chain.read(self._directory, wanted, waiting=waiting, limit=limit, max_bytes=_ANSWER_BYTES)
+            return {seq: line[:-1] for seq, line in enumerate(self._lines, first_seq)}
+
+    def open_parts(self) -> list[chain.Part]:
+        """The trail's files, opened to be read, newest first; whoever asked closes them.
+
+        Raises EnvironmentFault(operation="read").
+        """
+        return chain.open_parts(self._directory)
+
+    @property
+    def written_head(self) -> str | None:
+        """The hash of the line that this daemon wrote last, which the files must hold; None before the first."""
+        return None if self._written_head == chain.GENESIS else self._written_head
 
     def verify(self, expected_head: str | None = None) -> chain.Verification:
         """Follow the chain on disk; the end must hold what this daemon wrote last, and the expected head if one is given.
 
         Raises EnvironmentFault(operation="read").
         """
-        expected = {} if self._written_head == chain.GENESIS else {self._written_head: "what this daemon wrote last"}
-        if expected_head is not None:
-            expected[expected_head] = "the expected head"
-        return chain.verify(self._directory, expected=expected)
+        return chain.verify(self._directory, expected=chain.expectations(self.written_head, expected_head))
 
     # ---- telling
 

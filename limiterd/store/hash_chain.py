@@ -30,9 +30,12 @@ TORN: Final = "torn"
 MAX_LINE_BYTES: Final = 256 << 10
 _MAX_FIELDS_BYTES: Final = MAX_LINE_BYTES // 2
 _MAX_FIELDS_DEPTH: Final = jsonsafe.MAX_DEPTH - 2
+_SEQ_MARK: Final = b'{"seq":'
 _TAIL_BYTES: Final = 4 * MAX_LINE_BYTES
 _BLOCK_BYTES: Final = 64 << 10
 _MAX_FINDINGS: Final = 100
+_BEFORE_ALL: Final = 1 << 62
+"""A seq above all there are."""
 _LONGEST_HOLE: Final = 8
 """So many numbers without a file are looked at before the highest one is thought to be found."""
 
@@ -56,6 +59,13 @@ class Entry:
 def line_hash(line: bytes) -> str:
     """The hash of a line's bytes, without its newline."""
     return hashlib.sha256(line).hexdigest()
+
+
+def seq_of(line: bytes) -> int | None:
+    """A line's seq without parsing the rest; None for what is no line of a trail."""
+    head = line[: len(_SEQ_MARK) + 20].partition(b",")[0]
+    number = head.removeprefix(_SEQ_MARK)
+    return int(number) if head.startswith(_SEQ_MARK) and number.isdigit() else None
 
 
 def parse_line(line: bytes) -> Entry | None:
@@ -97,7 +107,7 @@ def seal(seq: int, body: str, prev: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """One opened file of the trail, as long as it was when it was opened."""
 
     name: str
@@ -121,29 +131,35 @@ def _listed(directory: Path) -> list[int]:
     return sorted(int(suffix) for suffix in suffixes if suffix.isascii() and suffix.isdecimal() and len(suffix) < 10)
 
 
-def _open_part(directory: Path, name: str) -> _Part | None:
+def part_of(name: str, descriptor: int) -> Part:
+    """A file that somebody opened, as long as it is now. Raises OSError; what is no regular file reads as empty."""
+    found = os.fstat(descriptor)
+    return Part(name, descriptor, found.st_size if stat.S_ISREG(found.st_mode) else 0, (found.st_dev, found.st_ino))
+
+
+def _open_part(directory: Path, name: str) -> Part | None:
     """One file of the trail, None where there is none of that name. Raises OSError, for a link too; a fifo reads as empty."""
     try:
         descriptor = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    found = os.fstat(descriptor)
-    return _Part(name, descriptor, found.st_size if stat.S_ISREG(found.st_mode) else 0, (found.st_dev, found.st_ino))
+    return part_of(name, descriptor)
 
 
-def _close(parts: Iterable[_Part]) -> None:
+def close(parts: Iterable[Part]) -> None:
+    """Close files that were opened."""
     for part in parts:
         os.close(part.descriptor)
 
 
-def _open_all(directory: Path) -> list[_Part]:
+def _open_all(directory: Path) -> list[Part]:
     """All files, newest first, however they are rotated meanwhile. Raises OSError.
 
     A rotation only ever moves a file one number up. So whoever looks at one number after the other comes upon every file that
     was there at the beginning; upon one that moves along several times, of which the last counts: by then nothing is added
     to it, and all that is older comes after it. While files are moved there is a hole between two of them: it is no end.
     """
-    parts: dict[tuple[int, int], _Part] = {}
+    parts: dict[tuple[int, int], Part] = {}
     number, missing, listed = 0, 0, _listed(directory)
     try:
         while missing <= _LONGEST_HOLE or (listed and listed[-1] >= number):
@@ -152,33 +168,43 @@ def _open_all(directory: Path) -> list[_Part]:
             part = _open_part(directory, _name(number))
             number, missing = number + 1, 0 if part else missing + 1
             if part is not None:
-                _close(earlier for earlier in [parts.pop(part.inode, None)] if earlier)
+                close(earlier for earlier in [parts.pop(part.inode, None)] if earlier)
                 parts[part.inode] = part
     except OSError:
-        _close(parts.values())
+        close(parts.values())
         raise
     return [*parts.values()]
 
 
-@contextmanager
-def _parts(directory: Path) -> Iterator[Sequence[_Part]]:
+def open_parts(directory: Path) -> list[Part]:
     """The trail's files, newest first: those that there were at the beginning, with no gap that a rotation makes.
+
+    Whoever opened them closes them. Raises EnvironmentFault(operation="read").
+    """
+    try:
+        return _open_all(directory)
+    except OSError as error:
+        raise fault(f"the audit trail in {directory} cannot be opened", error, "read") from error
+
+
+@contextmanager
+def opened(trail: Path | Sequence[Part]) -> Iterator[Sequence[Part]]:
+    """The files of a trail's directory, opened and closed again; or those that the caller has opened, as they are.
 
     Raises EnvironmentFault(operation="read"), also for what goes wrong while they are read.
     """
-    try:
-        parts = _open_all(directory)
-    except OSError as error:
-        raise fault(f"the audit trail in {directory} cannot be opened", error, "read") from error
+    parts = open_parts(trail) if isinstance(trail, Path) else trail
     try:
         yield parts
     except OSError as error:
-        raise fault(f"the audit trail in {directory} cannot be read", error, "read") from error
+        where = f" in {trail}" if isinstance(trail, Path) else ""
+        raise fault(f"the audit trail{where} cannot be read", error, "read") from error
     finally:
-        _close(parts)
+        if isinstance(trail, Path):
+            close(parts)
 
 
-def _backwards(part: _Part) -> Iterator[bytes]:
+def _backwards(part: Part) -> Iterator[bytes]:
     """A file's lines, last first; of a line that is far too long only pieces come."""
     rest = b""
     position = part.size
@@ -192,7 +218,7 @@ def _backwards(part: _Part) -> Iterator[bytes]:
         yield rest
 
 
-def _forwards(part: _Part) -> Iterator[tuple[int, bytes, bool]]:
+def _forwards(part: Part) -> Iterator[tuple[int, bytes, bool]]:
     """(number, line, whether a newline ends it), first line first; a line that is far too long comes in pieces."""
     rest = b""
     number = position = 0
@@ -220,7 +246,7 @@ class Tail:
 
 def tail(directory: Path) -> Tail:
     """Find where to go on, reading about a megabyte from the end at most. Raises EnvironmentFault(operation="read")."""
-    with _parts(directory) as parts:
+    with opened(directory) as parts:
         budget = _TAIL_BYTES
         head: str | None = None
         for part in parts:
@@ -240,12 +266,13 @@ def tail(directory: Path) -> Tail:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which entries are wanted; None = all. Wall-clock bounds in ns: since ≤ entry < until."""
+    """Which entries are wanted; None = all. Wall-clock bounds in ns: since ≤ entry < until; the seq is below before_seq."""
 
     interface: str | None = None
     kinds: Collection[str] | None = None
     since_wall_ns: int | None = None
     until_wall_ns: int | None = None
+    before_seq: int | None = None
 
     def marks(self) -> Sequence[Sequence[bytes]]:
         """Texts of which each accepted line holds one out of each group: a cheap test before the dear one."""
@@ -259,25 +286,42 @@ class Filter:
             and (self.kinds is None or entry.kind in self.kinds)
             and (self.since_wall_ns is None or entry.wall >= format_wall(self.since_wall_ns))
             and (self.until_wall_ns is None or entry.wall < format_wall(self.until_wall_ns))
+            and (self.before_seq is None or entry.seq < self.before_seq)
         )
 
 
-def _newest_seq(parts: Sequence[_Part]) -> int:
+def _newest_seq(parts: Sequence[Part]) -> int:
     entries = (parse_line(line) for part in parts for line in _backwards(part))
     return next((entry.seq for entry in entries if entry is not None), 0)
 
 
-def read(directory: Path, wanted: Filter, *, waiting: Mapping[int, bytes], limit: int, max_bytes: int) -> tuple[Entry, ...]:
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How far back is looked: at so many lines, and so many bytes of them."""
+
+    lines: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Entries, newest first. Where older ones were not looked at, before_seq is the seq of the oldest line that was."""
+
+    entries: tuple[Entry, ...]
+    before_seq: int | None = None
+
+
+def read(
+    trail: Path | Sequence[Part], wanted: Filter, *, waiting: Mapping[int, bytes], limit: int, max_bytes: int
+) -> tuple[Entry, ...]:
     """Newest first; of the `waiting` lines (by seq, oldest first) those that the files do not hold yet come before theirs.
 
     Stops at `limit` entries or about max_bytes of lines. Raises EnvironmentFault(operation="read").
     """
     found: list[Entry] = []
     wanted_marks = wanted.marks()
-    with _parts(directory) as parts:
-        newest = _newest_seq(parts) if waiting else 0
-        in_memory = (line for seq, line in reversed([*waiting.items()]) if seq > newest)
-        for line in chain(in_memory, *map(_backwards, parts)):
+    with opened(trail) as parts:
+        for line in newest_first(parts, waiting):
             if len(found) >= limit or max_bytes < 0:
                 break
             entry = parse_line(line) if all(any(mark in line for mark in marks) for marks in wanted_marks) else None
@@ -285,6 +329,42 @@ def read(directory: Path, wanted: Filter, *, waiting: Mapping[int, bytes], limit
                 found.append(entry)
                 max_bytes -= len(line)
     return tuple(found)
+
+
+def read_newest(directory: Path, wanted: Filter, *, waiting: Mapping[int, bytes], limit: int, look: Look) -> Found:
+    """As `read`, but never further back than `look` allows, whatever is wanted. Raises EnvironmentFault(operation="read")."""
+    found: list[Entry] = []
+    seq = _BEFORE_ALL
+    lines, size_bytes = 0, 0
+    with opened(directory) as parts:
+        for line in newest_first(parts, waiting):
+            if len(found) >= limit:
+                break
+            if lines >= look.lines or (lines and size_bytes + len(line) > look.size_bytes):
+                return Found(tuple(found), seq)
+            lines, size_bytes = lines + 1, size_bytes + len(line)
+            entry = parse_line(line)
+            if entry is not None:
+                seq = entry.seq
+                found += [entry] if wanted.accepts(entry) else []
+    return Found(tuple(found))
+
+
+def newest_first(parts: Sequence[Part], waiting: Mapping[int, bytes]) -> Iterator[bytes]:
+    """The lines, those of the `waiting` ones (by seq, oldest first) that no file holds yet before the files' own."""
+    newest = _newest_seq(parts) if waiting else 0
+    in_memory = (line for seq, line in reversed([*waiting.items()]) if seq > newest)
+    return chain(in_memory, *map(_backwards, parts))
+
+
+def entry(trail: Path | Sequence[Part], seq: int) -> Entry | None:
+    """The entry of this number, looked for in the one file that can hold it. Raises EnvironmentFault(operation="read")."""
+    with opened(trail) as parts:
+        for part in parts:
+            first = next((number for _, line, _ in _forwards(part) if (number := seq_of(line)) is not None), _BEFORE_ALL)
+            if first <= seq:
+                return next((parse_line(line) for line in _backwards(part) if seq_of(line) == seq), None)
+    return None
 
 
 # ---- verifying -----------------------------------------------------------------------------------
@@ -391,7 +471,13 @@ class _Walk:
             self.find(f"{self.place}: altered, or else the next line's prev: they do not fit together")
 
 
-def verify(directory: Path, *, expected: Mapping[str, str] | None = None) -> Verification:
+def expectations(written: str | None, head: str | None) -> dict[str, str]:
+    """What `verify` must find: the line that the daemon wrote last, and the one that the asker knows of."""
+    known = ((written, "what this daemon wrote last"), (head, "the expected head"))
+    return {hash_: words for hash_, words in known if hash_ is not None}
+
+
+def verify(trail: Path | Sequence[Part], *, expected: Mapping[str, str] | None = None) -> Verification:
     """Follow the chain through all files, oldest first.
 
     expected: hashes that some line must have, each with the words that name it in a finding ("the head logged at …"); so a
@@ -399,7 +485,7 @@ def verify(directory: Path, *, expected: Mapping[str, str] | None = None) -> Ver
     """
     missing = dict(expected or {})
     walk = _Walk()
-    with _parts(directory) as parts:
+    with opened(trail) as parts:
         for part in reversed(parts):
             ended = True
             for number, line, ended in _forwards(part):  # noqa: B007  # used below
