@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sim": set(),
     "recording": set(),
     "daemon": {"background", "config", "files", "json_codec", "kernel", "log", "serve", "store", "systemd"},
-    "ctl": {"cli", "config", "json_codec", "kernel", "recording", "serve", "store"},
+    "ctl": {"config", "json_codec", "kernel", "recording", "serve", "store"},
     "replay": {"config", "ctl", "daemon", "recording", "sim"},
     "demo": {"config", "ctl", "daemon", "kernel", "serve", "sim"},
     "cli": {"ctl"},

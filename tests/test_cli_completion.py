@@ -1,42 +1,63 @@
-"""Shell completions: made from the parser, committed, and in bash really completing."""
+"""Shell completions: made from the parser by shtab, committed, and in bash really completing."""
 
 from __future__ import annotations
 
 import subprocess
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from limiterd import cli
-from limiterd.ctl.completion import WRITERS, describe, paths, script
+from limiterd.ctl.completion import SHELLS
 from tests import needs
 
-DIRECTORY = Path(__file__).resolve().parent.parent / "completion"
-FILES = {"bash": "limiterctl.bash", "zsh": "_limiterctl", "fish": "limiterctl.fish"}
+ROOT = Path(__file__).resolve().parent.parent
+DIRECTORY = ROOT / "limiterd" / "ctl" / "completions"
 
 
-@pytest.mark.parametrize("shell", WRITERS)
-def test_the_committed_script_is_current(shell: str) -> None:
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script that makes the completions."""
+    pytest.importorskip("shtab", reason="shtab is not installed here (the extra `build`)")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return import_module("build_completion")
+
+
+def committed(shell: str) -> str:
+    """The completion script that is installed for a shell."""
+    return (DIRECTORY / SHELLS[shell]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_committed_script_is_current(shell: str, builder: ModuleType) -> None:
     """What is committed is what the parser gives now; `make docs` renews it."""
-    assert (DIRECTORY / FILES[shell]).read_text(encoding="utf-8") == script(shell)
+    assert committed(shell) == builder.script(shell)
 
 
-@pytest.mark.parametrize("shell", WRITERS)
-def test_every_verb_and_option_is_completed(shell: str) -> None:
+@pytest.mark.parametrize("shell", SHELLS)
+def test_limiterctl_prints_the_committed_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`limiterctl completion SHELL` prints what is installed, to the letter."""
+    assert cli.main(["completion", shell]) == 0
+    assert capsys.readouterr().out == committed(shell)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_verb_and_option_is_completed(shell: str, builder: ModuleType) -> None:
     """No word and no long option of the command line is missing from a script."""
-    text = script(shell)
-    for _, word in paths(describe("limiterctl", "", cli.build_parser())):
-        assert word.name in text
-        for option in word.options:
-            assert all(name.lstrip("-") in text for name in option.names)
+    text = committed(shell)
+    for action in builder.actions(cli.build_parser()):
+        for name in (*action.option_strings, *(action.choices or () if not action.option_strings else ())):
+            assert str(name).lstrip("-") in text
 
 
-@pytest.mark.parametrize("shell", WRITERS)
+@pytest.mark.parametrize("shell", SHELLS)
 def test_the_shell_accepts_the_script(shell: str) -> None:
     """The shell reads it without a complaint (where that shell is installed)."""
     needs.program(shell, shell)
     flag = "--no-execute" if shell == "fish" else "-n"
-    done = subprocess.run([shell, flag, "/dev/stdin"], input=script(shell), capture_output=True, text=True, check=False)
+    done = subprocess.run([shell, flag, "/dev/stdin"], input=committed(shell), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -44,10 +65,10 @@ def completed(*words: str) -> set[str]:
     """What bash offers for the last of these words."""
     ask = [
         "compopt() { :; }",  # what bash offers only while it completes
-        script("bash"),
+        committed("bash"),
         f"COMP_WORDS=({' '.join(map(repr, words))})",
         f"COMP_CWORD={len(words) - 1}",
-        "_limiterctl",
+        "_shtab_limiterctl",
         'printf "%s\\n" "${COMPREPLY[@]}"',
     ]
     done = subprocess.run(["bash", "-c", "\n".join(ask)], capture_output=True, text=True, check=True)
@@ -59,7 +80,8 @@ def completed(*words: str) -> set[str]:
     ("words", "offered"),
     [
         (["re"], {"reload", "release", "resume", "request", "requests", "replay", "record"}),
-        (["override", ""], {"add", "list", "revoke", "--help", "--config", "--socket"}),
+        (["override", ""], {"add", "list", "revoke"}),
+        (["override", "--"], {"--help", "--config", "--socket"}),
         (["override", "add", "--th"], {"--threshold"}),
         (["completion", ""], {"bash", "zsh", "fish"}),
         (["top", "--sort", ""], {"r", "n", "p"}),
