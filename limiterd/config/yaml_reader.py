@@ -7,8 +7,9 @@ line breaks have no place in it.
 
 How: the file is opened without following a link and without waiting for a fifo's other end, then judged by its
 descriptor (regular, owned by trusted hands, nobody else may write it, at most 256 KiB) and read once.
-libyaml's event stream (PyYAML's own parser where libyaml is missing) is folded into nodes that remember their place; an
-event stream never expands an alias and can be left at any event, so a bomb costs what its first bytes cost.
+libyaml's event stream (PyYAML's own parser where libyaml is missing) is read into nodes that remember their place; an
+event stream never expands an alias and can be left at any event, so a bomb costs what its first bytes cost. PyYAML's
+composer is not used: it would stop at the first alias, where here the reading goes on to find what else is wrong.
 
 Half-written files. A cut inside a value at the end of a file is refused: the last value must be followed by a newline or
 a comment, or close itself with a quotation mark or bracket. A cut between two entries cannot be told from a shorter file
@@ -21,7 +22,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -259,12 +260,11 @@ def _has_content(line: str) -> bool:
     return bool(bare) and not bare.startswith("#") and bare not in {"---", "..."}
 
 
-def _events(text: str) -> Iterator[yaml.Event]:
+def _events(text: str) -> Iterator[Any]:
     import yaml  # noqa: PLC0415 - 10 ms that only a process which reads YAML pays
 
     loader: type[yaml.BaseLoader | yaml.CBaseLoader] = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-    events: Iterator[yaml.Event] = yaml.parse(text, Loader=loader)
-    return events
+    return yaml.parse(text, Loader=loader)
 
 
 def _start(event: yaml.Event) -> Place:
@@ -278,153 +278,132 @@ def _end(event: yaml.Event) -> int:
 
 
 class _Composer:
-    """A stack of open collections; each event closes one, opens one or adds a scalar to the innermost."""
+    """Reads events into nodes, one level of the text a call. An event is judged before the next one is asked for."""
 
     def __init__(self, text: str, problems: Problems) -> None:
         self._text = text
         self._problems = problems
-        self._stack: list[tuple[Items | Table, Scalar | Refused | None]] = []
-        """Each open collection with the key that waits for its value."""
-        self._root: Node | None = None
+        self._events = _events(text)
         self._nodes = 0
-        self._documents = 0
         self._last: tuple[int, bool] = (0, True)
         """Where the last content ended, and whether it closed itself."""
 
     def run(self) -> Node | None:
         import yaml  # noqa: PLC0415 - see _events
 
+        root: Node | None = None
+        documents = 0
         try:
-            for event in _events(self._text):
-                self._take(event)
+            for event in self._events:
+                match type(event).__name__:
+                    case "StreamStartEvent" | "StreamEndEvent" | "DocumentEndEvent":
+                        pass
+                    case "DocumentStartEvent":
+                        documents += 1
+                        self._document(event, documents)
+                    case _:
+                        root = self._node(event, "", 0)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self._stop(START if mark is None else Place(mark.line + 1, mark.column + 1), _explain(error, self._text))
         except (yaml.YAMLError, ValueError) as error:  # ValueError: PyYAML's own parser, on an escape beyond Unicode
             self._stop(START, f"is not YAML: {' '.join(str(error).split())[:100]}")
-        self._check_end()
-        return self._root
+        self._check_end(root)
+        return root
 
     def _stop(self, place: Place, message: str) -> None:
         self._problems.add(place, "yaml", message)
         self._problems.raise_if_any()
 
-    def _path(self) -> str:
-        """The path of the node that comes next."""
-        parts = [
-            f"[{len(holder.items)}]" if isinstance(holder, Items) else f".{key.text[:40]}" if isinstance(key, Scalar) else ""
-            for holder, key in self._stack
-        ]
-        return "".join(parts).removeprefix(".") or "file"
-
-    def _take(self, event: yaml.Event) -> None:
-        kind = type(event).__name__
-        handler = _HANDLERS.get(kind)
-        if handler is not None:
-            handler(self, event)
-
-    def document(self, event: yaml.DocumentStartEvent) -> None:
-        self._documents += 1
+    def _document(self, event: yaml.DocumentStartEvent, number: int) -> None:
         place = _start(event)
-        if self._documents > 1:
+        if number > 1:
             self._stop(place, "a second document begins here; keep everything in one")
         if event.version or event.tags:
             self._problems.add(place, "yaml", "a % directive is not allowed; remove it")
 
-    def alias(self, event: yaml.AliasEvent) -> None:
-        place = _start(event)
-        message = f'the alias *{str(event.anchor)[:40]} is not allowed; write the value out, or quote a glob: "*…"'
-        self._problems.add(place, self._path(), message)
-        self._last = (_end(event), False)
-        self._put(Refused(place))
-
-    def scalar(self, event: yaml.ScalarEvent) -> None:
-        place = self._count(event)
-        refused = self._decorated(event, place)
-        self._last = (_end(event), event.style == '"')
-        self._put(Refused(place) if refused else Scalar(event.value, place, not event.style))
-
-    def open(self, event: yaml.CollectionStartEvent) -> None:
-        place = self._count(event)
-        self._decorated(event, place)
-        if len(self._stack) >= MAX_DEPTH:
-            self._stop(place, f"is nested deeper than {MAX_DEPTH} levels; no key of limiterd needs that")
-        empty: Items | Table = Table(place) if type(event).__name__ == "MappingStartEvent" else Items(place)
-        self._stack.append((empty, None))
-
-    def close(self, event: yaml.CollectionEndEvent) -> None:
-        node, _ = self._stack.pop()
-        if self._text[_end(event) - 1 : _end(event)] in ("]", "}") and _end(event) > self._last[0]:  # its bracket closes it
-            self._last = (_end(event), True)
-        self._put(node)
-
-    def _count(self, event: yaml.NodeEvent) -> Place:
-        place = _start(event)
+    def _node(self, event: Any, path: str, depth: int) -> Node:  # noqa: ANN401 - any of PyYAML's events
+        """Compose the node that an event begins."""
+        place, kind = _start(event), type(event).__name__
+        if kind == "AliasEvent":
+            hint = f'{_GENERATED}; or quote a glob: "*…"'
+            self._problems.add(place, path or "file", f"the alias *{str(event.anchor)[:40]} is not allowed; {hint}")
+            self._last = (_end(event), False)
+            return Refused(place)
         self._nodes += 1
         if self._nodes > MAX_NODES:
             self._stop(place, f"holds more than {MAX_NODES} values; split the file")
-        return place
+        refused = self._is_decorated(event, path, place)
+        if kind == "ScalarEvent":
+            self._last = (_end(event), event.style == '"')
+            return Refused(place) if refused else Scalar(event.value, place, not event.style)
+        if depth >= MAX_DEPTH:
+            self._stop(place, f"is nested deeper than {MAX_DEPTH} levels; no key of limiterd needs that")
+        return (self._table if kind == "MappingStartEvent" else self._items)(place, path, depth + 1)
 
-    def _decorated(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, place: Place) -> bool:
+    def _inner(self, end: str) -> Iterator[Any]:
+        """Yield the first event of each node up to the end of the collection."""
+        for event in self._events:
+            if type(event).__name__ == end:
+                at = _end(event)
+                if self._text[at - 1 : at] in ("]", "}") and at > self._last[0]:  # its bracket closes it
+                    self._last = (at, True)
+                return
+            yield event
+
+    def _items(self, place: Place, path: str, depth: int) -> Items:
+        node = Items(place)
+        for event in self._inner("SequenceEndEvent"):
+            node.items.append(self._node(event, f"{path}[{len(node.items)}]", depth))
+        return node
+
+    def _table(self, place: Place, path: str, depth: int) -> Table:
+        node = Table(place)
+        for event in self._inner("MappingEndEvent"):
+            key = self._key(node, self._node(event, path, depth), path)
+            inner = f"{path}.{key.text[:40]}".removeprefix(".") if key is not None else path
+            value = self._node(next(self._events), inner, depth)
+            if key is not None:
+                node.pairs[key.text] = (key, value)
+        return node
+
+    def _key(self, table: Table, key: Node, path: str) -> Scalar | None:
+        """Judge a mapping's key; one that is refused takes its value with it."""
+        if isinstance(key, Refused):
+            return None
+        if not isinstance(key, Scalar):
+            self._problems.add(key.place, path or "file", "a list or mapping cannot be a key; write `key: value`")
+        elif key.plain and key.text == "<<":
+            self._problems.add(key.place, path or "file", "the merge key << is not allowed; write the keys out")
+        elif key.text in table.pairs:
+            first, _ = table.pairs[key.text]
+            message = f"{key.text[:40]!r} is given twice, in line {first.place.line} and in line {key.place.line}; keep one"
+            self._problems.add(key.place, f"{path}.{key.text[:40]}".removeprefix("."), message)
+        else:
+            return key
+        return None
+
+    def _is_decorated(self, event: Any, path: str, place: Place) -> bool:  # noqa: ANN401 - of a scalar or collection
         """Note an anchor or tag."""
-        marks = [("tag ", event.tag, "!"), ("anchor &", event.anchor, "&")]
-        found = [(kind, text, sign) for kind, text, sign in marks if text is not None]
-        for kind, text, sign in found:
-            self._problems.add(
-                place, self._path(), f'the {kind}{text[:40]} is not allowed; quote a text that begins with "{sign}"'
-            )
-        return bool(found)
+        for kind, text, advice in (
+            ("tag ", event.tag, 'quote a text that begins with "!"'),
+            ("anchor &", event.anchor, f'{_GENERATED}; or quote a text that begins with "&"'),
+        ):
+            if text is not None:
+                self._problems.add(place, path or "file", f"the {kind}{text[:40]} is not allowed; {advice}")
+        return event.tag is not None or event.anchor is not None
 
-    def _put(self, node: Node) -> None:
-        if not self._stack:
-            self._root = node
-            return
-        holder, key = self._stack[-1]
-        if isinstance(holder, Items):
-            holder.items.append(node)
-        elif key is None:
-            self._stack[-1] = (holder, self._key(holder, node))
-        else:
-            self._stack[-1] = (holder, None)
-            if isinstance(key, Scalar):
-                holder.pairs[key.text] = (key, node)
-
-    def _key(self, holder: Table, node: Node) -> Scalar | Refused:
-        """Judge a mapping's key; a Refused one takes its value with it."""
-        if isinstance(node, Refused):
-            return node
-        if not isinstance(node, Scalar):
-            self._problems.add(node.place, self._path(), "a list or mapping cannot be a key; write `key: value`")
-        elif node.plain and node.text == "<<":
-            self._problems.add(node.place, self._path(), "the merge key << is not allowed; write the keys out")
-        elif node.text in holder.pairs:
-            first, _ = holder.pairs[node.text]
-            message = f"{node.text[:40]!r} is given twice, in line {first.place.line} and in line {node.place.line}; keep one"
-            path = f"{self._path()}.{node.text[:40]}".removeprefix("file.")
-            self._problems.add(node.place, path, message)
-        else:
-            return node
-        return Refused(node.place)
-
-    def _check_end(self) -> None:
+    def _check_end(self, root: Node | None) -> None:
         end, closed = self._last
         rest = self._text[end:]
-        bare = isinstance(self._root, Scalar) and not self._root.text  # only `---`: there is nothing to cut
+        bare = isinstance(root, Scalar) and not root.text  # only `---`: there is nothing to cut
         line_ended = self._text[:end].endswith("\n")  # a block scalar takes its newline in
         if not (closed or line_ended or bare or rest.strip(" \t")):
             message = "ends within a value, as a half-written file does; end the last line with a newline"
             self._problems.add(_place_after(self._text), "file", message)
 
 
-_HANDLERS: Final[dict[str, Callable[[_Composer, Any], None]]] = {
-    "DocumentStartEvent": _Composer.document,
-    "AliasEvent": _Composer.alias,
-    "ScalarEvent": _Composer.scalar,
-    "MappingStartEvent": _Composer.open,
-    "SequenceStartEvent": _Composer.open,
-    "MappingEndEvent": _Composer.close,
-    "SequenceEndEvent": _Composer.close,
-}
+_GENERATED: Final = "write the value out (yaml.dump does where its dumper's ignore_aliases returns True)"
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:

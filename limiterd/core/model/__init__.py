@@ -8,33 +8,36 @@ there before us). Nothing here computes; the rules live in the modules that use 
 from __future__ import annotations
 
 from limiterd.core.model.clock import DAY, HOUR, MINUTE, MS, SECOND, Now
-from limiterd.core.model.decisions import Decision, Journal, SavedQdisc, StrikeRecord
-from limiterd.core.model.links import Link, Snapshot
-from limiterd.core.model.rules import (
+from limiterd.core.model.config import (
     Config,
     ControlConfig,
-    Detect,
     Enforcement,
+    LogConfig,
+    MetricsConfig,
+    OnExit,
+    OverridesConfig,
+    Sampling,
+    Source,
+    StateConfig,
+    Tls,
+)
+from limiterd.core.model.decisions import Decision, Journal, SavedQdisc, StrikeRecord
+from limiterd.core.model.links import Link, Snapshot
+from limiterd.core.model.overrides import Override, OverrideAction
+from limiterd.core.model.policies import (
+    Detect,
     ForeignQdisc,
     Guard,
     GuardMode,
     Lifeline,
     Limit,
-    LogConfig,
     Match,
-    MetricsConfig,
-    OnExit,
-    Override,
-    OverrideAction,
     Policy,
     PolicyMode,
     Release,
     ReleaseMode,
-    Rules,
-    Sampling,
-    Source,
-    Tls,
 )
+from limiterd.core.model.rules import Rules
 from limiterd.core.model.tcobjects import (
     CLASS_DEFAULT,
     CLASS_EXEMPT,
@@ -117,6 +120,7 @@ __all__ = [
     "Override",
     "OverrideAction",
     "OverrideView",
+    "OverridesConfig",
     "Phase",
     "Policy",
     "PolicyMode",
@@ -130,6 +134,7 @@ __all__ = [
     "SavedQdisc",
     "Snapshot",
     "Source",
+    "StateConfig",
     "Status",
     "StrikeRecord",
     "TcActual",

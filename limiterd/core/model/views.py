@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from limiterd.core.model.rules import Override
+from limiterd.core.model.overrides import Override
 from limiterd.core.model.tcobjects import ClassStats
 from limiterd.core.model.verdicts import FaultReason, Phase
 
