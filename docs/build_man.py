@@ -118,7 +118,7 @@ def roff(block: list[str]) -> Iterator[str]:
 
 def page() -> str:
     """The whole page; the document's own title is the page's name."""
-    text = re.sub(r"\A# .*\n", "", SOURCE.read_text(encoding="utf-8"))
+    text = re.sub(r"\A# .*\n|<!--.*-->\n+", "", SOURCE.read_text(encoding="utf-8"))
     return HEAD + "\n".join(line for block in blocks(text) for line in roff(block)) + "\n" + TAIL
 
 

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "log": {"json_codec"},
     "systemd": set(),
     "config": {"files"},
-    "store": {"background", "config", "files", "json_codec"},
+    "store": {"background", "files", "json_codec"},
     "kernel": set(),
     "serve": {"files", "json_codec"},
     "sim": set(),
@@ -56,7 +56,7 @@ FENCES = {
 
 # fmt: off
 PURE_STDLIB = frozenset({
-    "__future__", "abc", "array", "bisect", "collections", "contextlib", "dataclasses", "datetime", "decimal", "enum",
+    "__future__", "abc", "array", "bisect", "collections", "contextlib", "dataclasses", "datetime", "decimal", "difflib", "enum",
     "errno", "fnmatch", "fractions", "functools", "hashlib", "heapq", "ipaddress", "itertools", "json", "math",
     "operator", "re", "string", "struct", "textwrap", "types", "typing",
 })

@@ -9,11 +9,13 @@ from typing import Any, Final
 from limiterd.config.yaml_reader import START, Place, Problems
 
 
-class _Invalid(Enum):
+class Invalid(Enum):
+    """The type of INVALID."""
+
     INVALID = "invalid"
 
 
-INVALID: Final = _Invalid.INVALID
+INVALID: Final = Invalid.INVALID
 """What reading a value returns after it noted a problem."""
 
 
@@ -31,7 +33,7 @@ class Context:
     entries: dict[str, Any] = field(default_factory=dict)
     """The entries of lists, by path; of one with invalid keys what could be read: is_valid() tells what counts."""
 
-    def fail(self, place: Place, path: str, message: str) -> _Invalid:
+    def fail(self, place: Place, path: str, message: str) -> Invalid:
         """Note a problem and return INVALID."""
         self.invalid.add(path)
         self.problems.add(place, path or "file", message)

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from limiterd.config import override_files as overrides
+from limiterd.config.conditions import ACROSS
+from limiterd.config.context import Context
 from limiterd.config.override_files import Found, Placed, Store
-from limiterd.config.schema import CONFIG, CONFIG_CHECKS
-from limiterd.config.values import Context
+from limiterd.config.reader import read
 from limiterd.config.yaml_reader import Items, Place, Problems, Table, compose, decode, read_bytes, shown
 from limiterd.core.errors import ConfigError, Problem
+from limiterd.core.keys import Section
 from limiterd.core.model import Config, Override, PolicyMode, Rules
 from limiterd.core.rule_changes import needs_restart
 
@@ -43,7 +45,7 @@ class Loaded:
 
     def unfit_after(self, before: Rules) -> list[Problem]:
         """What keeps a daemon that runs under `before` from following this load, although a start could."""
-        found = [_problem(self.context, *text.split(": ", 1)) for text in needs_restart(before, self.rules)]
+        found = [_problem(self.context, key, message) for key, message in needs_restart(before, self.rules)]
         if self.blank and self.rules.config != before.config:
             message = "is empty, which would mean all defaults; write the configuration, or a comment if defaults are meant"
             found.append(_problem(self.context, "file", message))
@@ -91,10 +93,10 @@ def _parse(data: bytes, file: str, *, paced: bool = True) -> _Parsed:
     context = Context(Problems(file), paced)
     try:
         root = compose(decode(data, file), context.problems)
-        made = Config() if root is None else CONFIG(root, "", context)
+        made = Config() if root is None else read(Section(Config), root, "", context)
         if isinstance(made, Config):
-            for check in CONFIG_CHECKS:
-                check(made, context)
+            for condition in ACROSS:
+                condition(made, context)
     except ConfigError as error:
         return _Parsed(None, error.problems, context)
     known = isinstance(made, Config) and context.is_valid("overrides") and context.is_valid("state")
@@ -109,7 +111,7 @@ def load(path: str | os.PathLike[str]) -> Config:
 
 def store_directory(config: Config) -> str:
     """Where the daemon keeps its own override records."""
-    return f"{config.state_directory.rstrip('/')}/overrides.d"
+    return f"{config.state.directory.rstrip('/')}/overrides.d"
 
 
 def load_rules(config_path: str | os.PathLike[str], *, host: str, paced: bool = True) -> Rules:
@@ -133,7 +135,7 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     if config is None:
         raise ConfigError(parsed.problems)
     digest = hashlib.sha256(data)  # of the texts one after the other: `cat limiterd.yaml overrides.d/*.yaml … | sha256sum`
-    theirs = overrides.read_directory(config.overrides_directory, digest=digest.update)
+    theirs = overrides.read_directory(config.overrides.directory, digest=digest.update, host=host)
     own = Store(store_directory(config)).load(digest=digest.update)
     records = [*theirs.records, *own.records]
     rules = Rules(
@@ -142,10 +144,10 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
         host=host,
         sha256=digest.hexdigest(),
     )
-    wrong = [*parsed.problems, *theirs.problems, *overrides.duplicates([*own.records, *theirs.records])]
+    wrong = [*parsed.problems, *theirs.problems, *overrides.duplicates([*own.ids, *theirs.ids])]
     if paced:
         wrong += _unknown_groups(config, parsed.context)
-    if not parsed.problems:
+    if parsed.context.is_valid("policies"):
         wrong += _clashes(theirs.records, rules, now_ns)
     if wrong:
         raise ConfigError(wrong)
@@ -215,7 +217,7 @@ def _check_these(paths: Sequence[str], host: str) -> tuple[tuple[Problem, ...], 
                 whole.notes += _policy_remarks(shown(path), rules)
                 whole.notes += map(str, _unknown_groups(parsed.config, parsed.context))  # the file may be for another machine
         whole.add(found)
-    whole.problems += overrides.duplicates(whole.records)
+    whole.problems += overrides.duplicates(whole.ids)
     if given and not whole.problems:
         whole.problems += _clashes(whole.records, rules, now_ns)
     whole.notes += _record_remarks((placed.record for placed in whole.records), rules, now_ns, configured=given)

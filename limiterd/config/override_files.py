@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from limiterd.config.schema import MAX_RECORDS, OVERRIDE, OVERRIDES
-from limiterd.config.values import Context
+from limiterd.config.context import Context
+from limiterd.config.reader import read
 from limiterd.config.yaml_reader import (
     ENDS_MARKED,
     MAX_DEPTH,
@@ -38,59 +38,75 @@ from limiterd.config.yaml_reader import (
     trusted,
 )
 from limiterd.core.errors import ConfigError, PeerError, Problem
+from limiterd.core.keys import Section, given, key, keys_of
+from limiterd.core.kinds import ListOf
 from limiterd.core.model import Override, OverrideAction, Policy, Rules
-from limiterd.core.policy import OverrideState, is_glob, override_state, policy_for
-from limiterd.core.units import exact_rate, exact_wall
+from limiterd.core.policy import OverrideState, host_matches, is_glob, override_state, policy_for
+from limiterd.core.units import exact_rate
 from limiterd.files import fault, sync_directory, write_atomic
 
 SUFFIXES: Final = (".yaml", ".yml")
 MAX_FILES: Final = 1000
+MAX_RECORDS: Final = 5000
+"""Override records in one file, and in all files of a directory."""
 MAX_TOTAL_BYTES: Final = 16 << 20
 """All files of one directory together."""
 OWN: Final = "state"
 """The origin of the daemon's own records."""
 
 
+class Spot(NamedTuple):
+    """Where an id stands: what is needed to tell of a second one."""
+
+    id: str
+    file: str
+    place: Place
+    path: str
+
+
 class Placed(NamedTuple):
-    """A record with the file that it stands in and its path there, to say where its keys are."""
+    """A record with the file that it stands in, its path there, and where its keys are."""
 
     record: Override
     file: str
     path: str
-    context: Context
-
-    def place(self, key: str = "") -> Place:
-        """Where the record, or a key of it, stands."""
-        return self.context.place_of(f"{self.path}.{key}" if key else self.path)
+    places: Mapping[str, Place]
 
     def problem(self, key: str, message: str) -> Problem:
         """Make a problem of this record's key."""
-        where = self.place(key)
-        return Problem(self.file, where.line, where.column, f"{self.path}.{key}", message)
+        line, column = self.places.get(key, self.places[""])
+        return Problem(self.file, line, column, f"{self.path}.{key}", message)
 
 
 @dataclass(slots=True)
 class Found:
-    """What a directory or file held: valid records, problems and remarks."""
+    """What a directory or file held: valid records, where every readable id stands, problems and remarks.
+
+    Records that are for other hosts are judged like all others, and then only counted.
+    """
 
     records: list[Placed] = field(default_factory=list)
+    ids: list[Spot] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    elsewhere: int = 0
 
     def add(self, other: Found) -> None:
         """Take in what another file held."""
         self.records += other.records
+        self.ids += other.ids
         self.problems += other.problems
         self.notes += other.notes
+        self.elsewhere += other.elsewhere
 
 
 # ---- reading ---------------------------------------------------------------------------------------
 
 
-def parse(data: bytes, file: str, *, origin: str | None = None) -> Found:
+def parse(data: bytes, file: str, *, origin: str | None = None, host: str | None = None) -> Found:
     """Read the bytes of an override file. Never raises: what is wrong is in the answer, beside the records that are right.
 
-    origin is what the records carry; by default the file and the line.
+    origin is what the records carry; by default the file and the line. host: only records that can apply there are kept.
     """
     found = Found()
     context = Context(Problems(file))
@@ -99,18 +115,40 @@ def parse(data: bytes, file: str, *, origin: str | None = None) -> Found:
         if root is None:
             context.problems.add(START, "overrides", "no record is in this file; write `overrides: []` for none, or remove it")
         else:
-            OVERRIDES(root, "", context)
+            read(_FILE, root, "", context)
         context.problems.raise_if_any()
     except ConfigError as error:
         found.problems.extend(error.problems)
-    for path, part in context.parts.items():
-        if isinstance(part, Override) and context.is_valid(path):
-            record = replace(part, origin=origin or f"{file}:{context.place_of(path).line}")
-            if _has_idle_rates(record):
-                found.notes.append(f"{record.origin}: override {record.id}: {_IDLE_RATES}")
-                record = replace(record, threshold_bps=None, limit_bps=None)
-            found.records.append(Placed(record, file, path, context))
+    for path, record in context.entries.items():
+        if context.is_read(f"{path}.id"):
+            found.ids.append(Spot(record.id, file, context.place_of(f"{path}.id"), path))
+        if not context.is_valid(path):
+            continue
+        if host is not None and not host_matches(record.hosts, host):
+            found.elsewhere += 1
+            continue
+        placed = _placed(record, path, context, origin)
+        if _has_idle_rates(record):
+            found.notes.append(f"{placed.record.origin}: override {record.id}: {_IDLE_RATES}")
+            placed = placed._replace(record=replace(placed.record, threshold_bps=None, limit_bps=None))
+        found.records.append(placed)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _OverrideFile:
+    """The whole of an override file."""
+
+    overrides: tuple[Override, ...] = field(metadata=key("overrides", ListOf(Section(Override), what="record", most=MAX_RECORDS)))
+
+
+_FILE: Final = Section(_OverrideFile)
+
+
+def _placed(record: Override, path: str, context: Context, origin: str | None) -> Placed:
+    file, start = context.problems.file, context.place_of(path)
+    places = {name: context.places[where] for name in keys_of(Override) if (where := f"{path}.{name}") in context.places}
+    return Placed(replace(record, origin=origin or f"{file}:{start.line}"), file, path, {"": start, **places})
 
 
 _IDLE_RATES: Final = "a threshold or limit has no effect with `action: exempt`"
@@ -120,11 +158,17 @@ def _has_idle_rates(record: Override) -> bool:
     return record.action is OverrideAction.EXEMPT and (record.threshold_bps, record.limit_bps) != (None, None)
 
 
-def read_directory(directory: str, *, owners: Collection[int] = (), digest: Callable[[bytes], object] = lambda _: None) -> Found:
+def read_directory(
+    directory: str,
+    *,
+    owners: Collection[int] = (),
+    digest: Callable[[bytes], object] = lambda _: None,
+    host: str | None = None,
+) -> Found:
     """Read every *.yaml and *.yml of a directory in the order of their names; names that begin with "." are left out.
 
-    A directory that is not there holds no records, which is noted. digest gets the bytes of each file. Never raises for
-    what it finds.
+    A directory that is not there holds no records, which is noted. digest gets the bytes of each file; host as parse()
+    takes it. Never raises for what it finds.
     """
     name = shown(directory)
     try:
@@ -135,14 +179,19 @@ def read_directory(directory: str, *, owners: Collection[int] = (), digest: Call
         reason = error.strerror if isinstance(error, OSError) else "it holds a NUL"
         return Found(problems=list(refuse(name, f"the overrides directory cannot be read: {reason}").problems))
     try:
-        return _read_entries(descriptor, name, owners, digest)
+        found = _read_entries(descriptor, name, owners, digest, host)
     except OSError as error:
         return Found(problems=list(refuse(name, f"the overrides directory cannot be read: {error.strerror}").problems))
     finally:
         os.close(descriptor)
+    if found.elsewhere:
+        found.notes.append(f"{name}: {found.elsewhere} records are for other hosts, and are not kept")
+    return found
 
 
-def _read_entries(descriptor: int, directory: str, owners: Collection[int], digest: Callable[[bytes], object]) -> Found:
+def _read_entries(
+    descriptor: int, directory: str, owners: Collection[int], digest: Callable[[bytes], object], host: str | None
+) -> Found:
     if (reason := trusted(os.fstat(descriptor), owners)) is not None:
         return Found(problems=list(refuse(directory, f"the overrides directory {reason}").problems))
     names = sorted(name for name in os.listdir(descriptor) if name.endswith(SUFFIXES) and not name.startswith("."))
@@ -158,8 +207,8 @@ def _read_entries(descriptor: int, directory: str, owners: Collection[int], dige
             continue
         size += len(data)
         digest(data)
-        whole.add(parse(data, file))
-        if size > MAX_TOTAL_BYTES or len(whole.records) > MAX_RECORDS:
+        whole.add(parse(data, file, host=host))
+        if size > MAX_TOTAL_BYTES or len(whole.ids) > MAX_RECORDS:
             most = f"more than {MAX_TOTAL_BYTES >> 20} MiB or {MAX_RECORDS} records; remove what has expired"
             whole.problems += refuse(directory, f"the files up to {shown(name)} hold {most}").problems
             break
@@ -169,14 +218,15 @@ def _read_entries(descriptor: int, directory: str, owners: Collection[int], dige
 # ---- judging a set ---------------------------------------------------------------------------------
 
 
-def duplicates(records: Iterable[Placed]) -> Iterator[Problem]:
+def duplicates(ids: Iterable[Spot]) -> Iterator[Problem]:
     """Yield a problem for every id that was seen before, naming both places; it stands at the later of the two."""
-    first: dict[str, Placed] = {}
-    for placed in records:
-        before = first.setdefault(placed.record.id, placed)
-        if before is not placed:
-            here, there = (f"{one.file}:{one.place('id').line}" for one in (placed, before))
-            yield placed.problem("id", f"{placed.record.id} is given twice, in {there} and in {here}; rename or remove one")
+    first: dict[str, Spot] = {}
+    for spot in ids:
+        before = first.setdefault(spot.id, spot)
+        if before is not spot:
+            here, there = (f"{one.file}:{one.place.line}" for one in (spot, before))
+            message = f"{spot.id} is given twice, in {there} and in {here}; rename or remove one"
+            yield Problem(spot.file, spot.place.line, spot.place.column, f"{spot.path}.id", message)
 
 
 def conflicts(record: Override, rules: Rules, wall_ns: int) -> Iterator[tuple[str, str]]:
@@ -259,7 +309,7 @@ def _node_of(value: object, depth: int = 0) -> Node:
 def record_from_mapping(mapping: Mapping[str, object], origin: str = OWN) -> Override:
     """Read one record given as JSON, with the keys and forms of the YAML file. Raises ConfigError naming each bad key."""
     problems = Problems(origin)
-    record = OVERRIDE(_node_of(mapping), "", Context(problems))
+    record = read(Section(Override), _node_of(mapping), "", Context(problems))
     problems.raise_if_any()
     if not isinstance(record, Override):
         raise refuse(origin, "is no override record")
@@ -271,36 +321,21 @@ def record_from_mapping(mapping: Mapping[str, object], origin: str = OWN) -> Ove
 # ---- the daemon's own records ----------------------------------------------------------------------
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _list_of(entries: Sequence[str]) -> str:
-    return "[" + ", ".join(_quoted(entry) for entry in entries) + "]"
-
-
 def to_yaml(records: Iterable[Override]) -> str:
     """Write records as an override file that reads back as exactly these."""
     lines = [ENDS_MARKED, "overrides:"]
     for record in records:
-        never = record.expires_wall_ns is None
-        values = {
-            "id": _quoted(record.id),
-            "interfaces": _list_of(record.interfaces),
-            "hosts": _list_of(record.hosts) if record.hosts else None,
-            "action": record.action.value,
-            "threshold": None if record.threshold_bps is None else exact_rate(record.threshold_bps),
-            "limit": None if record.limit_bps is None else exact_rate(record.limit_bps),
-            "not_before": None if record.not_before_wall_ns is None else exact_wall(record.not_before_wall_ns),
-            "expires": "never" if never else exact_wall(record.expires_wall_ns or 0),
-            "approved_by": _quoted(record.approved_by),
-            "reason": _quoted(record.reason),
-        }
-        given = [f"{key}: {value}" for key, value in values.items() if value is not None]
-        lines += [("  - " if index == 0 else "    ") + line for index, line in enumerate(given)]
+        written = [f"{key.name}: {key.kind.write(value)}" for key, value in given(record)]
+        lines += [("  - " if index == 0 else "    ") + line for index, line in enumerate(written)]
     if len(lines) == 2:
         lines[1] += " []"
     return "\n".join([*lines, "...", ""])
+
+
+def _ids_of(found: Found) -> list[Spot]:
+    """The ids of the records that count."""
+    valid = {(placed.file, placed.path) for placed in found.records}
+    return [spot for spot in found.ids if (spot.file, spot.path) in valid]
 
 
 class Store:
@@ -322,9 +357,11 @@ class Store:
         except OSError:
             owners = set()
         found = read_directory(str(self._directory), owners=owners, digest=digest)
-        found.problems += duplicates(found.records)
+        found.ids = _ids_of(found)
+        found.problems += duplicates(found.ids)
         once = {placed.record.id: placed for placed in reversed(found.records)}
         found.records = [placed._replace(record=replace(placed.record, origin=OWN)) for placed in reversed(once.values())]
+        found.ids = _ids_of(found)
         found.notes.clear()
         return found
 
@@ -334,8 +371,8 @@ class Store:
         if record.id in known:
             where = "in the daemon's own store" if known[record.id] == OWN else f"in {known[record.id]}"
             raise PeerError(f"override {record.id} exists already, {where}; choose another id, or revoke that one first")
-        for key, message in conflicts(record, rules, wall_ns):
-            raise PeerError(f"override {record.id}: {key}: {message}")
+        for name, message in conflicts(record, rules, wall_ns):
+            raise PeerError(f"override {record.id}: {name}: {message}")
 
     def add(self, record: Override) -> Override:
         """Keep one record durably; returns it as it will be read. validate() comes first.

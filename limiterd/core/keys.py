@@ -10,14 +10,20 @@ config/limiterd.yaml all follow that declaration.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, replace
+from enum import Enum
 from functools import cache
 from typing import Any, Final
 
 from limiterd.core.kinds import Kind
 
-REQUIRED: Final = MISSING
+
+class _Required(Enum):
+    REQUIRED = "required"
+
+
+REQUIRED: Final = _Required.REQUIRED
 """Stands for the default of a key that has none."""
 
 
@@ -52,7 +58,7 @@ def key(
     restart: bool = False,
     paced: bool = False,
     option: str = "",
-) -> Mapping[str, Key]:
+) -> dict[str, Key]:
     """Declare a key, as the metadata of the dataclass field that holds its value; the field's default is the key's.
 
     meaning: one text for docs/configuration.md and for the comment in limiterd.yaml. allowed: what may be written in words,
@@ -66,10 +72,13 @@ def key(
 
 
 @cache
-def keys_of(owner: type) -> Mapping[str, Key]:
+def keys_of(owner: type) -> dict[str, Key]:
     """Every key of a class by its name, in the order of the class, with the field that holds it and its default."""
     declared = ((one.metadata["key"], one) for one in fields(owner) if "key" in one.metadata)
-    return {key.name: replace(key, field=one.name, default=one.default) for key, one in declared}
+    return {
+        key.name: replace(key, field=one.name, default=REQUIRED if one.default is MISSING else one.default)
+        for key, one in declared
+    }
 
 
 def given(value: Any) -> Iterator[tuple[Key, Any]]:  # noqa: ANN401 - any class with keys

@@ -120,7 +120,13 @@ class Amount(Kind):
     @property
     def allowed(self) -> str:
         """The bounds in words: "20ms to 1s"."""
-        low = "more than 0" if self.low == 1 else f"at least {self.exact(self.low)}" if self.low else ""
+        low = (
+            f"more than {'0%' if self.exact is format_share else 0}"
+            if self.low == 1
+            else f"at least {self.exact(self.low)}"
+            if self.low
+            else ""
+        )
         if self.high is None:
             return low
         if self.exact is format_share and self.high == PPM - 1:

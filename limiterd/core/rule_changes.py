@@ -10,131 +10,26 @@ nothing; everything else shows, key by key, values exact, in the order of the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from enum import StrEnum
-from operator import attrgetter
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
-from limiterd.core.model import Config, Match, Override, OverrideAction, Policy, Rules, Tls
+from limiterd.core.keys import Section, keys_of
+from limiterd.core.model import Config, Override, OverrideAction, Policy, Rules
 from limiterd.core.policy import OverrideState, override_state
-from limiterd.core.units import exact_duration, exact_rate, exact_wall, format_share
-
-Show = Callable[..., str]
+from limiterd.core.units import exact_duration, exact_rate, exact_wall
 
 
-# ---- how values show -------------------------------------------------------------------------------
-
-
-def _text(value: str | StrEnum | None) -> str:
-    return "none" if value is None else str(value)
-
-
-def _names(values: Sequence[str]) -> str:
-    return " ".join(values) or "any"
-
-
-def _rate_or_off(rate_bps: int) -> str:
-    return exact_rate(rate_bps) if rate_bps else "off"
-
-
-def _factor(ppm: int) -> str:
-    return f"{ppm // 1_000_000}.{ppm % 1_000_000:06d}".rstrip("0").rstrip(".")
-
-
-def _tls(tls: Tls | None) -> str:
-    return "off" if tls is None else f"{tls.certificate} with {tls.key}"
-
-
-_MATCH_KEYS: Final = (
-    ("protocol", "protocol"),
-    ("port", "port"),
-    ("source_port", "source_port"),
-    ("destination_port", "destination_port"),
-    ("to", "to"),
-    ("from", "from_net"),
-)
-
-
-def _match(match: Match) -> str:
-    return " ".join(f"{key} {value}" for key, name in _MATCH_KEYS if (value := getattr(match, name)) is not None)
-
-
-def _matches(matches: Sequence[Match]) -> str:
-    return "; ".join(_match(match) for match in matches) or "none"
-
-
-def _until(wall_ns: int | None) -> str:
-    return "never" if wall_ns is None else exact_wall(wall_ns)
-
-
-def _from(wall_ns: int | None) -> str:
-    return "always" if wall_ns is None else exact_wall(wall_ns)
-
-
-# ---- the keys --------------------------------------------------------------------------------------
-
-_POLICY_KEYS: Final[tuple[tuple[str, str, Show], ...]] = (
-    ("interfaces", "interfaces", _names),
-    ("mode", "mode", _text),
-    ("threshold", "detect.threshold_bps", exact_rate),
-    ("window", "detect.window_ns", exact_duration),
-    ("slice", "detect.slice_ns", exact_duration),
-    ("floor", "detect.floor_ppm", format_share),
-    ("guard", "detect.guard.mode", _text),
-    ("guard burst", "detect.guard.burst_bits", exact_rate),
-    ("limit", "limit.rate_bps", exact_rate),
-    ("lifeline share", "limit.lifeline.share_ppm", format_share),
-    ("lifeline match", "limit.lifeline.match", _matches),
-    ("exempt", "limit.exempt", _matches),
-    ("release", "release.mode", _text),
-    ("release min_hold", "release.min_hold_ns", exact_duration),
-    ("release max_hold", "release.max_hold_ns", exact_duration),
-    ("release quiet_for", "release.quiet_for_ns", exact_duration),
-    ("release quiet_rate", "release.quiet_rate_ppm", format_share),
-    ("release multiplier", "release.multiplier_ppm", _factor),
-    ("release forget_after", "release.forget_after_ns", exact_duration),
-    ("foreign_qdisc", "foreign_qdisc", _text),
-)
-
-_CONFIG_KEYS: Final[tuple[tuple[str, str, Show], ...]] = (
-    ("sampling interval", "sampling.interval_ns", exact_duration),
-    ("sampling max_gap", "sampling.max_gap_ns", exact_duration),
-    ("sampling source", "sampling.source", _text),
-    ("sampling counter_refresh", "sampling.counter_refresh_ns", exact_duration),
-    ("sampling max_plausible_rate", "sampling.max_plausible_bps", _rate_or_off),
-    ("enforcement read_back", "enforcement.read_back_ns", exact_duration),
-    ("enforcement drain", "enforcement.drain_ns", exact_duration),
-    ("on_exit", "on_exit", _text),
-    ("overrides directory", "overrides_directory", _text),
-    ("metrics listen", "metrics.listen", _text),
-    ("metrics tls", "metrics.tls", _tls),
-    ("control socket", "control.socket", _text),
-    ("control group", "control.group", _text),
-    ("control admin_group", "control.admin_group", _text),
-    ("state directory", "state_directory", _text),
-    ("log level", "log.level", _text),
-    ("log format", "log.format", _text),
-)
-
-_OVERRIDE_KEYS: Final[tuple[tuple[str, str, Show], ...]] = (
-    ("interfaces", "interfaces", _names),
-    ("hosts", "hosts", _names),
-    ("action", "action", _text),
-    ("threshold", "threshold_bps", lambda bps: "the policy's" if bps is None else exact_rate(bps)),
-    ("limit", "limit_bps", lambda bps: "the policy's" if bps is None else exact_rate(bps)),
-    ("not_before", "not_before_wall_ns", _from),
-    ("expires", "expires_wall_ns", _until),
-    ("approved_by", "approved_by", _text),
-    ("reason", "reason", _text),
-)
-
-
-def _changed(keys: tuple[tuple[str, str, Show], ...], old: object, new: object, what: str) -> Iterator[str]:
-    """Yield a line for each key in which two values of one type differ."""
-    for label, path, show in keys:
-        before, after = attrgetter(path)(old), attrgetter(path)(new)
-        if before != after:
-            yield f"~ {what}{label} {show(before)} → {show(after)}"
+def _differences(old: Any, new: Any, labels: tuple[str, ...] = ()) -> Iterator[str]:  # noqa: ANN401 - any class with keys
+    """Yield a line for each key in which two objects of one class differ: "detect threshold 1gbit → 2gbit"."""
+    for key in keys_of(new.__class__).values():
+        before, after = getattr(old, key.field), getattr(new, key.field)
+        where = (*labels, key.label) if key.label else labels
+        if before == after or key.field == "policies":  # those are compared by name
+            continue
+        if isinstance(key.kind, Section):
+            yield from _differences(before, after, where)
+        else:
+            yield f"~ {' '.join(where)} {key.kind.show(before)} → {key.kind.show(after)}"
 
 
 # ---- policies --------------------------------------------------------------------------------------
@@ -143,7 +38,7 @@ def _changed(keys: tuple[tuple[str, str, Show], ...], old: object, new: object, 
 def _policy_line(policy: Policy) -> str:
     detect = policy.detect
     return (
-        f"policy {policy.name} {_names(policy.interfaces)}: {policy.mode}, limit {exact_rate(policy.limit.rate_bps)} "
+        f"policy {policy.name} {' '.join(policy.interfaces)}: {policy.mode}, limit {exact_rate(policy.limit.rate_bps)} "
         f"above {exact_rate(detect.threshold_bps)} for {exact_duration(detect.window_ns)}"
     )
 
@@ -156,7 +51,7 @@ def _policies(old: Config | None, new: Config) -> Iterator[str]:
         if name not in before:
             yield f"+ {_policy_line(policy)}"
         else:
-            yield from _changed(_POLICY_KEYS, before[name], policy, f"policy {name} ")
+            yield from _differences(before[name], policy, (f"policy {name}",))
     kept_before = [name for name in before if name in after]
     kept_after = [name for name in after if name in before]
     if kept_before != kept_after:
@@ -182,15 +77,15 @@ _REMARK: Final = {
 
 def terms(record: Override, begin: str = "") -> str:
     """What a record grants and until when: "limit 400mbit until 2026-12-31T00:00:00Z"."""
-    end = " and never expires" if record.expires_wall_ns is None else f" until {_until(record.expires_wall_ns)}"
+    end = " and never expires" if record.expires_wall_ns is None else f" until {exact_wall(record.expires_wall_ns)}"
     return f"{_amount(record)}{begin}{end}"
 
 
 def override_line(record: Override, host: str, wall_ns: int) -> str:
     """Describe one record: "override REQ-1234 eth0 exempt until 2026-12-31T00:00:00Z"."""
     state = override_state(record, host, wall_ns)
-    begin = f" from {_from(record.not_before_wall_ns)}" if state == OverrideState.PENDING else ""
-    return f"override {record.id} {_names(record.interfaces)} {terms(record, begin)}{_REMARK.get(state, '')}"
+    begin = f" from {exact_wall(record.not_before_wall_ns or 0)}" if state == OverrideState.PENDING else ""
+    return f"override {record.id} {' '.join(record.interfaces)} {terms(record, begin)}{_REMARK.get(state, '')}"
 
 
 def _overrides(old: Rules | None, new: Rules, wall_ns: int) -> Iterator[str]:
@@ -203,7 +98,7 @@ def _overrides(old: Rules | None, new: Rules, wall_ns: int) -> Iterator[str]:
         if record_id not in before:
             yield f"+ {override_line(record, new.host, wall_ns)}"
         else:
-            yield from _changed(_OVERRIDE_KEYS, before[record_id], record, f"override {record_id} ")
+            yield from _differences(before[record_id], record, (f"override {record_id}",))
 
 
 # ---- the whole -------------------------------------------------------------------------------------
@@ -216,19 +111,21 @@ def describe(old: Rules | None, new: Rules, wall_ns: int) -> tuple[str, ...]:
     """
     lines = [*_policies(None if old is None else old.config, new.config), *_overrides(old, new, wall_ns)]
     if old is not None:
-        lines += _changed(_CONFIG_KEYS, old.config, new.config, "")
+        lines += _differences(old.config, new.config)
         lines += [f"~ host {old.host} → {new.host}"] if old.host != new.host else []
     return tuple(lines)
 
 
-_FIXED_KEYS: Final = (("state.directory", "state_directory"), ("control.socket", "control.socket"))
+def needs_restart(old: Rules, new: Rules) -> tuple[tuple[str, str], ...]:
+    """Name the changed keys that a running daemon cannot follow, each with what to do; a reload that changes one is refused."""
+    return tuple(_fixed(old.config, new.config, ""))
 
 
-def needs_restart(old: Rules, new: Rules) -> tuple[str, ...]:
-    """Name the changed keys that a running daemon cannot follow; a reload that changes one is refused."""
-    return tuple(
-        f"{key}: {attrgetter(path)(old.config)} → {attrgetter(path)(new.config)} needs a restart; put the old value back, or "
-        "restart limiterd"
-        for key, path in _FIXED_KEYS
-        if attrgetter(path)(old.config) != attrgetter(path)(new.config)
-    )
+def _fixed(old: Any, new: Any, path: str) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - any class with keys
+    for key in keys_of(new.__class__).values():
+        before, after = getattr(old, key.field), getattr(new, key.field)
+        if isinstance(key.kind, Section):
+            yield from _fixed(before, after, f"{path}{key.name}.")
+        elif key.restart and before != after:
+            change = f"{key.kind.show(before)} → {key.kind.show(after)}"
+            yield path + key.name, f"{change} needs a restart; put the old value back, or restart limiterd"

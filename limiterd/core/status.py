@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from limiterd.core.enforcement import rate_wanted_bps
+from limiterd.core.keys import document as keys_document
 from limiterd.core.limit_state import HOLDING, LimitState, calm_phase
 from limiterd.core.model import (
     SECOND,
@@ -367,20 +368,10 @@ def fault_document(fault: Fault) -> dict[str, object]:
 
 def override_document(view: OverrideView) -> dict[str, object]:
     """One override record as `override list --json` shows it."""
-    record = view.record
     return {
-        "id": record.id,
+        **keys_document(view.record),
         "state": view.state,
-        "interfaces": list(record.interfaces),
-        "hosts": list(record.hosts),
-        "action": str(record.action),
-        "threshold_bps": record.threshold_bps,
-        "limit_bps": record.limit_bps,
-        "not_before": None if record.not_before_wall_ns is None else format_wall(record.not_before_wall_ns),
-        "expires": "never" if record.expires_wall_ns is None else format_wall(record.expires_wall_ns),
-        "approved_by": record.approved_by,
-        "reason": record.reason,
-        "source": record.origin,
+        "source": view.record.origin,
         "links": list(view.links),
         "effective_on": list(view.effective),
     }

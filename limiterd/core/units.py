@@ -37,7 +37,9 @@ _DURATION_UNITS: Final = {
     "min": 60 * NS_PER_SECOND,
     "h": 3600 * NS_PER_SECOND,
     "d": 86_400 * NS_PER_SECOND,
+    "w": 7 * 86_400 * NS_PER_SECOND,
 }
+_DURATION_PARTS: Final = re.compile(r"[0-9.]+ ?[A-Za-zµ]*")
 _MAX_DIGITS: Final = 30
 
 
@@ -95,13 +97,21 @@ def parse_bits(text: str) -> int:
 
 
 def parse_duration(text: str) -> int:
-    """Read a duration such as "100ms", "10s", "5m", "24h" or "7d" as nanoseconds. Raises UnitError."""
-    number, unit = _split(text, "duration", "10s")
-    factor = _DURATION_UNITS.get(unit)
-    if factor is None:
-        shown = f"unknown unit {unit!r}" if unit else "a unit is missing"
-        raise UnitError(f"{_quote(text)}: {shown}; write it like 100ms, 10s, 5m, 24h or 7d")
-    return _whole(number * factor, text, "ns", MAX_DURATION_NS)
+    """Read a duration such as "100ms", "10s", "7d", or a sum in falling units, "1h30m", as nanoseconds. Raises UnitError."""
+    parts = _DURATION_PARTS.findall(text)
+    if not parts or "".join(parts) != text.strip() or not all(map(_NUMBER.fullmatch, parts)):
+        parts = [text]
+    total, smaller_than = Fraction(0), 0
+    for part in parts:
+        number, unit = _split(part, "duration", "10s")
+        factor = _DURATION_UNITS.get(unit)
+        if factor is None:
+            shown = f"unknown unit {unit!r}" if unit else "a unit is missing"
+            raise UnitError(f"{_quote(text)}: {shown}; write it like 100ms, 10s, 5m, 24h, 7d, 1w or 1h30m")
+        if smaller_than and factor >= smaller_than:
+            raise UnitError(f"{_quote(text)}: {unit!r} is not smaller than the unit before it; write falling units, like 1h30m")
+        total, smaller_than = total + number * factor, factor
+    return _whole(total, text, "ns", MAX_DURATION_NS)
 
 
 def parse_share(text: str) -> int:
@@ -167,7 +177,8 @@ def format_wall(wall_ns: int) -> str:
 
 _RFC3339 = re.compile(
     r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})"
-    r"(?:[Tt ](?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.(?P<fraction>[0-9]{1,9}))?(?P<zone>[Zz]|[+-][0-9]{2}:[0-9]{2})?)?",
+    r"(?:[Tt ](?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.(?P<fraction>[0-9]{1,9}))?"
+    r"(?:(?P<zone>[Zz]|[+-][0-9]{2}:[0-9]{2})|(?P<bare_zone>[+-][0-9]{2}(?:[0-9]{2})?))?)?",
     re.ASCII,
 )
 
@@ -180,6 +191,10 @@ def parse_wall(text: str) -> int:
     match = _RFC3339.fullmatch(text.strip())
     if match is None:
         raise UnitError(f"{_quote(text)} is not a time; write it like 2026-12-31T00:00:00Z, or as a date: 2026-12-31")
+    if match["bare_zone"]:
+        zone = match["bare_zone"]
+        right = f"{zone[:3]}:{zone[3:] or '00'}"
+        raise UnitError(f"{_quote(text)}: the zone {zone} lacks its colon; write {right}")
     if match["time"] and not match["zone"]:
         raise UnitError(f"{_quote(text)} has no time zone; end it with Z for UTC, or with an offset like +01:00")
     zone = (match["zone"] or "Z").upper().replace("Z", "+00:00")
@@ -187,7 +202,7 @@ def parse_wall(text: str) -> int:
         moment = datetime.fromisoformat(f"{match['date']}T{match['time'] or '00:00:00'}{zone}")
         whole = (moment - _EPOCH) // timedelta(seconds=1)
     except (ValueError, OverflowError) as error:
-        raise UnitError(f"{_quote(text)} is no moment of the calendar: {error}") from error
+        raise UnitError(f"{_quote(text)} is not a valid date: {error}") from error
     wall_ns = whole * NS_PER_SECOND + int((match["fraction"] or "").ljust(9, "0"))
     if not 0 <= wall_ns <= _WALL_RANGE_NS[1]:
         raise UnitError(f"{_quote(text)} lies outside the years 1970 to 9999")
@@ -217,4 +232,4 @@ def exact_rate(rate_bps: int) -> str:
 
 def exact_duration(duration_ns: int) -> str:
     """Write a duration so that parse_duration reads the same: 300000000000 → "5m"."""
-    return _exact(duration_ns, _DURATION_STEPS)
+    return "0s" if duration_ns == 0 else _exact(duration_ns, _DURATION_STEPS)

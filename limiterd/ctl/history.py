@@ -166,7 +166,7 @@ def _state_directory(ns: argparse.Namespace) -> Path | None:
     from limiterd.config import load as config  # noqa: PLC0415 - it brings YAML along
 
     try:
-        directory = Path(config.load(ns.config).state_directory)
+        directory = Path(config.load(ns.config).state.directory)
     except ConfigError:
         return None
     return directory if (directory / chain.FILE_NAME).exists() else None

@@ -105,7 +105,7 @@ def _serve(path: str, loaded: Loaded) -> int:
     from limiterd.log import Log, bridged  # noqa: PLC0415 - likewise
 
     settings = loaded.rules.config
-    for directory, mode in ((Path(settings.state_directory), 0o750), (Path(settings.control.socket).parent, 0o755)):
+    for directory, mode in ((Path(settings.state.directory), 0o750), (Path(settings.control.socket).parent, 0o755)):
         _make(directory, mode)
     log = Log(level=settings.log.level, form=settings.log.format)
     with bridged(log):

@@ -73,7 +73,7 @@ def clean_up(path: str) -> int:
         _say(f"a daemon runs ({settings.control.socket}) and would put its limits back; stop it first")
         return EXIT_FAILED
     rules = Rules(config=Config(policies=(), enforcement=settings.enforcement))
-    store = JournalStore(settings.state_directory)
+    store = JournalStore(settings.state.directory)
     kept, troubles = store.load()
     for trouble in troubles:
         _say(trouble)
@@ -90,7 +90,7 @@ def clean_up(path: str) -> int:
             state, rules, executor.read_now(frozenset(limit_state.link.ifindex for limit_state in state.limit_states.values()))
         )
     _tell(told)
-    _forget_saved(Path(settings.state_directory), store, kept, state)
+    _forget_saved(Path(settings.state.directory), store, kept, state)
     for limit_state in state.limit_states.values():
         why = limit_state.blocker.message if limit_state.blocker is not None else "its queue does not drain"
         _say(f"{limit_state.link.name}: the limit could not be removed: {why}")

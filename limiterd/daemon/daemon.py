@@ -69,7 +69,7 @@ class Daemon:
     def __init__(self, config_path: str, loaded: config.Loaded, log: Log) -> None:
         self.log = log
         settings = loaded.rules.config
-        state_directory = Path(settings.state_directory)
+        state_directory = Path(settings.state.directory)
         self.problems = Health(time.time_ns, self._tell_problem)
         self.notifier = Notifier()
         self.denials = Denials(self.tell)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from limiterd import json_codec as jsonsafe
-from limiterd.config.schema import LEAST_RATE
 from limiterd.core.errors import EXIT_USAGE, EnvironmentFault, PeerError
+from limiterd.core.model.policies import LEAST_RATE
 from limiterd.core.units import MAX_RATE_BPS, exact_wall, format_rate, format_wall
 from limiterd.store.crc_store import CrcStore, Record
 

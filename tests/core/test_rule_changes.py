@@ -22,6 +22,7 @@ from limiterd.core.model import (
     Policy,
     Rules,
     Sampling,
+    StateConfig,
     Tls,
 )
 from limiterd.core.rule_changes import describe, needs_restart
@@ -139,7 +140,7 @@ def test_the_rest_of_the_configuration_shows() -> None:
         "~ policy fair-use exempt none → protocol tcp port 22 to 203.0.113.0/24; from 2001:db8::/32",
         "~ sampling max_plausible_rate off → 1tbit",
         "~ metrics listen 127.0.0.1:9817 → none",
-        "~ metrics tls off → /c with /k",
+        "~ metrics tls off → certificate /c key /k",
         "~ control group none → ops",
         "~ host  → gpu-1",
     )
@@ -217,9 +218,9 @@ def test_no_line_means_no_change(config_paths: list[tuple[str, ...]], policy_pat
 def test_what_needs_a_restart() -> None:
     """Only the state directory and the control socket cannot change under a running daemon, and each is named."""
     assert needs_restart(Rules(), with_policies()) == ()
-    moved = Rules(config=Config(state_directory="/var/lib/other", control=ControlConfig(socket="/run/other.sock")))
+    moved = Rules(config=Config(state=StateConfig("/var/lib/other"), control=ControlConfig(socket="/run/other.sock")))
     way_out = "needs a restart; put the old value back, or restart limiterd"
     assert needs_restart(Rules(), moved) == (
-        f"state.directory: /var/lib/limiterd → /var/lib/other {way_out}",
-        f"control.socket: /run/limiterd/control.sock → /run/other.sock {way_out}",
+        ("control.socket", f"/run/limiterd/control.sock → /run/other.sock {way_out}"),
+        ("state.directory", f"/var/lib/limiterd → /var/lib/other {way_out}"),
     )

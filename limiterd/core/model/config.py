@@ -131,7 +131,12 @@ class MetricsConfig:
 
     listen: str | None = field(
         default="127.0.0.1:9817",
-        metadata=key("listen", Maybe(Listen(), words=(NULL, "off")), "the metrics server; `null`: none"),
+        metadata=key(
+            "listen",
+            Maybe(Listen(), words=(NULL, "off")),
+            "where the metrics server listens",
+            allowed='`host:port`, `"[IPv6 address]:port"`, `"*:port"` (every address), or `null` (no server)',
+        ),
     )
     tls: Tls | None = field(
         default=None,

@@ -90,5 +90,5 @@ class Override:
         )
     )
     approved_by: str = field(metadata=key("approved_by", Text(200, folds=True), "who granted it"))
-    reason: str = field(metadata=key("reason", Text(500, folds=True), "why"))
+    reason: str = field(metadata=key("reason", Text(500, folds=True), "why; a longer text may be folded over several lines"))
     origin: str = field(default="", kw_only=True)

@@ -1,7 +1,7 @@
 """What the operator writes of a policy: every key once, with its type, default, bounds and meaning (core/keys.py).
 
 The order of the fields is the order in the shipped file and in the documentation. Conditions across keys are in
-config/schema.py. docs/architecture.md, "add a configuration key", shows the way of a new one.
+config/conditions.py. docs/architecture.md, "add a configuration key", shows the way of a new one.
 """
 
 from __future__ import annotations
@@ -152,9 +152,7 @@ class Lifeline:
     )
     match: tuple[Match, ...] = field(
         default=(),
-        metadata=key(
-            "match", _MATCHES, "more such traffic, e.g. `[{protocol: tcp, port: 22, to: 203.0.113.0/24}]`", allowed="matches"
-        ),
+        metadata=key("match", _MATCHES, "matches of more such traffic, e.g. `[{protocol: tcp, port: 22, to: 203.0.113.0/24}]`"),
     )
 
 
@@ -177,9 +175,8 @@ class Limit:
         metadata=key(
             "exempt",
             _MATCHES,
-            "traffic that the limit does not slow, e.g. `[{to: 10.0.0.0/8}]`; detection still counts it, and inside VLANs it "
-            "is not seen",
-            allowed="matches",
+            "matches of traffic that the limit does not slow, e.g. `[{to: 10.0.0.0/8}]`; detection still counts it, and inside "
+            "VLANs it is not seen",
         ),
     )
 
@@ -244,7 +241,6 @@ class Policy:
             "interfaces",
             INTERFACES,
             'globs; `"!glob"` excludes (here VLANs, whose bytes their parent counts already)',
-            allowed="at least one",
         ),
     )
     mode: PolicyMode = field(
