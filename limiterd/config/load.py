@@ -135,7 +135,7 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     if config is None:
         raise ConfigError(parsed.problems)
     digest = hashlib.sha256(data)  # of the texts one after the other: `cat limiterd.yaml overrides.d/*.yaml … | sha256sum`
-    theirs = overrides.read_directory(config.overrides.directory, digest=digest.update, host=host)
+    theirs = overrides.read_directory(config.overrides.directory, digest=digest.update, host=host if paced else None)
     own = Store(store_directory(config)).load(digest=digest.update)
     records = [*theirs.records, *own.records]
     rules = Rules(
