@@ -10,6 +10,7 @@ A test marked `serial` runs last, and while it runs no other worker (`make test`
 from __future__ import annotations
 
 import os
+import subprocess
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -69,7 +70,10 @@ def _in_user_namespace() -> bool:
         laboratory.enter_user_namespace()
     except EnvironmentFault:
         return False
-    return laboratory.can_make_namespaces()
+    if not laboratory.can_make_namespaces():
+        return False
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # tests of sockets have no namespace of their own
+    return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
