@@ -1,7 +1,7 @@
 """CSV: `t_seconds,interface,tx_bytes`, decimals exact to the nanosecond.
 
-Interfaces that first appear together are one lane; the rows of an instant are one tick of it. The format cannot say that a
-link is gone, so an interface without a row at an instant of its lane is there all the same, just not sampled.
+Interfaces that first appear together are one source; the rows of an instant are one tick of it. The format cannot say that a
+link is gone, so an interface without a row at an instant of its source is there all the same, just not sampled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 from limiterd.core.model import Link, Snapshot
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.recording.source import Header, Lines, RecordingError, Source, Tick, shown
+from limiterd.recording.source import MILLISECONDS_FROM, Header, Lines, RecordingError, Source, Tick, shown
 
 HEADER: Final = "t_seconds,interface,tx_bytes"
 _SECONDS: Final = re.compile(r"(\d{1,40})(?:\.(\d*))?", re.ASCII)
@@ -25,7 +25,7 @@ _PATTERNS_MAX: Final = 64
 
 def is_header(first: bytes) -> bool:
     """Whether a file's first line is the header of this format."""
-    return first.decode("utf-8-sig", "replace").strip().replace(" ", "") == HEADER
+    return re.sub(r'[\s"]', "", first.decode("utf-8-sig", "replace")) == HEADER
 
 
 def read(lines: Lines) -> tuple[Header, Iterator[Tick]]:
@@ -34,7 +34,7 @@ def read(lines: Lines) -> tuple[Header, Iterator[Tick]]:
 
 
 def _ticks(lines: Lines) -> Iterator[Tick]:
-    lanes = _Lanes()
+    sources = _Sources()
     rows: dict[str, int] = {}
     at_ns = t_ns = 0
     line, stamp = b"\n", b""
@@ -43,20 +43,23 @@ def _ticks(lines: Lines) -> Iterator[Tick]:
             plain = _PLAIN.fullmatch(line)
             if plain is not None and plain[1] == stamp:
                 name, tx_bytes = plain[2].decode(), int(plain[3])
-            elif not line.isspace():
+            elif line.isspace():
+                continue
+            elif plain is None and is_header(line):
+                lines.notes.append(f"{lines.name}:{lines.number}: a second header; what follows is taken for the same recording")
+                continue
+            else:
                 t_ns, name, tx_bytes = _row(lines, line)
                 stamp = b"" if plain is None else plain[1]
-            else:
-                continue
             if rows and (t_ns != at_ns or name in rows):
-                yield from lanes.ticks(at_ns, rows)
+                yield from sources.ticks(at_ns, rows)
                 rows = {}
             at_ns = t_ns
             rows[name] = tx_bytes
     except RecordingError:
-        yield from lanes.ticks(at_ns, rows)
+        yield from sources.ticks(at_ns, rows)
         raise
-    yield from lanes.ticks(at_ns, rows)
+    yield from sources.ticks(at_ns, rows)
     if not line.endswith(b"\n"):
         lines.notes.append(
             f"{lines.name}:{lines.number}: the last line has no line end; if the file was cut off there, its counter is wrong"
@@ -65,15 +68,17 @@ def _ticks(lines: Lines) -> Iterator[Tick]:
 
 def _row(lines: Lines, line: bytes) -> tuple[int, str, int]:
     try:
-        fields = [part.strip() for part in line.decode().split(",")]
+        fields = [part.strip().strip('"') for part in line.decode().split(",")]
     except UnicodeDecodeError:
         raise lines.error("not UTF-8 text") from None
     if len(fields) != 3:
         raise lines.error(f"{len(fields)} fields where 3 are needed: {HEADER}")
-    seconds, name, counter = fields[0], fields[1].strip('"'), fields[2]
+    seconds, name, counter = fields
     match = _SECONDS.fullmatch(seconds)
     if match is None:
         raise lines.error(f"t_seconds is {shown(seconds)}; a decimal number ≥ 0 is needed")
+    if int(match[1]) >= MILLISECONDS_FROM:
+        raise lines.error(f"t_seconds is {shown(seconds)}, a time in milliseconds; divide it by 1000")
     if not name:
         raise lines.error("the interface's name is missing")
     if _COUNTER.fullmatch(counter) is None:
@@ -84,40 +89,40 @@ def _row(lines: Lines, line: bytes) -> tuple[int, str, int]:
     return int(match[1]) * NS_PER_SECOND + int(fraction[:9].ljust(9, "0")), name, int(counter)
 
 
-class _Lanes:
-    """Sorts the rows of one instant into snapshots, one for each lane."""
+class _Sources:
+    """Sorts the rows of one instant into snapshots, one for each source."""
 
     def __init__(self) -> None:
-        self._lane_of: dict[str, Source] = {}
+        self._source_of: dict[str, Source] = {}
         self._links: dict[str, Link] = {}
         self._tuples: dict[tuple[str, ...], tuple[Link, ...]] = {}
 
     def ticks(self, t_ns: int, rows: Mapping[str, int]) -> Iterator[Tick]:
         """The ticks of this instant."""
-        if any(name not in self._lane_of for name in rows):
+        if any(name not in self._source_of for name in rows):
             self._admit(rows)
-        lanes = {self._lane_of[name].key: self._lane_of[name] for name in rows}
-        for lane in lanes.values():
-            names = tuple(rows) if len(lanes) == 1 else tuple(name for name in rows if self._lane_of[name] is lane)
-            yield lane, Snapshot(t_ns, self._tuple(lane, names), [rows[name] for name in names])
+        sources = {self._source_of[name].key: self._source_of[name] for name in rows}
+        for source in sources.values():
+            names = tuple(rows) if len(sources) == 1 else tuple(name for name in rows if self._source_of[name] is source)
+            yield source, Snapshot(t_ns, self._tuple(source, names), [rows[name] for name in names])
 
-    def _tuple(self, lane: Source, names: tuple[str, ...]) -> tuple[Link, ...]:
-        """The same tuple for the same names, and the lane's own where all of it is sampled."""
+    def _tuple(self, source: Source, names: tuple[str, ...]) -> tuple[Link, ...]:
+        """The same tuple for the same names, and the source's own where all of it is sampled."""
         links = self._tuples.get(names)
         if links is None:
             if len(self._tuples) >= _PATTERNS_MAX:
                 self._tuples.clear()
             links = self._tuples[names] = tuple(self._links[name] for name in names)
-            if links == lane.links:
-                links = self._tuples[names] = lane.links
+            if links == source.links:
+                links = self._tuples[names] = source.links
         return links
 
     def _admit(self, rows: Mapping[str, int]) -> None:
-        lane = next((self._lane_of[name] for name in rows if name in self._lane_of), None)
-        lane = lane or Source(key=str(len(self._lane_of)), links=())
-        new = [name for name in rows if name not in self._lane_of]
+        source = next((self._source_of[name] for name in rows if name in self._source_of), None)
+        source = source or Source(key=str(len(self._source_of)), links=())
+        new = [name for name in rows if name not in self._source_of]
         for name in new:
-            self._lane_of[name] = lane
+            self._source_of[name] = source
             self._links[name] = Link(len(self._links) + 1, name)
-        lane.links = (*(lane.links or ()), *(self._links[name] for name in new))
+        source.links = (*(source.links or ()), *(self._links[name] for name in new))
         self._tuples.clear()

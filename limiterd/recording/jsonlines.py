@@ -57,7 +57,7 @@ def _wall_ns(lines: Lines, text: object) -> int:
 
 
 def _ticks(lines: Lines, host: str) -> Iterator[Tick]:
-    lane = Source(host=host)
+    source = Source(host=host)
     known: tuple[object, object] = (None, None)
     links: tuple[Link, ...] = ()
     for line in lines.rest():
@@ -70,7 +70,7 @@ def _ticks(lines: Lines, host: str) -> Iterator[Tick]:
         if known != (ifindexes, names):
             links = _links_of(lines, ifindexes, names)
             known = (ifindexes, names)
-        yield lane, Snapshot(t_ns, links, counters)
+        yield source, Snapshot(t_ns, links, counters)
 
 
 def _tick(line: bytes) -> tuple[int, tuple[object, ...], tuple[object, ...], tuple[int, ...]] | None:
@@ -108,6 +108,12 @@ def _links_of(lines: Lines, ifindexes: Sequence[object], names: Sequence[object]
 def _tick_error(lines: Lines, line: bytes) -> RecordingError:
     """Say what is wrong with a tick that the fast path refused."""
     tick = _json(lines, line)
+    if "limiterd_recording" in tick:
+        at = lines.number
+        return lines.error(
+            f"a second recording begins here; replay each by itself: head -n {at - 1} FILE | limiterctl replay -, "
+            f"then tail -n +{at} FILE | limiterctl replay -"
+        )
     t_ns, rows = tick.get("t"), tick.get("links")
     if type(t_ns) is not int or t_ns < 0:
         return lines.error(f"t is {shown(t_ns)}; an integer ≥ 0 in ns is needed")

@@ -1,221 +1,270 @@
-"""A Prometheus range query's answer: series of (time, counter), merged into the ticks of each instance.
+"""The answers of Prometheus range queries, read into series of (time, counter).
 
-The answer is read point by point into arrays, 16 bytes a point, however long its text is. Each instance is a lane. The true
-spacing of its samples is inferred from the distinct values, for a query's step may be shorter than the scrapes.
+An answer is parsed by json, whole, within MAX_ANSWER_BYTES; each series is turned into arrays (16 bytes a point) as soon as
+its own object ends, so that the objects of one series at most are in memory beside the text. Several answers (of the pieces
+of a span, or files put together) are joined by their series' labels. What a series is called, and which of them are one
+machine, is decided in `scraped`.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from heapq import merge
-from itertools import accumulate, groupby, pairwise
-from operator import itemgetter
+from itertools import pairwise
 from typing import Final
 
-from limiterd.core.model import Link, Snapshot
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.recording.jsonstream import JsonStream
-from limiterd.recording.source import Header, RecordingError, Source, Tick, shown
+from limiterd.recording.source import MILLISECONDS_FROM, RecordingError, shown
 
 METRIC: Final = "node_network_transmit_bytes_total"
-MISSED_SCRAPES: Final = 3
-"""A series with this many resolutions without a point was not observed, rather than idle."""
+MAX_ANSWER_BYTES: Final = 256 << 20
+DEVICE_LABELS: Final = ("device", "interface", "ifName", "nic")
 
 _NO_ANSWER: Final = "neither a recording nor the answer of a Prometheus query_range (a matrix)"
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_OTHERS: Final = re.compile(r"packet|pkts|error|errs|drop|discard|bits|:|rate|per_?sec", re.IGNORECASE)
+"""In the name of a metric: it counts something else than bytes, or counts nothing."""
+_BYTES: Final = re.compile(r"bytes|octets", re.IGNORECASE)
+_RECEIVED: Final = re.compile(r"recei?ve|recv|(^|_)rx(_|$)|In(Octets|Bytes|Ucast)|_in_", re.IGNORECASE)
+
+Labels = Mapping[str, str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Series:
-    """One device of one instance: stamps in ns and counters."""
+    """A counter under its labels: stamps in ns, ascending once it is read, and bytes."""
 
-    instance: str = ""
-    device: str = ""
+    labels: Labels
     times: array[int] = field(default_factory=lambda: array("q"))
     counters: array[int] = field(default_factory=lambda: array("Q"))
 
     @property
-    def name(self) -> str:
-        """What the link is called in the replay."""
-        return f"{self.instance}/{self.device}" if self.instance else self.device
-
-    def points(self, tag: int = 0) -> Iterator[tuple[int, int, int]]:
-        """Each point as (time, tag, counter)."""
-        return ((t_ns, tag, tx_bytes) for t_ns, tx_bytes in zip(self.times, self.counters, strict=True))
-
-    def extend(self, other: Series) -> None:
-        """Append another piece of the same series."""
-        self.times.extend(other.times)
-        self.counters.extend(other.counters)
+    def words(self) -> str:
+        """The labels for a message."""
+        return f"{{{', '.join(f'{name}={shown(value)}' for name, value in sorted(self.labels.items()))}}}"
 
     def put_in_order(self) -> None:
-        """Sort what is not in the order of time; of two points of one instant (the ends of two queries) the later stays."""
-        if any(q <= p for p, q in pairwise(self.times)):
-            points = dict(zip(self.times, self.counters, strict=True))
-            self.times = array("q", sorted(points))
-            self.counters = array("Q", (points[t_ns] for t_ns in self.times))
+        """Sort by time. Raises RecordingError where one instant has two counters: no order of the file may decide."""
+        if all(p < q for p, q in pairwise(self.times)):
+            return
+        points: dict[int, int] = {}
+        for t_ns, counter in zip(self.times, self.counters, strict=True):
+            if points.setdefault(t_ns, counter) != counter:
+                raise RecordingError(
+                    f"{self.words} has two counters, {points[t_ns]} and {counter}, at {t_ns / NS_PER_SECOND:.3f}: answers of "
+                    "different servers or queries are put together here; replay each by itself"
+                )
+        self.times = array("q", sorted(points))
+        self.counters = array("Q", (points[t_ns] for t_ns in self.times))
 
 
-def read(answers: Iterable[JsonStream]) -> tuple[Header, Iterator[Tick]]:
-    """All series of all answers, joined by name. An error ends the reading; it is raised after the ticks of what came before."""
-    series: dict[str, Series] = {}
+@dataclass(slots=True)
+class Answers:
+    """What was read: the series by their labels, notes for people, and the error that ended the reading, if any."""
+
+    series: list[Series]
+    notes: list[str]
+    failure: RecordingError | None = None
+
+
+def read(texts: Iterable[tuple[str, str]], label: str | None = None) -> Answers:
+    """All series of all texts, (name, JSON) each; label is the one that names the device. Raises RecordingError.
+
+    An error that comes after whole series does not undo them: it is handed back beside them.
+    """
+    joined: _Joined = {}
+    notes: list[str] = []
     failure: RecordingError | None = None
     try:
-        for answer in answers:
-            _collect(answer, series)
+        for name, text in texts:
+            _documents(_Text(name, text), (label,) if label else DEVICE_LABELS, joined, notes)
     except RecordingError as error:
         failure = error
-    found = [one for one in series.values() if one.times]
+    found = [one for one in joined.values() if one.times]
     if failure is not None and not found:
         raise failure
+    found = _counted(found, notes)
     for one in found:
         one.put_in_order()
-    return Header(min((one.times[0] for one in found), default=None), qualified=True), _ticks(found, failure)
+    return Answers(found, notes, failure)
 
 
-# ---- parsing -------------------------------------------------------------------------------------
+# ---- JSON ----------------------------------------------------------------------------------------
 
 
-def _collect(answer: JsonStream, series: dict[str, Series]) -> None:
-    """Add an answer's points to the series. Raises RecordingError; what came before it has been added."""
-    said: dict[str, object] = {}
-    kind: object = None
-    for key in answer.members():
-        if key == "data" and answer.peek() == "{":
-            kind = _data(answer, series)
-        else:
-            said[key] = answer.value()
+@dataclass(frozen=True, slots=True)
+class _Text:
+    name: str
+    text: str
+
+    def error(self, at: int, what: str) -> RecordingError:
+        return RecordingError(f"{self.name}:{1 + self.text.count(chr(10), 0, at)}: {what}")
+
+    def error_at_point(self, point: object, what: str) -> RecordingError:
+        """The error for the line that ends this [time, value] pair: the first such pair of the text is the one."""
+        if not isinstance(point, list):
+            return self.error(0, what)
+        figures = [str(part) if isinstance(part, Decimal) else json.dumps(part) for part in point if not isinstance(part, dict)]
+        match = re.search(r"\[\s*" + r"\s*,\s*".join(map(re.escape, figures)), self.text)
+        return self.error(match.end() if match else 0, what)
+
+
+_Joined = dict[frozenset[tuple[str, str]], Series]
+
+
+def _documents(text: _Text, devices: Sequence[str], joined: _Joined, notes: list[str]) -> None:
+    """Read one answer after the other. Raises RecordingError; whole series before it have been joined."""
+    whole: list[Series] = []
+
+    def series_or_object(value: dict[str, object]) -> object:
+        """A finished object of the text: a series if it is one."""
+        if "metric" not in value or not isinstance(value.get("values"), list):
+            return value
+        _fill(text, value, whole)
+        return whole[-1]
+
+    scan = json.JSONDecoder(object_hook=series_or_object, parse_float=Decimal).raw_decode
+    at, first = _skip(text.text, 0), True
+    while first or at < len(text.text):
+        if not first and text.text[at] not in "{[":
+            raise text.error(at, "not JSON (extra data)")
+        try:
+            answer, end = scan(text.text, at)
+            _judge(text, at, answer, devices, notes)
+        except json.JSONDecodeError as error:
+            cut = "" if text.text[error.pos :].strip() else "; is the file cut off?"
+            raise text.error(error.pos, f"not JSON ({error.msg}){cut}") from None
+        except (ValueError, RecursionError) as error:
+            raise text.error(at, f"not JSON ({str(error).partition(':')[0]})") from None
+        finally:
+            _join((one for one in whole if any(one.labels.get(name) for name in devices)), joined)
+            whole.clear()
+        at, first = _skip(text.text, end), False
+
+
+def _join(whole: Iterable[Series], joined: _Joined) -> None:
+    for one in whole:
+        into = joined.setdefault(frozenset(one.labels.items()), Series(one.labels))
+        into.times.extend(one.times)
+        into.counters.extend(one.counters)
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _judge(text: _Text, at: int, answer: object, devices: Sequence[str], notes: list[str]) -> None:
+    """See that a whole JSON value is an answer, or the data or the result of one. Raises RecordingError."""
+    said = answer if isinstance(answer, dict) else {"status": "success", "resultType": "matrix", "result": answer}
     if said.get("status") == "error":
-        raise answer.error(f"the server's answer is an error: {said.get('errorType')}: {said.get('error')}")
-    if kind != "matrix":
-        raise answer.error(_NO_ANSWER)
-    if answer.peek():
-        raise answer.error("not JSON (extra data)")
+        raise text.error(at, f"the server's answer is an error: {said.get('errorType')}: {said.get('error')}")
+    for kind in ("warnings", "infos"):
+        told = said.get(kind)
+        notes += [f"the server's answer says: {word}" for word in told if isinstance(word, str)] if isinstance(told, list) else []
+    data = said.get("data", said)
+    if not isinstance(data, dict) or data.get("resultType") != "matrix" or not isinstance(data.get("result"), list):
+        raise text.error(at, _NO_ANSWER)
+    for one in data["result"]:
+        if not isinstance(one, Series):
+            raise text.error(at, f"{shown(one)} is a series without metric or values")
+        if not any(one.labels.get(name) for name in devices):
+            others = f" (nor {', '.join(devices[1:])})" if devices[1:] else ""
+            raise text.error(
+                at,
+                f'a series without the label "{devices[0]}"{others}: {one.words}; '
+                f"if another label names the interface, say --label NAME; else query {METRIC}",
+            )
 
 
-def _data(answer: JsonStream, series: dict[str, Series]) -> object:
-    """The result's type, or None where there is no list of results."""
-    kind: object = None
-    listed = False
-    for key in answer.members():
-        if key == "result" and answer.peek() == "[":
-            if kind not in {None, "matrix"}:
-                raise answer.error(_NO_ANSWER)
-            listed = True
-            for _ in answer.items():
-                _series(answer, series)
-        elif key == "resultType":
-            kind = answer.value()
-        else:
-            answer.value()
-    return kind if listed else None
+def _fill(text: _Text, value: Mapping[str, object], whole: list[Series]) -> None:
+    """Append the series of an object of the text. Raises RecordingError; the points before it are kept."""
+    metric = value["metric"]
+    labels = {str(name): str(of) for name, of in metric.items()} if isinstance(metric, dict) else {}
+    series = Series(labels)
+    whole.append(series)
+    if "timestamps" in value:
+        raise text.error(0, "this is an export, not the answer of a query_range; ask /api/v1/query_range for the same series")
+    points = value["values"]
+    for point in points if isinstance(points, list) else ():
+        read_point = _point(point)
+        if isinstance(read_point, str):
+            device = next((labels[name] for name in DEVICE_LABELS if labels.get(name)), "")
+            name = "/".join(part for part in (labels.get("instance", ""), device) if part) or series.words
+            raise text.error_at_point(point, f"{name}: {shown(point)} {read_point}")
+        series.times.append(read_point[0])
+        series.counters.append(read_point[1])
 
 
-def _series(answer: JsonStream, series: dict[str, Series]) -> None:
-    if answer.peek() != "{":
-        raise answer.error(f"{shown(answer.value())} is a series without metric or values")
-    early = Series()
-    into: Series | None = None
-    valued = False
-    for key in answer.members():
-        if key == "metric":
-            made = _named(answer, answer.value())
-            into = series.setdefault(made.name, made)
-        elif key == "values" and answer.peek() == "[":
-            valued = True
-            _values(answer, early if into is None else into)
-        else:
-            answer.value()
-    if into is None or not valued:
-        raise answer.error("a series without metric or values")
-    into.extend(early)
-
-
-def _named(answer: JsonStream, metric: object) -> Series:
-    labels = metric if isinstance(metric, dict) else {}
-    if not labels.get("device"):
-        raise answer.error(f'a series without the label "device"; query {METRIC}')
-    return Series(str(labels.get("instance", "")), str(labels["device"]))
-
-
-def _values(answer: JsonStream, into: Series) -> None:
-    for _ in answer.items():
-        value = answer.value()
-        point = _point(value)
-        if point is None:
-            raise answer.error_in_value(f"{into.name}: {shown(value)} is not [time, counter ≥ 0 in whole bytes]")
-        into.times.append(point[0])
-        into.counters.append(point[1])
-
-
-def _point(value: object) -> tuple[int, int] | None:
+def _point(value: object) -> tuple[int, int] | str:
+    """(t_ns, bytes) of a point, or what is wrong with it."""
+    wrong = "is not [time, counter ≥ 0 in whole bytes]"
     if not isinstance(value, list) or len(value) != 2:
-        return None
+        return wrong
     at, counter = value
     if isinstance(at, bool) or not isinstance(at, int | Decimal) or not isinstance(counter, str):
-        return None
+        return wrong
+    if at >= MILLISECONDS_FROM:
+        return "has a time in milliseconds; a Prometheus answer has seconds: divide the times by 1000"
     try:
         tx_bytes = int(counter) if counter.isdigit() else Decimal(counter)
         t_ns = int(at * NS_PER_SECOND)
-        whole = 0 <= t_ns < 2**63 and 0 <= tx_bytes < 2**64 and tx_bytes == int(tx_bytes)
+        if 0 <= t_ns < 2**63 and 0 <= tx_bytes < 2**64:
+            if tx_bytes == int(tx_bytes):
+                return t_ns, int(tx_bytes)
+            return f"{wrong}; is it the result of rate()? query the counter itself, such as {METRIC}"
     except (ArithmeticError, ValueError):  # NaN compares with nothing
-        return None
-    return (t_ns, int(tx_bytes)) if whole else None
+        pass
+    return wrong
 
 
-# ---- ticks ---------------------------------------------------------------------------------------
+# ---- what is counted -----------------------------------------------------------------------------
 
 
-def resolution_ns(points: Iterable[tuple[int, int, int]]) -> int | None:
-    """The true spacing of a series' samples: the median distance between distinct values; None without two of them."""
-    gaps: Counter[int] = Counter()
-    changed_ns: int | None = None
-    for (_, _, before), (t_ns, _, tx_bytes) in pairwise(points):
-        if tx_bytes != before:
-            if changed_ns is not None:
-                gaps[t_ns - changed_ns] += 1
-            changed_ns = t_ns
-    ordered = sorted(gaps.items())
-    half = (gaps.total() + 1) // 2
-    sums = accumulate(count for _, count in ordered)
-    return next((gap for (gap, _), up_to in zip(ordered, sums, strict=True) if up_to >= half), None)
+def _counted(series: list[Series], notes: list[str]) -> list[Series]:
+    """The series that count the bytes sent, all of one metric. Raises RecordingError where there is no telling."""
+    names = sorted({one.labels.get("__name__", "") for one in series})
+    sent = [name for name in names if not name or _counts_sent_bytes(name)]
+    if names and not sent:
+        raise RecordingError(f"{', '.join(names)} does not count the bytes that a link sent; query {METRIC}")
+    if len(sent) > 1:
+        listed = ", ".join(name or "one without a name" for name in sent)
+        raise RecordingError(f"series of several metrics ({listed}); query one of them")
+    if len(sent) < len(names):
+        notes.append(f"left out, for they do not count the bytes sent: {', '.join(name for name in names if name not in sent)}")
+    kept = [one for one in series if one.labels.get("__name__", "") in sent]
+    if sent == [""]:
+        for one in kept:
+            fallen = next((q for p, q in pairwise(one.counters) if q < p), None)
+            if fallen is not None:
+                raise RecordingError(
+                    f"{one.words} has no metric name and falls (to {fallen}), as the result of rate() or another function does; "
+                    f"query the counter itself, such as {METRIC}"
+                )
+        notes.append("the series have no metric name, as the results of a function; they are taken for counters of bytes sent")
+    sums = {one.labels["interface"] for one in kept if one.labels.get("interface", "").startswith("machine/")}
+    if sums:
+        notes.append(f"left out, for they are sums of links: {', '.join(sorted(sums))}")
+    return [one for one in kept if one.labels.get("interface") not in sums]
 
 
-def _ticks(series: list[Series], failure: RecordingError | None) -> Iterator[Tick]:
-    ordered = sorted(series, key=lambda one: (one.instance, one.device))
-    instances = [_Instance(name, list(group)) for name, group in groupby(ordered, key=lambda one: one.instance)]
-    for _, lane, snapshot in merge(*(one.ticks() for one in instances), key=itemgetter(0)):
-        yield lane, snapshot
-    if failure is not None:
-        raise failure
+def _counts_sent_bytes(name: str) -> bool:
+    return bool(_BYTES.search(name)) and not _OTHERS.search(name) and not _RECEIVED.search(name)
 
 
-class _Instance:
-    """The devices of one scraped machine: one lane, whose links hold their last value between scrapes."""
-
-    def __init__(self, instance: str, series: list[Series]) -> None:
-        own = [resolution for one in series if (resolution := resolution_ns(one.points())) is not None]
-        steps = (q - p for one in series for p, q in pairwise(one.times))
-        common = min(own, default=0) or min(steps, default=NS_PER_SECOND)
-        self._series = series
-        host = instance.rpartition(":")[0] or instance
-        self._lane = Source(instance, host, {one.name: common for one in series})
-        self._held_ns = MISSED_SCRAPES * common
-
-    def ticks(self) -> Iterator[tuple[int, Source, Snapshot]]:
-        """A snapshot at every instant at which one of the devices has a point."""
-        links = [Link(i, one.name) for i, one in enumerate(self._series, 1)]
-        last: list[tuple[int, int] | None] = [None] * len(links)
-        present: tuple[int, ...] = ()
-        shown_links: tuple[Link, ...] = ()
-        points = merge(*(one.points(i) for i, one in enumerate(self._series)))
-        for t_ns, group in groupby(points, key=itemgetter(0)):
-            for _, i, tx_bytes in group:
-                last[i] = (t_ns, tx_bytes)
-            there = tuple(i for i, kept in enumerate(last) if kept is not None and t_ns - kept[0] <= self._held_ns)
-            if there != present:
-                present, shown_links = there, tuple(links[i] for i in there)
-            yield t_ns, self._lane, Snapshot(t_ns, shown_links, [kept[1] for i in there if (kept := last[i]) is not None])
+def text_of(name: str, chunks: Iterable[bytes]) -> str:
+    """The text of an answer, within MAX_ANSWER_BYTES. Raises RecordingError."""
+    body = bytearray()
+    for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise RecordingError(f"{name}: the answer is larger than {MAX_ANSWER_BYTES >> 20} MiB; ask for less at a time")
+    try:
+        return str(body, "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + body.count(b"\n", 0, error.start)
+        raise RecordingError(f"{name}:{line}: not UTF-8 text") from None

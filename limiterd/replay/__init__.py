@@ -26,7 +26,7 @@ from limiterd.core.units import NS_PER_SECOND, parse_duration
 from limiterd.ctl.connect import json_argument
 from limiterd.ctl.format import clean, span
 from limiterd.ctl.terminal import complain, say, terminal
-from limiterd.recording import METRIC, Progress, Recording, RecordingError, open_recording, query
+from limiterd.recording import DEVICE_LABELS, METRIC, Progress, Recording, RecordingError, open_recording, query, server
 from limiterd.replay import plot
 from limiterd.replay.curves import Curves
 from limiterd.replay.report import Clock, Report, Side, as_json, event_lines, table
@@ -45,12 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recording",
         metavar="RECORDING",
-        help="JSON lines or CSV (docs/replay.md), the saved answer of a Prometheus query_range, "
-        "or the URL of a Prometheus server",
+        help="JSON lines or CSV (docs/replay.md), the saved answer of a Prometheus query_range, any of them as .gz, "
+        "- for standard input, or the URL of a Prometheus server",
     )
     parser.add_argument("--config", metavar="FILE", default=DEFAULT_CONFIG, help=f"the policy to try (default: {DEFAULT_CONFIG})")
     parser.add_argument("--compare", metavar="OTHER.yaml", help="a second policy to show side by side with the first")
     parser.add_argument("--plot", metavar="OUT.png|svg", type=_picture, help="draw rate, threshold, limit and phases over time")
+    parser.add_argument(
+        "--label",
+        metavar="NAME",
+        help=f"the label of a Prometheus series that names the interface (default: {', '.join(DEVICE_LABELS)})",
+    )
     live = parser.add_argument_group("a Prometheus server")
     live.add_argument(
         "--from",
@@ -62,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument("--to", dest="end", metavar="TIME", type=_instant, help="the end, in the same forms (default: now)")
     live.add_argument("--step", metavar="DURATION", type=_step, help=f"the distance between points (default: {STEP_S}s)")
     live.add_argument("--query", metavar="SELECTOR", help=f"the selector of the series (default: {METRIC})")
+    live.add_argument("--header", metavar="HEADER", action="append", help="'Name: value' for the server; may be repeated")
+    live.add_argument("--token-file", metavar="FILE", help="a file with the bearer token for the server")
+    live.add_argument("--ca", metavar="FILE", help="the certificates (PEM) that the server's is judged by")
     live.add_argument(
         "--timeout", metavar="DURATION", type=_step, help=f"the longest wait for each answer (default: {TIMEOUT_S}s)"
     )
@@ -127,20 +135,31 @@ def _is_server(recording: str) -> bool:
 
 def _open(ns: argparse.Namespace, progress: Progress) -> Recording:
     if not _is_server(ns.recording):
-        live = {"--from": ns.start, "--to": ns.end, "--step": ns.step, "--query": ns.query, "--timeout": ns.timeout}
+        live = {
+            "--from": ns.start,
+            "--to": ns.end,
+            "--step": ns.step,
+            "--query": ns.query,
+            "--header": ns.header,
+            "--token-file": ns.token_file,
+            "--ca": ns.ca,
+            "--timeout": ns.timeout,
+        }
         given = [name for name, value in live.items() if value is not None]
         if given:
             raise RecordingError(f"{ns.recording}: {', '.join(given)}: only for the URL of a Prometheus server; this is a file")
-        return open_recording(ns.recording, progress)
+        return open_recording(ns.recording, progress, ns.label)
+    asked = server(ns.recording, headers=tuple(ns.header or ()), token_file=ns.token_file, ca=ns.ca)
     end_s = int(time.time()) if ns.end is None else ns.end
     if ns.start is None or ns.start >= end_s:
-        raise RecordingError(f"{ns.recording}: --from is needed for a server, and before --to; write for example --from 24h")
+        raise RecordingError(f"{asked.name}: --from is needed for a server, and before --to; write for example --from 24h")
     return query(
-        ns.recording,
+        asked,
         start_s=ns.start,
         end_s=end_s,
         step_s=ns.step or Decimal(STEP_S),
         selector=ns.query or METRIC,
+        label=ns.label,
         timeout_s=float(ns.timeout or TIMEOUT_S),
         progress=progress,
     )
@@ -165,7 +184,7 @@ def _progress(ns: argparse.Namespace) -> Iterator[Progress]:
 def _takes_long(recording: str) -> bool:
     if _is_server(recording):
         return True
-    try:
+    try:  # standard input is no file to look at
         return Path(recording).stat().st_size >= LONG_BYTES
     except OSError:
         return False  # opening it says why
@@ -193,10 +212,10 @@ class _Replay:
         """Feed every tick to every policy."""
         runs = tuple(enumerate(self._runs))
         lines = self._recording.lines
-        for lane, snapshot in self._recording:
+        for source, snapshot in self._recording:
             self._ticks += 1
             for i, policy in runs:
-                events = policy.feed(lane, snapshot)
+                events = policy.feed(source, snapshot)
                 if events:
                     self._tell(i, events)
             if not self._ticks % _BAR_EVERY_TICKS and lines is not None:
@@ -253,9 +272,7 @@ class _Replay:
             yield f"… and {left_out} events more; --json prints them all"
 
     def _why_nothing(self) -> str:
-        if self._ticks:
-            return "no link of the recording is watched by a policy"
-        return "the recording holds no ticks" if self._recording.lines is not None else "the query found no series"
+        return "no link of the recording is watched by a policy" if self._ticks else "the recording holds no ticks"
 
     def draw(self, path: str) -> None:
         """Write the picture of the first policy."""

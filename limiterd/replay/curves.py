@@ -78,7 +78,7 @@ class Curves:
         self._limits: dict[str, _Steps] = {}
 
     def tick(self, at_ns: int, snapshot: Snapshot, looks: Mapping[str, Look | None]) -> None:
-        """Take in a recorded tick of one lane, and what is true of its watched links; None of one that has gone."""
+        """Take in a recorded tick of one source, and what is true of its watched links; None of one that has gone."""
         for link, tx_bytes in zip(snapshot.links, snapshot.tx_bytes, strict=True):
             if link.name not in looks:
                 continue

@@ -5,7 +5,7 @@ acts as a fluid: what was recorded goes through up to the limit's rate, and ther
 recorded counters themselves stay as they are: a link under a limit is not judged, and a release begins a fresh epoch.
 
 Two clocks move with the recording: the engine's runs on where the recording's steps back (a reboot), the wall's is
-anchored at started_at. Where that is unknown overrides are left out. Ticks are held back while the first of a lane do not
+anchored at started_at. Where that is unknown overrides are left out. Ticks are held back while the first of a source do not
 tell yet how far apart its samples are; they are played in the recording's order.
 """
 
@@ -54,10 +54,10 @@ REPORTED: Final = frozenset(
     }
 )
 LOOK_AHEAD: Final = 16
-"""Ticks of a lane that tell how far apart its samples are."""
+"""Ticks of a source that tell how far apart its samples are."""
 
 HELD_MAX: Final = 4_096
-"""Ticks that are held back at most: a lane with fewer than LOOK_AHEAD is judged by what it has."""
+"""Ticks that are held back at most: a source with fewer than LOOK_AHEAD is judged by what it has."""
 
 PACKET_BYTES: Final = 1_514
 NAMES_IN_A_NOTE: Final = 4
@@ -94,29 +94,30 @@ class Flow:
 
 
 class Run:
-    """One set of rules over all lanes of a recording. watched are the links that a policy applies to, and its name."""
+    """One set of rules over all sources of a recording. watched are the links that a policy applies to, and its name."""
 
     def __init__(self, rules: Rules, *, started_wall_ns: int | None, qualified: bool, watcher: Watcher | None = None) -> None:
         if started_wall_ns is None:
             rules = replace(rules, overrides=())
-        self.rules = by_device(rules) if qualified else rules
+        self.rules = rules
+        self.by_device = by_device(rules) if qualified else rules
         self.watched: dict[str, str] = {}
         self.over_bytes: dict[str, int] = {}
         self.watcher = watcher
         self.first_ns: int | None = None
         self._notes: dict[str, list[str]] = {}
         self._started_wall_ns = started_wall_ns or 0
-        self._packed_counters: dict[str, _LaneRun] = {}
-        self._held: deque[tuple[_LaneRun, Snapshot]] = deque()
+        self._sources: dict[str, _SourceRun] = {}
+        self._held: deque[tuple[_SourceRun, Snapshot]] = deque()
 
-    def feed(self, lane: Source, snapshot: Snapshot) -> Sequence[Told]:
+    def feed(self, source: Source, snapshot: Snapshot) -> Sequence[Told]:
         """Take in one tick; the events it led to that a replay reports, and those of ticks that were held back."""
-        run = self._packed_counters.get(lane.key)
+        run = self._sources.get(source.key)
         if run is None:
             if self.first_ns is None:
                 self.first_ns = snapshot.t_ns
             wall_ns = self._started_wall_ns + snapshot.t_ns - self.first_ns
-            run = self._packed_counters[lane.key] = _LaneRun(self, lane, Now(snapshot.t_ns, max(0, wall_ns)))
+            run = self._sources[source.key] = _SourceRun(self, source, Now(snapshot.t_ns, max(0, wall_ns)))
         if not run.decided:
             run.look(snapshot)
         elif not self._held:
@@ -129,7 +130,7 @@ class Run:
         return self._play(0)
 
     def _play(self, most: int) -> Sequence[Told]:
-        """Play what was held back, as far as its lanes are decided, and all but so many ticks in any case."""
+        """Play what was held back, as far as its sources are decided, and all but so many ticks in any case."""
         held, told = self._held, list[Told]()
         while held and (held[0][0].decided or len(held) > most):
             run, snapshot = held.popleft()
@@ -140,7 +141,7 @@ class Run:
     @property
     def end_ns(self) -> int:
         """How long the recording is, by the clock that never runs back."""
-        return max((run.at_ns for run in self._packed_counters.values()), default=0)
+        return max((run.at_ns for run in self._sources.values()), default=0)
 
     def note(self, name: str, what: str) -> None:
         """Something about a link that people should know."""
@@ -164,24 +165,25 @@ def by_device(rules: Rules) -> Rules:
     return replace(rules, config=replace(rules.config, policies=policies), overrides=overrides)
 
 
-class _LaneRun:
-    """The engine, the kernel and the clocks of one lane."""
+class _SourceRun:
+    """The engine, the kernel and the clocks of one source."""
 
-    def __init__(self, run: Run, lane: Source, now: Now) -> None:
+    def __init__(self, run: Run, source: Source, now: Now) -> None:
         self._run = run
-        self._lane = lane
+        self._source = source
         self._now = now
         self._last_ns = now.boot_ns
         self._told: list[Event] = []
         self._flows: dict[str, Flow] = {}
         self._links: tuple[Link, ...] = ()
+        self._judged: tuple[tuple[Link, ...], tuple[Link, ...]] = ((), ())
         self._split: tuple[tuple[Link, ...], list[int], list[int], tuple[Link, ...]] = ((), [], [], ())
         self._meters: dict[str, Possible | None] = {}
         self._places: tuple[tuple[Link, ...], Mapping[str, int]] = ((), {})
-        self._spacing_ns: Mapping[str, int] = lane.resolution_ns
+        self._spacing_ns: Mapping[str, int] = source.resolution_ns
         self._usual_ns = 0
-        self._early: list[Snapshot] | None = None if lane.resolution_ns else []
-        self._rules = self._rules_of(lane)
+        self._early: list[Snapshot] | None = None if source.resolution_ns else []
+        self._rules = self._rules_of(source)
         self._kernel = FakeKernel(abilities=KernelAbilities(fq_codel=True), now_ns=lambda: self._now.boot_ns)
         self._state = start(self._rules, Journal(), self._kernel.abilities(), now)
         self._executor = Executor(
@@ -192,14 +194,14 @@ class _LaneRun:
             save_now=lambda _: None,
         )
 
-    def _rules_of(self, lane: Source) -> Rules:
-        """The rules as they hold in this lane: its host, and repeats of scraped counters dropped."""
-        rules = self._run.rules
+    def _rules_of(self, source: Source) -> Rules:
+        """The rules as they hold in this source: its host, and repeats of scraped counters dropped."""
+        rules = self._run.by_device if source.key else self._run.rules
         sampling = rules.config.sampling
-        spacing_ns = max(lane.resolution_ns.values(), default=0)
+        spacing_ns = max(source.resolution_ns.values(), default=0)
         if sampling.counter_refresh_ns < spacing_ns < sampling.max_gap_ns:
             rules = replace(rules, config=replace(rules.config, sampling=replace(sampling, counter_refresh_ns=spacing_ns)))
-        return replace(rules, host=lane.host or rules.host)
+        return replace(rules, host=source.host or rules.host)
 
     @property
     def at_ns(self) -> int:
@@ -237,9 +239,9 @@ class _LaneRun:
         _, coarse, kept, fine = self._split
         possible = self._possible(snapshot, coarse) if coarse else ()
         samples = snapshot
-        if self._lane.resolution_ns:
+        if self._source.resolution_ns:
             samples = Snapshot(t_ns, fine, [snapshot.tx_bytes[i] for i in kept])
-        present = samples.links if self._lane.links is None else self._lane.links
+        present = self._present(samples)
         before: tuple[Link, ...] = ()
         if present is not self._links:
             before = self._plug(present)
@@ -249,7 +251,7 @@ class _LaneRun:
         told.clear()
         self._executor.reconcile(self._state, self._rules, Inputs(self._now, samples, present))
         if self._run.watcher is not None:
-            there = snapshot.links if self._lane.links is None else present
+            there = snapshot.links if self._source.links is None else self._source.links
             self._run.watcher(self.at_ns, snapshot, dict.fromkeys(link.name for link in before) | self._looks(there))
         if not told and not possible:
             return ()
@@ -260,6 +262,16 @@ class _LaneRun:
                 self._flows.pop(event.interface, None)
         kept_events = [replace(event, t_ns=t_ns) for event in told if event.kind in REPORTED]
         return [Told(self.at_ns, event) for event in (*kept_events, *possible)]
+
+    def _present(self, samples: Snapshot) -> tuple[Link, ...]:
+        """The links that are there at this tick, of scraped ones those that the engine judges."""
+        links = self._source.links
+        if links is None:
+            return samples.links
+        if links is not self._judged[0]:
+            fine = tuple(link for link in links if self._meter_of(link.name) is None) if self._source.resolution_ns else links
+            self._judged = (links, links if len(fine) == len(links) else fine)
+        return self._judged[1]
 
     def _plug(self, links: tuple[Link, ...]) -> tuple[Link, ...]:
         """Let the kernel have exactly these links; those that it had before."""
@@ -329,7 +341,7 @@ class _LaneRun:
         if policy is None:
             return None
         self._run.watched[name] = policy.name
-        scraped = bool(self._lane.resolution_ns)
+        scraped = bool(self._source.resolution_ns)
         spacing_ns = self._spacing_ns.get(name, self._usual_ns)
         slice_ns, max_gap_ns = policy.detect.slice_ns, self._rules.config.sampling.max_gap_ns
         apart = f"its samples are {spacing_ns / 1e9:g} s apart, further than the"

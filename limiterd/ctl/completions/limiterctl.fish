@@ -51,7 +51,7 @@ function _shtab_limiterctl_using
 end
 
 set -g _shtab_limiterctl_commands status top explain history reload limit release pause resume override 'override add' 'override list' 'override revoke' request requests approve deny check replay record demo install-service uninstall-service completion
-set -g _shtab_limiterctl_opts_with_value --approved-by --compare --config --duration --from --head --host --id --interface --kind --limit --output --plot --query --rate --reason --root --since --socket --sort --step --threshold --timeout --to --until --watch
+set -g _shtab_limiterctl_opts_with_value --approved-by --ca --compare --config --duration --from --head --header --host --id --interface --kind --label --limit --output --plot --query --rate --reason --root --since --socket --sort --step --threshold --timeout --to --token-file --until --watch
 
 complete -c limiterctl -e
 complete -c limiterctl -f
@@ -200,13 +200,17 @@ complete -c limiterctl -n '_shtab_limiterctl_using replay' -l socket -xka "(__fi
 complete -c limiterctl -n '_shtab_limiterctl_using replay' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the policy to try (default: /etc/limiterd/limiterd.yaml)'
 complete -c limiterctl -n '_shtab_limiterctl_using replay' -l compare -x -d 'a second policy to show side by side with the first'
 complete -c limiterctl -n '_shtab_limiterctl_using replay' -l plot -x -d 'draw rate, threshold, limit and phases over time'
+complete -c limiterctl -n '_shtab_limiterctl_using replay' -l label -x -d 'the label of a Prometheus series that names the interface (default: device, interface, ifName, nic)'
 complete -c limiterctl -n '_shtab_limiterctl_using replay' -l from -x -d 'the start: RFC 3339, Unix seconds, or a duration ago such as 24h'
 complete -c limiterctl -n '_shtab_limiterctl_using replay' -l to -x -d 'the end, in the same forms (default: now)'
 complete -c limiterctl -n '_shtab_limiterctl_using replay' -l step -x -d 'the distance between points (default: 15s)'
 complete -c limiterctl -n '_shtab_limiterctl_using replay' -l query -x -d 'the selector of the series (default: node_network_transmit_bytes_total)'
+complete -c limiterctl -n '_shtab_limiterctl_using replay' -l header -x -d ''"'"'Name: value'"'"' for the server; may be repeated'
+complete -c limiterctl -n '_shtab_limiterctl_using replay' -l token-file -xka "(__fish_complete_path (commandline -ct))" -d 'a file with the bearer token for the server'
+complete -c limiterctl -n '_shtab_limiterctl_using replay' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'the certificates (PEM) that the server'"'"'s is judged by'
 complete -c limiterctl -n '_shtab_limiterctl_using replay' -l timeout -x -d 'the longest wait for each answer (default: 30s)'
 complete -c limiterctl -n '_shtab_limiterctl_using replay' -l json -d 'print JSON (see docs/cli.md for its schema)'
-complete -c limiterctl -n '_shtab_limiterctl_using replay; and test $_shtab_limiterctl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'JSON lines or CSV (docs/replay.md), the saved answer of a Prometheus query_range, or the URL of a Prometheus server'
+complete -c limiterctl -n '_shtab_limiterctl_using replay; and test $_shtab_limiterctl_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'JSON lines or CSV (docs/replay.md), the saved answer of a Prometheus query_range, any of them as .gz, - for standard input, or the URL of a Prometheus server'
 complete -c limiterctl -n '_shtab_limiterctl_using; and test $_shtab_limiterctl_npos -eq 0' -a record -d 'Record the watched links'"'"' counters for replay.'
 complete -c limiterctl -n '_shtab_limiterctl_using record' -s h -l help -d 'show this help message and exit'
 complete -c limiterctl -n '_shtab_limiterctl_using record' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s configuration: it names the socket and the directories (default: /etc/limiterd/limiterd.yaml)'
