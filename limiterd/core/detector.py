@@ -343,6 +343,10 @@ class Detector:
         last = self._meter.last(name)
         return samples or (() if last is None else (last,))
 
+    def counter(self, name: str) -> tuple[int, int] | None:
+        """The link's (t_ns, tx_bytes) in the last snapshot, also while it rests; None where it had no such link."""
+        return self._meter.counter(name)
+
     def _settle(self) -> int:
         """Drop rules that no link has any more; the lowest threshold of the others."""
         self._shared = {rule.detect: rule for rule in set(self._rules.values())}

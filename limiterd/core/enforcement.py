@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import Final
 
 from limiterd.core.auto_release import hold
+from limiterd.core.bypass import likely_cause
 from limiterd.core.faults import REMEDY, Blocker
 from limiterd.core.htb_tree import tree_for, unlimited
 from limiterd.core.limit_state import HOLDING, LEAVING, LimitState, Signal, Stage
 from limiterd.core.model import (
     CLASS_DEFAULT,
     CLASS_LIMIT,
-    MINUTE,
     SECOND,
     Action,
     ActionKind,
@@ -40,9 +40,10 @@ from limiterd.core.model import (
 from limiterd.core.plan import Plan, plan, teardown
 from limiterd.core.policy import Effective
 from limiterd.core.state import StepContext, key_of
+from limiterd.core.units import format_rate
 
-PEACE_NS: Final = 1 * MINUTE
-"""How long no packet has passed a limit by until that is no fault any more."""
+COUNTERS_NS: Final = 1 * SECOND
+"""The classes of a standing limit are read as often, whatever the period of the tree's check."""
 MEMORIES_MAX: Final = 8192
 """Links whose strikes are remembered; the journal that holds them has a size that it must not exceed."""
 
@@ -264,13 +265,9 @@ def _read_due(context: StepContext, limit_state: LimitState) -> bool:
 
 
 def _read_period_ns(context: StepContext, limit_state: LimitState) -> int:
-    if limit_state.stage in LEAVING or (limit_state.stage is Stage.STANDING and not limit_state.verified):
+    if limit_state.stage in LEAVING or (limit_state.stage is Stage.STANDING and not limit_state.bypass.began):
         return 0
-    period_ns = context.state.rules.config.enforcement.read_back_ns
-    effective = context.state.effective.get(limit_state.link.name)
-    if effective is not None and effective.policy.release.mode is ReleaseMode.AUTO:
-        return min(period_ns, SECOND)
-    return period_ns
+    return min(context.state.rules.config.enforcement.read_back_ns, COUNTERS_NS)
 
 
 def _plan(context: StepContext, limit_state: LimitState, wanted: TcTree | None) -> Plan:
@@ -351,12 +348,9 @@ def _seen(context: StepContext, limit_state: LimitState) -> None:
     context.warn(name, "lifeline", FaultReason.MISSING_MODULE, no_lifeline)
     limit_state.signal(Signal.SEEN)
     limit_state.tree_standing = tree
-    limit_state.direct_packets, limit_state.verified, limit_state.bypassed_ns = (
-        state.tc[limit_state.link.ifindex].direct_packets,
-        False,
-        None,
-    )
-    _clear(context, limit_state)
+    limit_state.bypass.restart()
+    if not (limit_state.bypass.active and limit_state.blocker is not None and limit_state.blocker.reason is FaultReason.BYPASS):
+        _clear(context, limit_state)
     detail: dict[str, object] = {"limit_bps": tree.rate_bps}
     if limit_state.put_back:
         limit_state.put_back = False
@@ -400,19 +394,27 @@ def _repair_loop_text(limit_state: LimitState, count: int, planned: Plan) -> str
 
 
 def _watch_bypass(context: StepContext, limit_state: LimitState) -> None:
-    """Traffic that HTB sends around its classes shows in direct_packets: a limit that does not limit is a fault.
-
-    It is one until none was seen for a while: packets that come now and then are one fault, not many.
-    """
-    actual, now_ns = context.state.tc[limit_state.link.ifindex], context.now.boot_ns
-    before, limit_state.direct_packets, limit_state.verified = limit_state.direct_packets, actual.direct_packets, True
-    if before is not None and actual.direct_packets > before:
-        limit_state.bypassed_ns = now_ns
-    if limit_state.bypassed_ns is not None and now_ns < limit_state.bypassed_ns + PEACE_NS:
-        message = f"{limit_state.link.name}: packets go around the limit's classes; look for sockets with SO_PRIORITY 0x1d1d0000"
-        _fault(context, limit_state, Blocker(FaultReason.OTHER, message))
-    else:
+    """A limit that traffic passes by is a fault: told once, with the figure of now, until it has been calm for a while."""
+    if not limit_state.fresh:
+        return
+    link, meter = limit_state.link, limit_state.bypass
+    actual, (_, tree) = context.state.tc[link.ifindex], limit_state.impose()
+    device = None if context.state.recorded else context.state.detector.counter(link.name)
+    meter.read(device, actual, tree.rate_bps)
+    if meter.excess or meter.active:
+        limit_state.quiet.since_ns = None
+    if not meter.active:
         _clear(context, limit_state)
+        return
+    text = (
+        f"{link.name}: {format_rate(meter.beside_bps)} pass beside the limit of {format_rate(tree.rate_bps)}; "
+        f"{likely_cause(actual, direct=meter.direct)}"
+    )
+    blocker = Blocker(FaultReason.BYPASS, text)
+    if limit_state.blocker is None or limit_state.blocker.reason is not FaultReason.BYPASS:
+        _fault(context, limit_state, blocker)
+    elif meter.excess:
+        limit_state.blocker = blocker
 
 
 def _demand_over(context: StepContext, limit_state: LimitState) -> ReleaseReason | None:

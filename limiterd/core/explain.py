@@ -159,6 +159,7 @@ def what_lifts(view: LinkView, release: Release) -> tuple[str, ...]:
 # ---- what to do about a fault --------------------------------------------------------------------
 
 _AGAIN: Final = "limiterd tries again by itself, at once when the link's qdiscs change and else after a minute at most"
+_STANDS: Final = "the limit stands for all that goes through it; the fault ends 10 s after the last excess"
 _INSIDE: Final = ("see what it is: tc -s qdisc show dev {link}; tc -s class show dev {link}; tc filter show dev {link}",)
 _REMEDIES: Final[Mapping[FaultReason, tuple[str, ...]]] = {
     FaultReason.FOREIGN_QDISC: (
@@ -179,6 +180,14 @@ _REMEDIES: Final[Mapping[FaultReason, tuple[str, ...]]] = {
         'stop the other hand, or take the link out of the policy (interfaces: [..., "!{link}"]); then: limiterctl reload',
     ),
     FaultReason.NO_ANSWER: ("look for a process that holds the kernel's network configuration lock for seconds: dmesg",),
+    FaultReason.BYPASS: (
+        "see what stands in the tree: tc -s class show dev {link}; tc -s filter show dev {link} parent 1d1d:",
+        "remove what others put there: tc filter del dev {link} parent 1d1d: prio PRIO; tc class del dev {link} classid ID",
+        (
+            "where nothing foreign stands there, find who sends without a qdisc: packet sockets are in /proc/net/packet, XDP "
+            "programs in ip link show dev {link}, offloaded flows in tc -s filter show and ethtool -k {link} (hw-tc-offload)"
+        ),
+    ),
     FaultReason.OTHER: ("see the daemon's log: journalctl -u limiterd -e",),
 }
 
@@ -192,4 +201,4 @@ def what_to_do(fault: Fault, phase: Phase) -> tuple[str, ...]:
         return ()
     inside = fault.reason is FaultReason.FOREIGN_QDISC and phase is Phase.LIMITED
     ways = tuple(way.replace("{link}", fault.interface) for way in (_INSIDE if inside else _REMEDIES[fault.reason]))
-    return ways if fault.warning else (*ways, _AGAIN)
+    return ways if fault.warning else (*ways, _STANDS if fault.reason is FaultReason.BYPASS else _AGAIN)

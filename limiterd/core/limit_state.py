@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from limiterd.core.auto_release import IdleSlices
+from limiterd.core.bypass import BypassMeter
 from limiterd.core.faults import Backoff, Blocker, Fight
 from limiterd.core.model import Decision, Link, Phase, ReleaseReason, TcTree
 
@@ -68,9 +69,7 @@ class LimitState:
     comes from the journal or from before an absence; found_ours says whether its limit still stood at the first look,
     stood whether it may have since this boot: what has taken its place then is no prey of a takeover.
     awaiting: the kernel was changed, or did not answer, and was not read since; fresh: it was read in this turn.
-    asked_again: the number of failed tries at which the kernel was last asked again for what it lacked. direct_packets is
-    the count of packets that passed the limit by at the last look, verified whether there was one since it came to stand,
-    bypassed_ns when it last grew.
+    asked_again: the number of failed tries at which the kernel was last asked again for what it lacked.
     """
 
     link: Link
@@ -92,9 +91,7 @@ class LimitState:
     asked_again: int = 0
     repair_loop: Fight = field(default_factory=Fight)
     quiet: IdleSlices = field(default_factory=IdleSlices)
-    direct_packets: int | None = None
-    verified: bool = False
-    bypassed_ns: int | None = None
+    bypass: BypassMeter = field(default_factory=BypassMeter)
     release_reason: ReleaseReason | None = None
     release_announced: bool = False
     lifted_t_ns: int = 0

@@ -135,6 +135,11 @@ class Meter:
             return None
         return self.times_ns[position], self.counters[position]
 
+    def counter(self, name: str) -> tuple[int, int] | None:
+        """The (t_ns, tx_bytes) of the last snapshot, whether or not the link rests; None for a link that it had not."""
+        position = self.positions.get(name)
+        return None if position is None else (self._t_ns, self.counters[position])
+
     def awake(self) -> Iterable[str]:
         """The watched links that do not rest."""
         return self._watched - self._resting

@@ -73,12 +73,14 @@ class State:
     """Everything that outlives a step.
 
     tc holds what was read of links that have a case or a root that is not default; stood names the journalled decisions
-    whose limits may have stood since this boot.
+    whose limits may have stood since this boot. recorded: the samples are a recording, whose counters know nothing of the
+    limits that stand now.
     """
 
     detector: Detector
     rules: Rules
     abilities: KernelAbilities
+    recorded: bool = False
     links: tuple[Link, ...] = ()
     by_name: dict[str, Link] = field(default_factory=dict)
     by_index: dict[int, Link] = field(default_factory=dict)

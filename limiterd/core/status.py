@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from limiterd.core.enforcement import rate_wanted_bps
 from limiterd.core.keys import document as keys_document
-from limiterd.core.limit_state import HOLDING, LimitState, calm_phase
+from limiterd.core.limit_state import HOLDING, LimitState, Stage, calm_phase
 from limiterd.core.model import (
     SECOND,
     ClassStats,
@@ -57,6 +57,8 @@ class LimitStateView:
     stats: ClassStats | None
     release: str
     fault: Fault | None
+    exempt_bps: int | None = None
+    bypass_bps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ def _view(state: State, limit_state: LimitState, pending: Mapping[str, int]) -> 
     actual = state.tc.get(limit_state.link.ifindex)
     limited = phase is Phase.LIMITED and actual is not None
     blocker = limit_state.blocker
+    standing, exempts = limit_state.stage is Stage.STANDING, applies is not None and bool(applies.limit.exempt)
     return LimitStateView(
         phase=phase,
         holding=decision is not None,
@@ -124,6 +127,8 @@ def _view(state: State, limit_state: LimitState, pending: Mapping[str, int]) -> 
         stats=actual.stats if limited and actual is not None else None,
         release=applies.policy.release.mode if applies is not None and decision is not None and not decision.manual else "",
         fault=Fault(name, blocker.reason, blocker.message, limit_state.obstacle_since_wall_ns) if blocker is not None else None,
+        exempt_bps=limit_state.bypass.exempt_bps if standing and exempts else None,
+        bypass_bps=limit_state.bypass.beside_bps if standing else None,
     )
 
 
@@ -230,6 +235,8 @@ def _link_view(shot: StatusSnapshot, link: Link, rate: tuple[int, int]) -> LinkV
         manual=held.manual if held is not None else False,
         note=held.note if held is not None else "",
         by=held.by if held is not None else "",
+        exempt_bps=held.exempt_bps if held is not None else None,
+        bypass_bps=held.bypass_bps if held is not None else None,
         stats=held.stats if held is not None else None,
         release=held.release if held is not None else "",
         threshold_bps=applies.detect.threshold_bps,
@@ -344,6 +351,8 @@ def link_document(view: LinkView) -> dict[str, object]:
         "note": view.note or None,
         "by": view.by or None,
         "release": str(view.release) or None,
+        "exempt_bps": view.exempt_bps,
+        "bypass_bps": view.bypass_bps,
         "shaped": None
         if stats is None
         else {

@@ -196,6 +196,8 @@ def link_detail(link: Data, now: float, width: int, palette: Palette) -> list[st
         ("override", clean(link.get("override") or "")),
         ("release", _release(link)),
         ("shaped", shaped(link)),
+        ("exempt", _passing(link, "exempt_bps", "by the policy's `exempt` matches, outside the limit")),
+        ("bypass", _passing(link, "bypass_bps", "beside the limit")),
         ("ifindex", str(ifindex) if ifindex else ""),
     ]
     head = fmt.wrap(headline(link), width)
@@ -213,6 +215,11 @@ def _release(link: Data) -> str:
     if link.get("manual"):
         return _RELEASE["approval"]
     return _RELEASE.get(str(link.get("release")), clean(link.get("release") or ""))
+
+
+def _passing(link: Data, key: str, where: str) -> str:
+    rate = number(link.get(key))
+    return f"{fmt.rate(rate)} {where}" if rate else ""
 
 
 def _strikes(link: Data) -> str:

@@ -25,6 +25,7 @@ from limiterd.core.errors import PermissionFault
 from limiterd.core.htb_tree import LEAF_OF
 from limiterd.core.model import (
     CLASS_DEFAULT,
+    CLASS_EXEMPT,
     CLASS_LIFELINE,
     CLASS_LIMIT,
     HANDLE_ROOT,
@@ -51,7 +52,7 @@ _CLASSFUL_IN_NAME: Final = frozenset({"tbf", "fq_codel"})
 _CHILD_MAJOR: Final = 0xFFFF0000
 _INGRESS_MAJOR: Final = 0xFFFF
 _OUR_ROOT: Final = RootQdisc("htb", HANDLE_ROOT)
-_COUNTED: Final = frozenset({CLASS_LIMIT, CLASS_LIFELINE, CLASS_DEFAULT})
+_COUNTED: Final = frozenset({CLASS_LIMIT, CLASS_LIFELINE, CLASS_DEFAULT, CLASS_EXEMPT})
 _DATAGRAMS_A_LINK: Final = 4
 """A release takes four."""
 _MOST_NAMED: Final = 8
@@ -352,6 +353,7 @@ def _stats(classes: Sequence[TcMsg], qdiscs: Sequence[TcMsg]) -> ClassStats:
         drops=sum(wire.stats_of(q).drops for q in qdiscs if q.nature.parent in (CLASS_LIFELINE, CLASS_DEFAULT)),
         overlimits=sum(s.overlimits for s in shaped),
         backlog_bytes=sum(s.backlog_bytes for s in shaped),
+        exempt_bytes=by_id.get(CLASS_EXEMPT, wire.Stats()).sent_bytes,
     )
 
 

@@ -186,6 +186,7 @@ class _SourceRun:
         self._rules = self._rules_of(source)
         self._kernel = FakeKernel(abilities=KernelAbilities(fq_codel=True), now_ns=lambda: self._now.boot_ns)
         self._state = start(self._rules, Journal(), self._kernel.abilities(), now)
+        self._state.recorded = True
         self._executor = Executor(
             tc=self._kernel,
             clock=lambda: self._now,

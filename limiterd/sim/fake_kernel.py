@@ -21,6 +21,7 @@ from limiterd.core.errors import EnvironmentFault
 from limiterd.core.htb_tree import LEAF_OF
 from limiterd.core.model import (
     CLASS_DEFAULT,
+    CLASS_EXEMPT,
     CLASS_LIMIT,
     HANDLE_ROOT,
     Action,
@@ -82,7 +83,8 @@ class _Htb:
 class FakeLink:
     """One link; tx_bytes is its device counter, offered_bps what its users try to send.
 
-    stalled_bytes is what waits in our tree outside the limit: the device does not take it.
+    stalled_bytes is what waits in our tree outside the limit: the device does not take it. bypass_bps goes to the device
+    without its qdisc, exempt_bps through the exempt class where there is one.
     """
 
     default_kind: str = "noqueue"
@@ -92,6 +94,8 @@ class FakeLink:
     tx_bytes: int = 0
     offered_bps: int = 0
     stalled_bytes: int = 0
+    bypass_bps: int = 0
+    exempt_bps: int = 0
 
 
 @dataclass(slots=True)
@@ -405,6 +409,10 @@ def _flow(link: FakeLink, duration_ns: int) -> None:
     """What is offered goes out, but for what the limit holds back: that queues, and beyond the queue is dropped."""
     offered_bytes = link.offered_bps * duration_ns // (8 * NS_PER_SECOND)
     htb = link.htb
+    exempt_bytes = link.exempt_bps * duration_ns // (8 * NS_PER_SECOND)
+    link.tx_bytes += link.bypass_bps * duration_ns // (8 * NS_PER_SECOND) + exempt_bytes
+    if htb is not None and CLASS_EXEMPT in htb.classes:
+        htb.stats = replace(htb.stats, exempt_bytes=htb.stats.exempt_bytes + exempt_bytes)
     if htb is None:
         link.tx_bytes += offered_bytes
     elif htb.passes_by():
@@ -429,4 +437,5 @@ def _shape(link: FakeLink, htb: _Htb, offered_bytes: int, duration_ns: int) -> N
         drops=htb.stats.drops + lost_packets,
         overlimits=htb.stats.overlimits + (demand_bytes > sent_bytes),
         backlog_bytes=backlog_bytes,
+        exempt_bytes=htb.stats.exempt_bytes,
     )

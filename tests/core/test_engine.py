@@ -605,49 +605,6 @@ def test_silence_of_the_kernel_is_a_fault_and_sampling_goes_on() -> None:
     assert world.view().phase is Phase.LIMITED
 
 
-def test_traffic_around_the_classes_is_a_fault() -> None:
-    """Packets that pass a standing limit by, now and then: one fault, which ends a minute after the last of them."""
-    world = World()
-    world.fire()
-    htb = world.kernel.links[2].htb
-    assert htb is not None
-    for _ in range(4):
-        htb.direct_packets += 5
-        world.run(10)
-        assert world.view().phase is Phase.FAULT
-    assert world.told(EventKind.FAULT, EventKind.FAULT_CLEARED) == [(EventKind.FAULT, "other")]
-    world.run(53)
-    assert world.view().phase is Phase.LIMITED
-    assert len(world.told(EventKind.FAULT, EventKind.FAULT_CLEARED)) == 2
-
-
-def test_a_bypassed_limit_is_still_repaired_at_once() -> None:
-    """A limit that packets pass by is deleted: it stands again in the next tick but one, without a pause."""
-    world = World()
-    world.fire()
-    htb = world.kernel.links[2].htb
-    assert htb is not None
-    htb.direct_packets += 5
-    world.run(3)
-    act(world, ActionKind.DELETE_ROOT, 0x1D1D0000)
-    world.run(0.2)
-    assert world.rate() == 20 * MBIT
-
-
-def test_a_new_limit_is_verified_in_the_next_tick_whatever_the_period() -> None:
-    """With an hour between two looks, a limit that does not limit from its first moment on is a fault within two ticks."""
-    world = World(rules_of(enforcement=Enforcement(read_back_ns=3600 * SECOND)))
-    world.run(2)
-    world.kernel.offer(2, 150 * MBIT)
-    while not world.told(EventKind.LIMITED):
-        world.tick()
-    htb = world.kernel.links[2].htb
-    assert htb is not None
-    htb.direct_packets += 5
-    world.run(0.2)
-    assert world.view().phase is Phase.FAULT
-
-
 # ---- start, adoption, links ----------------------------------------------------------------------
 
 

@@ -61,7 +61,12 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
             f"{TC}::test_a_class_made_inner_shows",
             f"{TC}::test_what_only_looks_like_a_filter_of_ours_is_replaced",
         ),
-        "traffic around the classes": (f"{ENGINE}::test_traffic_around_the_classes_is_a_fault",),
+        "traffic around the classes": (
+            f"{HERE}/test_bypass.py::test_a_foreign_class_inside_the_limit",
+            f"{HERE}/test_bypass.py::test_a_packet_socket_that_bypasses_qdiscs",
+            f"{HERE}/test_bypass.py::test_honest_traffic_is_no_bypass",
+            "tests/core/test_bypass.py::test_a_bypass_is_a_fault_until_ten_seconds_of_calm",
+        ),
         "HTB, leaf kind or u32 missing": (
             f"{ENGINE}::test_a_kernel_without_fq_codel_or_u32_gets_a_limit_without_them",
             f"{ENGINE}::test_errnos_mean_what_they_say",

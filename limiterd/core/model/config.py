@@ -98,7 +98,7 @@ class Enforcement:
         metadata=key(
             "read_back",
             duration(10 * MS, HOUR),
-            "how often limits in force are checked, in addition to the kernel's own messages",
+            "how often limits in force are checked, in addition to the kernel's own messages; counters every second at least",
         ),
     )
     drain_ns: int = field(

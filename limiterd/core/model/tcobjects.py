@@ -101,13 +101,17 @@ class TcTree:
 
 @dataclass(frozen=True, slots=True)
 class ClassStats:
-    """Counters of the shaped classes, summed over what the limit covers (1d1d:1 for bytes; leaves for the rest)."""
+    """Counters of the shaped classes, summed over what the limit covers (1d1d:1 for bytes; leaves for the rest).
+
+    exempt_bytes are those of the class beside it, 1d1d:30.
+    """
 
     sent_bytes: int = 0
     sent_packets: int = 0
     drops: int = 0
     overlimits: int = 0
     backlog_bytes: int = 0
+    exempt_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class FaultReason(StrEnum):
     MISSING_MODULE = "missing_module"
     FIGHT = "fight"
     NO_ANSWER = "no_answer"
+    BYPASS = "bypass"
     OTHER = "other"
 
 

@@ -26,6 +26,7 @@ class LinkView:
     """One watched link as status and metrics show it (an absent one has ifindex 0). Rates in bit/s.
 
     policy_limit_bps is what a firing would limit it to now, overrides considered; limit_wanted_bps what is decided.
+    exempt_bps is what passes the exempt class of a standing limit, bypass_bps what passes beside all classes.
     """
 
     interface: str
@@ -50,6 +51,8 @@ class LinkView:
     note: str = ""
     policy_limit_bps: int = 0
     by: str = ""
+    exempt_bps: int | None = None
+    bypass_bps: int | None = None
 
     @property
     def applying_limit_bps(self) -> int:
