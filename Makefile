@@ -77,10 +77,10 @@ run: $(VENV)/.ready ## the daemon in the foreground with config/limiterd.yaml (r
 	install -d -m 755 /run/limiterd
 	install -d -m 750 /var/lib/limiterd
 	[ '$(CONFIG)' != config/limiterd.yaml ] || chmod go-w '$(CONFIG)' # its mode is the umask's of the checkout
-	exec $(PY) -m limiterd.daemon --config '$(CONFIG)'
+	exec $(PY) -P -m limiterd.daemon --config '$(CONFIG)'
 
 demo: $(VENV)/.ready ## the policy at work on real traffic in private namespaces, about 30 s (DEMO_ARGS=--fast)
-	@exec $(PY) -m limiterd.cli demo $(DEMO_ARGS)
+	@exec $(PY) -P -m limiterd.cli demo $(DEMO_ARGS)
 
 test: $(VENV)/.tools ## the tests; as root with namespaces and real traffic (PYTEST_ARGS=…)
 	@$(call need,PATH="$$PATH:/usr/sbin:/sbin" tc -V,iproute2,comparing with tc)

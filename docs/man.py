@@ -48,6 +48,7 @@ l l.
 1|the operation failed
 2|usage
 3|the daemon cannot be reached
+75|inconclusive: the demo's own traffic paused; run it again
 77|not permitted
 78|invalid configuration
 .TE

@@ -3,8 +3,8 @@
 Rule: VERBS is the whole command line. A verb's module is imported when the verb is called, so that `status` answers at
 once; the full parser (every verb's arguments) is built only for help, the manual pages and the completions.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 the daemon cannot be reached, 77 not permitted, 78 invalid configuration;
-130 after Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 usage, 3 the daemon cannot be reached, 75 inconclusive (demo), 77 not permitted, 78 invalid
+configuration; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ VERBS: Final[Mapping[str, Verb]] = {
 }
 
 EPILOG: Final = "Every verb has its own help: limiterctl VERB --help. Exit codes: 0 done, 1 failed, 2 usage, \
-3 the daemon cannot be reached, 77 not permitted, 78 invalid configuration."
+3 the daemon cannot be reached, 75 inconclusive (demo), 77 not permitted, 78 invalid configuration."
 
 
 def resolve(target: str) -> Callable[..., object]:

@@ -6,25 +6,34 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, cycle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from limiterd import cli, demo
-from limiterd.core.errors import PermissionFault
+from limiterd.core.errors import EXIT_INCONCLUSIVE, PermissionFault
+from limiterd.core.model import Detect, Sampling
 from limiterd.ctl.format import PLAIN, Palette, display_width
 from limiterd.ctl.terminal import Terminal
 from limiterd.demo import chart, show
 from limiterd.demo.chart import Point
-from limiterd.demo.scale import FAST, FULL, Findings, Scale
+from limiterd.demo.demand import Onset
+from limiterd.demo.findings import Findings, Verdict
+from limiterd.demo.scale import FAST, FULL, Scale
 from limiterd.demo.simulated import SimulatedStage
 from limiterd.demo.story import Director, Scene
 from limiterd.sim import netns as lab
 from tests import netns
-from tests.netns import LONG
+from tests.core.reference import Sample
+from tests.core.streams import Case, first_firing_ns
+
+Pauses = Sequence[tuple[float, float]]
 
 SCREEN = Terminal(is_terminal=True, width=80, palette=PLAIN, unicode=True)
 GOOD = Findings(
@@ -65,7 +74,7 @@ def test_the_simulated_story_keeps_every_promise(scale: Scale) -> None:
     """The real engine on the in-memory kernel: fires after the window, shapes to the limit, is released by the override."""
     pictures = Pictures()
     findings = Director(SimulatedStage(scale, hurry=True), scale, pictures).play()
-    assert findings.good(scale), findings
+    assert findings.verdict(scale) is Verdict.KEPT, findings
     assert findings.reason == "sustained"
     assert [act[0] for act in pictures.acts] == ["1", "2", "3", "4", "5"]
 
@@ -96,7 +105,118 @@ def test_too_little_traffic_is_told_as_such() -> None:
     findings = Director(SimulatedStage(lame, hurry=True), lame, Pictures()).play()
     assert findings.fired_s is None
     assert findings.shaped_bps is None
-    assert not findings.good(lame)
+    assert findings.sentence(lame).startswith("inconclusive: the sender was under 100mbit ")
+
+
+# ---- traffic that pauses ---------------------------------------------------------------------------------------------
+
+
+class Faltering(SimulatedStage):
+    """The sender does not get the processor in some times, nor does this program in some: (begin, length) in seconds."""
+
+    def __init__(self, scale: Scale, sender: Pauses = (), demo: Pauses = ()) -> None:
+        super().__init__(scale, hurry=True)
+        self._begin_ns = self.now_ns()
+        self._rate_bps = 0
+        self._sender, self._demo = sender, demo
+
+    def send(self, rate_bps: int) -> None:
+        """What it would send if it were not paused."""
+        self._rate_bps = rate_bps
+
+    def pause(self, seconds: float) -> None:
+        """In small pieces, each with the traffic that there is in it."""
+        now_s = self._now_s()
+        end_s = max([now_s + seconds, *(begin + length for begin, length in self._demo if begin <= now_s < begin + length)])
+        while (now_s := self._now_s()) < end_s - 0.001:
+            paused = any(begin <= now_s < begin + length for begin, length in self._sender)
+            super().send(0 if paused else self._rate_bps)
+            super().pause(0.01)
+
+    def _now_s(self) -> float:
+        return (self.now_ns() - self._begin_ns) / 1e9
+
+
+def played(scale: Scale, sender: Pauses = (), demo: Pauses = (), rules: Scale | None = None) -> Findings:
+    """The story on a faltering stage; rules: another policy in the daemon than the one that is judged."""
+    return Director(Faltering(rules or scale, sender, demo), scale, Pictures()).play()
+
+
+@pytest.mark.parametrize(("scale", "begin_s"), [(FULL, 8.0), (FAST, 3.0)], ids=["full", "fast"])
+def test_a_pause_of_the_sender_starts_the_clock_again(scale: Scale, begin_s: float) -> None:
+    """1.6 s of silence within the window: the firing is judged from where the traffic began anew, and nothing is accused."""
+    findings = played(scale, sender=[(begin_s, 1.6)])
+    assert findings.verdict(scale) is Verdict.KEPT, findings
+    assert findings.fired_s is not None
+    assert findings.fired_s - scale.window_s < 0.3
+    assert [str(pause) for pause in findings.pauses] == [f"the sender paused 1.6 s at second {begin_s:.0f}"]
+
+
+def test_a_sender_that_pauses_again_and_again_proves_nothing() -> None:
+    """No window is ever full: inconclusive, with the longest pause; the later acts are not played."""
+    findings = played(FULL, sender=[(begin, 1.6 if begin == 18 else 1.3) for begin in range(8, 60, 5)])
+    assert findings.verdict(FULL) is Verdict.INCONCLUSIVE
+    assert findings.sentence(FULL) == "inconclusive: the sender paused 1.6 s at second 18; run it again"
+    assert findings.shaped_bps is None
+
+
+@pytest.mark.parametrize(
+    ("sender", "demo", "told"),
+    [
+        ([], [(2.0, 1.5)], Verdict.KEPT),  # nobody looked for a while: the counters tell all
+        ([(4.5, 1.5)], [], Verdict.KEPT),  # while limited: the class is measured while packets wait
+        ([(4.0, 60.0)], [], Verdict.INCONCLUSIVE),  # gone in act 3, for good
+        ([(6.9, 2.6)], [], Verdict.INCONCLUSIVE),  # gone while the rate should come back
+        ([], [(6.85, 2.6)], Verdict.INCONCLUSIVE),  # nobody saw when the root qdisc came back
+    ],
+)
+def test_a_pause_excuses_what_it_touched(sender: Pauses, demo: Pauses, told: Verdict) -> None:
+    """In any act: what can be judged in spite of it is, what cannot is inconclusive and names the pause."""
+    findings = played(FAST, sender, demo)
+    assert findings.verdict(FAST) is told, findings
+    assert ("run it again" in findings.sentence(FAST)) is (told is Verdict.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize(
+    ("rules", "check"),
+    [
+        (replace(FAST, policy_yaml="    detect: {threshold: 100mbit, window: 4s}\n    limit: {rate: 20mbit}\n"), 0),
+        (replace(FAST, policy_yaml="    detect: {threshold: 100mbit, window: 1s}\n    limit: {rate: 20mbit}\n"), 0),
+        (replace(FAST, policy_yaml="    detect: {threshold: 100mbit, window: 2s}\n    limit: {rate: 15mbit}\n"), 2),
+    ],
+    ids=["late", "early", "too narrow"],
+)
+def test_a_pause_excuses_nothing_else(rules: Scale, check: int) -> None:
+    """A daemon that breaks a promise is accused, also beside a sender that paused in the same act."""
+    findings = played(FAST, sender=[(1.8, 0.3), (7.0, 0.3)], rules=rules)
+    assert findings.verdict(FAST) is Verdict.BROKEN, findings
+    assert next(missed.excuse for missed in findings.checks(FAST) if not missed.kept) is None
+    assert not findings.checks(FAST)[check].kept
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 200)), max_size=6),
+    st.integers(0, 9),
+    st.lists(st.integers(10, 14), min_size=1),
+)
+@example([(80, 160)], 0, [10])
+def test_no_pause_makes_the_judge_accuse_the_real_detector(runs: list[tuple[int, int]], offset: int, steps: list[int]) -> None:
+    """On and off in units of 10 ms, then on: the detector's firing is never early, nor late, by what the readings show."""
+    sending = [on for run in runs for on in [True] * run[0] + [False] * run[1]] + [True] * 400
+    sent_bytes = [0, *accumulate(FAST.traffic_bps // 800 if on else 0 for on in sending)]
+    samples = [Sample(10**7 * tick, 0) for tick in range(offset, 50, 10)]  # the detector has looked at an idle link before
+    samples += [Sample(10**7 * (50 + tick), sent_bytes[tick]) for tick in range(offset, len(sent_bytes), 10)]
+    detect = Detect(threshold_bps=FAST.threshold_bps, window_ns=FAST.window_ns)
+    fired_ns = first_firing_ns(Case(detect, Sampling(), tuple(samples)))
+    assert fired_ns is not None
+    onset, at = Onset(FAST, 50 * 10**7), 0
+    for step in cycle(steps):
+        if 10**7 * (50 + at + step) > fired_ns:  # the limit is there at the next reading
+            break
+        onset.note(10**7 * (50 + at), 10**7 * (50 + at + step), 8 * (sent_bytes[at + step] - sent_bytes[at]))
+        at += step
+    assert onset.since_ns is not None
+    assert onset.since_ns + FAST.window_ns <= fired_ns <= onset.due_ns
 
 
 # ---- the judgement ---------------------------------------------------------------------------------------------------
@@ -104,7 +224,7 @@ def test_too_little_traffic_is_told_as_such() -> None:
 
 def test_what_kept_every_promise_is_good() -> None:
     """Figures inside every bound are good."""
-    assert GOOD.good(FULL)
+    assert GOOD.verdict(FULL) is Verdict.KEPT
 
 
 @pytest.mark.parametrize(
@@ -125,8 +245,10 @@ def test_what_kept_every_promise_is_good() -> None:
 def test_each_broken_promise_fails_alone(field: str, value: float | None) -> None:
     """One figure out of its bounds is enough, and exactly one line says FAIL."""
     findings = Findings(**{name: getattr(GOOD, name) for name in GOOD.__slots__} | {field: value})
-    assert not findings.good(FULL)
-    assert sum("FAIL" in line for line in show.summary(findings, FULL, SCREEN, simulated=False)) == 1
+    assert findings.verdict(FULL) is Verdict.BROKEN
+    *checks, verdict = show.summary(findings, FULL, SCREEN, simulated=False)
+    assert sum("FAIL" in line for line in checks) == 1
+    assert verdict == "FAIL (4 of 5): a promise was not kept"
 
 
 def test_full_scale_is_the_default_policy() -> None:
@@ -197,10 +319,12 @@ def test_where_namespaces_are_refused_it_says_so_and_simulates(
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_promise_that_was_not_kept_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exit code is the verdict."""
-    monkeypatch.setattr(Findings, "good", lambda *_: False)
-    assert cli.main(["demo", "--fast", "--simulate"]) == 1
+@pytest.mark.parametrize("verdict", Verdict)
+def test_the_exit_code_is_the_verdict(verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 every promise kept, 1 one broken, 75 nothing proven."""
+    monkeypatch.setattr(Findings, "verdict", lambda *_: verdict)
+    monkeypatch.setattr(Findings, "sentence", lambda *_: "")
+    assert cli.main(["demo", "--fast", "--simulate"]) == {"KEPT": 0, "BROKEN": 1, "INCONCLUSIVE": 75}[verdict.name]
 
 
 def test_a_demo_that_nobody_watches_to_its_end_exits_1() -> None:
@@ -230,54 +354,101 @@ def processes_with(text: str) -> set[int]:
     return found
 
 
+class Running(subprocess.Popen[str]):
+    """`limiterctl demo --fast` as a process of its own, its temporary files below place (short: a socket's path is).
+
+    It is started in the parent of a checkout that holds something hostile: what is in the current directory is not run.
+    """
+
+    def __init__(self, place: Path, outside: Path) -> None:
+        self.place = place
+        super().__init__(
+            [Path(sys.executable).parent / "limiterctl", "demo", "--fast"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(place)},
+            cwd=outside,
+        )
+
+    def until(self, cue: str) -> str:
+        """What it shows up to the first line with these words."""
+        assert self.stdout is not None
+        shown = ""
+        for line in self.stdout:
+            shown += line
+            if cue in line:
+                return shown
+        raise AssertionError(f"{cue!r} was never shown:\n{shown}{self.stderr.read() if self.stderr else ''}")
+
+
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """`limiterctl demo --fast` as a process of its own, its temporary files below tmp_path."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-m", "limiterd.cli", "demo", "--fast"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+def running(tmp_path: Path) -> Iterator[Running]:
+    """The demo, running."""
+    (tmp_path / "limiterd").mkdir()
+    hostile = f"open({str(tmp_path / 'was-run')!r}, 'w').close(); raise SystemExit('hostile')\n"
+    for name in ("limiterd/__init__.py", "limiterd/daemon.py", "yaml.py", "json.py"):
+        (tmp_path / name).write_text(hostile)
+    with tempfile.TemporaryDirectory(prefix="d") as place, Running(Path(place), tmp_path) as process:
         yield process
         process.kill()
+    assert not (tmp_path / "was-run").exists()
+
+
+def nothing_is_left(running: Running) -> None:
+    """No process, and no file where the demo has its files."""
+    netns.wait_for(lambda: not processes_with(str(running.place)) - {os.getpid()}, "the end of every process of the demo")
+    assert not list(running.place.iterdir())
 
 
 @pytest.mark.long
 @pytest.mark.root
 @pytest.mark.slow
-def test_the_real_demo_keeps_every_promise(running: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_the_real_demo_keeps_every_promise(running: Running) -> None:
     """Real namespaces, real traffic, the real daemon: exit code 0, and nothing is left behind."""
     shown, said = running.communicate(timeout=90)
     assert running.returncode == 0, shown + said
     assert "FIRED" in shown
     assert "SIMULATED" not in shown + said
-    assert not list(tmp_path.iterdir())
-    assert not processes_with(str(tmp_path)) - {os.getpid()}
+    nothing_is_left(running)
 
 
 @pytest.mark.long
 @pytest.mark.root
 @pytest.mark.slow
-@pytest.mark.parametrize("cue", ["Two private", "begins", "FIRED", "override REQ-1234"] if LONG else ["FIRED"])
-def test_ctrl_c_at_any_time_leaves_nothing_behind(cue: str, running: subprocess.Popen[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("for_good", [False, True], ids=["1.6 s", "for good"])
+def test_a_sender_that_is_stopped_is_no_broken_promise(running: Running, *, for_good: bool) -> None:
+    """SIGSTOP to the real sender within the window: the clock starts again; where it never goes on, exit code 75 says so."""
+    shown = running.until("pending")
+    (sender,) = processes_with("tcp-send") & processes_with(str(running.place))
+    os.kill(sender, signal.SIGSTOP)
+    if not for_good:
+        shown += running.until("clock starts again")
+        os.kill(sender, signal.SIGCONT)
+    rest, said = running.communicate(timeout=90)
+    assert (running.returncode == EXIT_INCONCLUSIVE) is for_good, shown + rest + said
+    assert "the sender paused" in shown + rest
+    assert ("run it again" in rest) is for_good
+
+
+@pytest.mark.long
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.parametrize("cue", ["Two private", "begins", "FIRED", "override REQ-1234"])
+def test_ctrl_c_at_any_time_leaves_nothing_behind(cue: str, running: Running) -> None:
     """Interrupted in any act, also while the stage is being built: no process, no file, no namespace remains."""
-    assert running.stdout is not None
-    for line in running.stdout:
-        if cue in line:
-            break
+    running.until(cue)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=30)
     assert (running.returncode, said) == (130, "")
-    assert not list(tmp_path.iterdir())
-    netns.wait_for(lambda: not processes_with(str(tmp_path)) - {os.getpid()}, "the end of every process of the demo")
+    nothing_is_left(running)
 
 
 @pytest.mark.root
 @pytest.mark.slow
-def test_being_killed_leaves_no_process_behind(running: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_being_killed_leaves_no_process_behind(running: Running) -> None:
     """SIGKILL cannot be heard, but the kernel ends the daemon and the traffic with their parent."""
-    assert running.stdout is not None
-    for line in running.stdout:
-        if "begins" in line:
-            break
+    running.until("begins")
     running.kill()
     running.communicate(timeout=30)
-    netns.wait_for(lambda: not processes_with(str(tmp_path)) - {os.getpid()}, "the end of every process of the demo")
+    netns.wait_for(lambda: not processes_with(str(running.place)) - {os.getpid()}, "the end of every process of the demo")

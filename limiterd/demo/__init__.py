@@ -1,8 +1,9 @@
 """limiterctl demo: the policy seen working, on real traffic, with nothing outside touched.
 
-The parts: scale.py (what is played and how it is judged), stage.py (namespaces, traffic, the real daemon), simulated.py (the
-same engine on the in-memory kernel), story.py (the acts), chart.py and show.py (how it looks). Exit code 0 only when every
-promise was kept.
+The parts: scale.py (what is played), stage.py (namespaces, traffic, the real daemon), simulated.py (the same engine on the
+in-memory kernel), story.py (the acts), demand.py (whether the traffic was there), findings.py (what was measured, and the
+verdict), chart.py and show.py (how it looks). Exit code 0 only when every promise was kept, 75 where the demo's own traffic
+paused and nothing is proven.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from types import FrameType
 
-from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, EnvironmentFault
+from limiterd.core.errors import EXIT_FAILED, EnvironmentFault
 from limiterd.ctl.format import PLAIN, wrap
 from limiterd.ctl.terminal import Terminal, complain, discard_output, say, terminal
-from limiterd.demo.scale import FAST, FULL, Findings, Scale
+from limiterd.demo.findings import Findings
+from limiterd.demo.scale import FAST, FULL, Scale
 from limiterd.demo.show import LineShow, LiveShow, introduction, summary
 from limiterd.demo.stage import RealStage, Stage, held
 from limiterd.demo.story import Director
@@ -26,6 +28,10 @@ from limiterd.sim import netns as lab
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `demo`."""
+    parser.epilog = (
+        "Exit codes: 0 every promise was kept; 1 a promise was not kept; 75 inconclusive: the demo's own traffic paused, "
+        "because the machine is busy; run it again."
+    )
     parser.add_argument("--fast", action="store_true", help="the same story in small: 100mbit for 2s, limited to 20mbit")
     parser.add_argument("--simulate", action="store_true", help="no namespaces and no traffic: the engine on an in-memory kernel")
     parser.add_argument("--no-color", action="store_true", help="no colours (NO_COLOR does the same)")
@@ -51,7 +57,7 @@ def _run(ns: argparse.Namespace) -> int:
     with _interruptible():
         findings = _simulate(scale, screen) if simulated else _play_for_real(scale, screen)
     say(summary(findings, scale, screen, simulated=simulated), flush=True)
-    return EXIT_DONE if findings.good(scale) else EXIT_FAILED
+    return findings.verdict(scale).value
 
 
 def _can_be_real() -> bool:

@@ -1,14 +1,17 @@
-"""What the demo plays and how it judges it: the policy's figures at full scale, and the same story in small."""
+"""What the demo plays: the policy's figures at full scale, and the same story in small."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from limiterd.core.model import Detect, Limit, Policy
 from limiterd.core.units import NS_PER_SECOND, format_duration, format_rate
 
 LINK: Final = "eth0"
+STEP_S: Final = 0.1
+"""From one reading of the counters to the next: the daemon's sampling interval."""
 LATE_S: Final = 0.6
 RATE_TOLERANCE: Final = 0.05
 RELEASE_S: Final = 1.0
@@ -17,6 +20,16 @@ ROOT_BACK_S: Final = 2.0
 IDLE_S: Final = 1.5
 EXEMPT_S: Final = 3.0
 SETTLE_S: Final = 0.3
+
+
+class Act(StrEnum):
+    """The acts with their titles."""
+
+    IDLE = "1  an idle link"
+    EXCESS = "2  sustained excess"
+    LIMITED = "3  limited"
+    GRANTED = "4  an increase request is approved"
+    FREE = "5  free again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,13 @@ class Scale:
     traffic_bps: int
     measure_s: float
     policy_yaml: str = ""
+    slice_ns: int = Detect().slice_ns
+    floor_ppm: int = Detect().floor_ppm
+
+    @property
+    def floor_bps(self) -> int:
+        """What no slice of sustained excess may fall below."""
+        return self.threshold_bps * self.floor_ppm // 1_000_000
 
     @property
     def window_s(self) -> float:
@@ -88,61 +108,3 @@ def override_text(expires: str) -> str:
         "    approved_by: ops@example.net\n"
         "    reason: nightly backup window\n"
     )
-
-
-@dataclass(slots=True)
-class Findings:
-    """What was measured, None until it was. Seconds from the onset of the traffic, or from the reload."""
-
-    fired_s: float | None = None
-    limited_s: float | None = None
-    before_bps: float | None = None
-    shaped_bps: float | None = None
-    lifted_s: float | None = None
-    rate_back_s: float | None = None
-    after_bps: float | None = None
-    root_back_s: float | None = None
-    reason: str = ""
-
-    def checks(self, scale: Scale) -> list[tuple[bool, str]]:
-        """Each promise with whether it was kept."""
-        first, last = scale.window_s, scale.window_s + LATE_S
-        low, high = (scale.limit_bps * (1 + sign * RATE_TOLERANCE) for sign in (-1, 1))
-        return [
-            (
-                _within(self.fired_s, first, last),
-                f"fired {_seconds(self.fired_s)} after the traffic began (between {first:.1f} and {last:.1f} s)",
-            ),
-            (
-                _within(self.limited_s, first, last),
-                f"limit read back from the kernel after {_seconds(self.limited_s)} (by {last:.1f} s)",
-            ),
-            (
-                _within(self.shaped_bps, low, high),
-                f"class counters at {_rate(self.shaped_bps)} ({format_rate(scale.limit_bps)} ± {RATE_TOLERANCE:.0%})",
-            ),
-            (
-                _within(self.rate_back_s, 0, RELEASE_S),
-                f"rate over the threshold again {_seconds(self.rate_back_s)} after the reload (within {RELEASE_S:.0f} s)",
-            ),
-            (
-                _within(self.root_back_s, 0, ROOT_BACK_S),
-                f"the link's own root qdisc back after {_seconds(self.root_back_s)} (within {ROOT_BACK_S:.0f} s)",
-            ),
-        ]
-
-    def good(self, scale: Scale) -> bool:
-        """Whether every promise was kept."""
-        return all(kept for kept, _ in self.checks(scale))
-
-
-def _within(value: float | None, low: float, high: float) -> bool:
-    return value is not None and low <= value <= high
-
-
-def _seconds(value: float | None) -> str:
-    return "never" if value is None else f"{value:.2f} s"
-
-
-def _rate(value: float | None) -> str:
-    return "nothing" if value is None else format_rate(round(value / 1e5) * 10**5)

@@ -20,7 +20,8 @@ from limiterd.ctl.format import PHASE_STYLES, Cell, Column, Palette, clean
 from limiterd.ctl.show_status import progress, shaped
 from limiterd.ctl.terminal import Terminal, say
 from limiterd.demo.chart import AXIS_WIDTH, chart
-from limiterd.demo.scale import Findings, Scale
+from limiterd.demo.findings import Findings, Verdict
+from limiterd.demo.scale import Scale
 from limiterd.demo.story import Said, Scene
 
 SAID_LINES: Final = 6
@@ -36,6 +37,7 @@ COLUMNS: Final = (
     Column("OVERRIDE"),
 )
 WIDTHS: Final = (9, 10, 8, 11, 9, 8)
+VERDICT_STYLES: Final = {Verdict.KEPT: "bold", Verdict.BROKEN: "alarm", Verdict.INCONCLUSIVE: "yellow"}
 
 
 # ---- the picture ---------------------------------------------------------------------------------------------
@@ -153,12 +155,12 @@ def summary(findings: Findings, scale: Scale, screen: Terminal, *, simulated: bo
     paint = screen.palette.paint
     before, limited, after = (fmt.rate(bps) for bps in (findings.before_bps, findings.shaped_bps, findings.after_bps))
     lines = [f"rate before {before}, limited {limited}, after the override {after}"]
-    for kept, text in findings.checks(scale):
-        lines += [f"{paint('ok  ' if kept else 'FAIL', 'green' if kept else 'alarm')} {text}"]
+    for check in findings.checks(scale):
+        mark, style = ("ok  ", "green") if check.kept else ("?   ", "yellow") if check.excuse else ("FAIL", "alarm")
+        lines += [f"{paint(mark, style)} {check.text}"]
     if simulated:
         lines.append("simulated: the engine is the real one, its kernel and its traffic were not")
-    verdict = "the policy did what it says" if findings.good(scale) else "a promise was not kept"
-    return [*lines, paint(verdict, "bold" if findings.good(scale) else "alarm")]
+    return [*lines, paint(findings.sentence(scale), VERDICT_STYLES[findings.verdict(scale)])]
 
 
 def introduction(scale: Scale, *, simulated: bool) -> str:

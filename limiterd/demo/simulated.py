@@ -23,8 +23,9 @@ from limiterd.core.status import RATE_SPAN_NS, DaemonInfo
 from limiterd.core.units import NS_PER_SECOND
 from limiterd.daemon.event_log import sentence
 from limiterd.daemon.executor import Executor
+from limiterd.demo.demand import Reading
 from limiterd.demo.scale import LINK, Scale, config_text, override_text
-from limiterd.demo.stage import Document, Reading
+from limiterd.demo.stage import Document
 from limiterd.sim.fake_kernel import FakeKernel
 
 HOST: Final = "demo"
@@ -110,7 +111,8 @@ class SimulatedStage:
         actual = self._kernel.read([IFINDEX])[IFINDEX]
         root = f"{actual.root.kind} {actual.root.handle >> 16:x}:" if actual.root is not None else "none"
         tx_bytes = self._kernel.links[IFINDEX].tx_bytes
-        return Reading(self._t_ns, tx_bytes, actual.stats.sent_bytes if actual.ours else None, root)
+        stats = actual.stats
+        return Reading(self._t_ns, tx_bytes, stats.sent_bytes if actual.ours else None, stats.backlog_bytes, root)
 
     def grant(self, expires: str) -> None:
         """Put the override's file there (it stays in memory)."""

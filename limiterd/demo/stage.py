@@ -18,10 +18,11 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Final, Protocol, Self
 
 from limiterd.core.errors import EXIT_UNREACHABLE, EnvironmentFault, PeerError
 from limiterd.ctl.connect import record, records
+from limiterd.demo.demand import Reading
 from limiterd.demo.scale import LINK, Scale, config_text, override_text
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.netlink import boottime_ns
@@ -38,15 +39,6 @@ _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 Document = dict[str, object]
-
-
-class Reading(NamedTuple):
-    """What the kernel shows at one instant: the link's transmit counter, the limited class's (None: no limit), the root."""
-
-    t_ns: int
-    tx_bytes: int
-    class_bytes: int | None
-    root: str
 
 
 class Stage(Protocol):
@@ -138,7 +130,8 @@ class RealStage:
         config.write_text(config_text(self._scale, str(self._directory)), encoding="utf-8")
         config.chmod(0o600)
         log = self._stack.enter_context((self._directory / "limiterd.log").open("wb"))
-        command = [sys.executable, "-m", "limiterd.daemon", "--config", str(config)]
+        # -P: what lies in the current directory is no part of the daemon, whatever its name.
+        command = [sys.executable, "-P", "-m", "limiterd.daemon", "--config", str(config)]
         with inside(self._pair.near.namespace):
             # A session of its own: Ctrl-C is for this program, which then ends the daemon in good order.
             self._daemon = subprocess.Popen(  # noqa: S603 - our own daemon by our own interpreter
@@ -230,7 +223,8 @@ class RealStage:
             snapshot = self._sampler.sample()
         tx_bytes = next(b for link, b in zip(snapshot.links, snapshot.tx_bytes, strict=True) if link.ifindex == ifindex)
         root = f"{actual.root.kind} {actual.root.handle >> 16:x}:" if actual.root is not None else "none"
-        return Reading(snapshot.t_ns, tx_bytes, actual.stats.sent_bytes if actual.ours else None, root)
+        stats = actual.stats
+        return Reading(snapshot.t_ns, tx_bytes, stats.sent_bytes if actual.ours else None, stats.backlog_bytes, root)
 
     def _ask(self, verb: str, **args: object) -> Document:
         data = call(str(self._directory / "control.sock"), verb, args, CALL_S)
