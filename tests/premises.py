@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from limiterd.config import load as config
-from limiterd.config.override_files import Store, to_yaml
+from limiterd.config.override_files import Store, judge, to_yaml
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Config, Event, Override, Snapshot, Status
 from limiterd.core.status import DaemonInfo, build
@@ -106,7 +106,7 @@ class Premises(World):
     def grant(self, record: Override, *, own: bool) -> None:
         """Write a record where the operator or the daemon keeps them."""
         if own:
-            self.store_of_records.validate(record, self.controller.rules, self.now.wall_ns)
+            judge(record, self.controller.rules, self.now.wall_ns)
             self.store_of_records.add(record)
         else:
             (self.home / "etc" / f"{record.id}.yaml").write_text(to_yaml([record]))

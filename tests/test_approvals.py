@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,13 +11,16 @@ from typing import Any, TypeVar
 import pytest
 
 from limiterd.config import load as config
-from limiterd.config.override_files import Store
+from limiterd.config.override_files import Store, record_from_mapping, to_yaml
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Config, LinkView, Now, Phase, Rules
+from limiterd.core.units import exact_wall
 from limiterd.daemon.approvals import Approvals
+from limiterd.daemon.durability import Act
 from limiterd.daemon.health import Health
 from limiterd.daemon.reload import Reloading
 from limiterd.store.request_store import Approval, Request, RequestInput, RequestState, RequestStore
+from tests.netns import wait_for
 
 T = TypeVar("T")
 MBIT = 10**6
@@ -49,6 +51,8 @@ class Daemon:
         self.trail: list[tuple[str, str, dict[str, Any]]] = []
         self.problems = Health(time.time_ns, lambda *_: None)
         self.refuses: Callable[[], None] = lambda: None
+        self.disk_refuses: Callable[[], None] = lambda: None
+        self.durability = self
         self.links: tuple[str, ...] = ("eth0", "eth1")
         loaded = config.load_all(self.path, host=config_host())
         self.reloading = Reloading(str(self.path), loaded, self, self, self, self, self.problems, clocks)  # type: ignore[arg-type]
@@ -78,6 +82,12 @@ class Daemon:
         """An entry of the trail."""
         self.append(kind, interface, {"text": text, **fields})
 
+    def record(self, *acts: Act) -> None:
+        """Acts on the disk, with what stands there at that moment."""
+        for act in acts:
+            self.append(act.kind, act.interface, {"text": act.text, **act.fields})
+        self.disk_refuses()
+
     # ---- what a reload needs
 
     def append(self, kind: str, interface: str = "", fields: Mapping[str, object] | None = None) -> str:
@@ -100,7 +110,6 @@ class Daemon:
 
     def reserve(self, _: Config) -> Callable[[], None]:
         """What a machine may refuse."""
-        self.refuses()
         return lambda: None
 
     def adapt(self, *_: object) -> None:
@@ -108,6 +117,7 @@ class Daemon:
 
     def take_rules(self, rules: Rules) -> None:
         """Swap in; an entry marks the moment, from which on links are released."""
+        self.refuses()
         self.rules = rules
         self.append("(in force)")
 
@@ -174,39 +184,75 @@ def test_one_act_is_one_entry(daemon: Daemon) -> None:
     assert (daemon.in_force(), daemon.on_disk()) == ([], [])
 
 
-def test_what_else_changed_in_the_files_is_an_entry_of_its_own(daemon: Daemon) -> None:
-    """An act applies the files as they are; what it brings along is told as the reload that it is."""
+def test_what_changed_in_the_files_meanwhile_stays_for_the_reload(daemon: Daemon) -> None:
+    """An act changes its own record alone: files that were edited wait for their reload, and their hash is not claimed."""
     daemon.configure("on_exit: remove\n")
     daemon.approvals.add(EXEMPT, "root")
-    reloaded = next(fields for kind, _, fields in daemon.trail if kind == "reload")
-    assert reloaded["changes"] == ["~ on_exit keep → remove"]
-    assert daemon.kinds() == ["override_added", "reload", "(in force)"]
+    assert daemon.kinds() == ["override_added", "(in force)"]
+    daemon.reloading.reload("root")
+    assert daemon.trail[0][2]["changes"] == ["~ on_exit keep → remove"]
 
 
-def test_a_refused_record_leaves_nothing_behind(daemon: Daemon) -> None:
-    """Where the machine refuses the reload the record is gone from disk, and no later reload brings it to life."""
-    daemon.refuses = _refuse
-    with pytest.raises(EnvironmentFault, match="the machine refuses"):
+@pytest.mark.parametrize("broken", ["limiterd.yaml", "overrides.d/x.yaml"])
+def test_broken_files_are_no_obstacle(daemon: Daemon, broken: str) -> None:
+    """A record is judged against the rules in force, whatever stands in the files; the next load of mended files finds it."""
+    before = {path: path.read_text() for path in [daemon.path]}
+    identifier = daemon.request()
+    (daemon.home / broken).write_text("nonsense: [\n")
+    daemon.approvals.approve(identifier, Approval(), Somebody())
+    daemon.approvals.add(EXEMPT, "root")
+    daemon.approvals.revoke(identifier, "", "root")
+    assert daemon.in_force() == ["A"]
+    (daemon.home / broken).unlink()
+    for path, text in before.items():
+        path.write_text(text)
+    sha256 = daemon.rules.sha256
+    assert daemon.reloading.reload("root") == ()
+    assert (daemon.rules.sha256, daemon.in_force()) == (sha256, ["A"])
+
+
+def test_the_hash_is_that_of_the_files(daemon: Daemon) -> None:
+    """After any sequence of acts status shows the hash that a load of the files gives."""
+    (daemon.home / "state").mkdir(exist_ok=True)
+    for number in (3, 1, 2):
+        daemon.approvals.add({**EXEMPT, "id": f"R{number}"}, "root")
+        assert daemon.rules.sha256 == config.load_rules(daemon.path, host=config_host()).sha256
+    several = to_yaml([replace(daemon.rules.overrides[0], id=name) for name in ("X", "Y")])
+    (daemon.home / "state" / "overrides.d" / "by-hand.yaml").write_text(several)
+    daemon.reloading.reload("root")
+    for identifier in ("R1", "X", "R3"):
+        daemon.approvals.revoke(identifier, "", "root")
+        assert daemon.rules.sha256 == config.load_rules(daemon.path, host=config_host()).sha256
+    assert sorted(daemon.in_force()) == ["R2", "Y"]
+
+
+def _full() -> None:
+    raise EnvironmentFault("the disk is full", operation="write", errno_name="ENOSPC")
+
+
+@pytest.mark.parametrize("obstacle", ["disk_refuses", "refuses"])
+def test_a_refused_record_leaves_nothing_behind(daemon: Daemon, obstacle: str) -> None:
+    """Where the trail or the loop refuses, the record is gone from disk; the trail, which may have its entry, says so."""
+    setattr(daemon, obstacle, _full)
+    with pytest.raises(EnvironmentFault, match="the disk is full"):
         daemon.approvals.add(EXEMPT, "root")
     assert (daemon.in_force(), daemon.on_disk()) == ([], [])
-    assert daemon.kinds() == ["reload_failed"]
-    daemon.refuses = lambda: None
+    assert daemon.trail[-1][2]["text"].startswith("this was not carried out: root added override A")
+    assert daemon.kinds() == ["override_added", "undone"]
+    setattr(daemon, obstacle, lambda: None)
     assert daemon.reloading.reload("root") == ()
 
 
-def test_a_refused_revocation_keeps_the_record(daemon: Daemon) -> None:
-    """Where the machine or the files refuse, the record is on disk as before, and in force."""
+@pytest.mark.parametrize("obstacle", ["disk_refuses", "refuses"])
+def test_a_refused_revocation_keeps_the_record(daemon: Daemon, obstacle: str) -> None:
+    """Where the trail or the loop refuses, the record is on disk as before, and in force."""
     daemon.approvals.add(EXEMPT, "root")
     daemon.kinds()
-    daemon.refuses = _refuse
+    setattr(daemon, obstacle, _full)
     with pytest.raises(EnvironmentFault):
         daemon.approvals.revoke("A", "", "root")
-    daemon.refuses = lambda: None
-    daemon.path.write_text(daemon.path.read_text() + "on_exit: never\n")
-    with pytest.raises(ConfigError):
-        daemon.approvals.revoke("A", "", "root")
     assert (daemon.in_force(), daemon.on_disk()) == (["A"], ["record-A.yaml"])
-    assert daemon.kinds() == ["reload_failed", "reload_failed"]
+    assert daemon.kinds() == ["override_revoked", "undone"]
 
 
 def test_what_cannot_be_taken_back_is_said_and_shown(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,31 +261,61 @@ def test_what_cannot_be_taken_back_is_said_and_shown(daemon: Daemon, monkeypatch
     def stuck(_: object, record_id: str) -> None:
         raise EnvironmentFault(f"{record_id} cannot be removed", operation="write")
 
-    daemon.refuses = _refuse
+    daemon.disk_refuses = _full
     with monkeypatch.context() as patch:
         patch.setattr(Store, "revoke", stuck)
-        with pytest.raises(EnvironmentFault, match=r"refuses; what was refused is on disk all the same \(A cannot be removed\)"):
+        with pytest.raises(EnvironmentFault, match=r"full; what was refused is on disk all the same \(A cannot be removed\)"):
             daemon.approvals.add(EXEMPT, "root")
     assert "override A: " in daemon.problems.all()[0].message
-    daemon.refuses = lambda: None
+    daemon.disk_refuses = lambda: None
     daemon.reloading.reload("root")
     assert daemon.in_force() == ["A"]
     assert daemon.problems.all() == ()
 
 
-def test_a_refused_approval_leaves_the_request_pending(daemon: Daemon) -> None:
+@pytest.mark.parametrize("obstacle", ["disk_refuses", "refuses"])
+def test_a_refused_approval_leaves_the_request_pending(daemon: Daemon, obstacle: str) -> None:
     """It can be approved once the machine allows it: the first attempt decided nothing."""
     identifier = daemon.request()
     daemon.kinds()
-    daemon.refuses = _refuse
+    setattr(daemon, obstacle, _full)
     with pytest.raises(EnvironmentFault):
         daemon.approvals.approve(identifier, Approval(), Somebody())
     assert daemon.requested(identifier).state is RequestState.PENDING
-    assert (daemon.on_disk(), daemon.kinds()) == ([], ["reload_failed"])
-    daemon.refuses = lambda: None
+    assert (daemon.on_disk(), daemon.kinds()) == ([], ["override_added", "request_approved", "undone"])
+    setattr(daemon, obstacle, lambda: None)
     daemon.approvals.approve(identifier, Approval(), Somebody())
     assert daemon.requested(identifier).state is RequestState.APPROVED
-    assert daemon.kinds() == ["override_added", "(in force)", "request_approved"]
+    assert daemon.kinds() == ["override_added", "request_approved", "(in force)"]
+
+
+def test_a_request_or_denial_that_the_trail_refuses_is_none(daemon: Daemon) -> None:
+    """Filing and denying change neither memory nor the file where their entry is not on the disk."""
+    identifier = daemon.request()
+    daemon.disk_refuses = _full
+    with pytest.raises(EnvironmentFault):
+        daemon.request()
+    with pytest.raises(EnvironmentFault):
+        daemon.approvals.deny(identifier, "no", "root")
+    for store in (daemon.approvals.requests, RequestStore(daemon.home / "state")):
+        store.load()
+        assert [(one.id, one.state) for one in store.requests] == [(identifier, RequestState.PENDING)]
+
+
+def test_expired_records_go_after_a_while(daemon: Daemon) -> None:
+    """The next act removes own records that expired a week ago, and says which; younger ones and the operator's stay."""
+    for age_days, name in ((8, "OLD"), (6, "YOUNG")):
+        end = exact_wall(time.time_ns() - age_days * DAY)
+        record = record_from_mapping({**EXEMPT, "id": name, "expires": end})
+        daemon.approvals.overrides.add(record)
+        (daemon.home / "overrides.d" / f"{name}.yaml").write_text(to_yaml([replace(record, id=f"THEIR-{name}")]))
+    daemon.reloading.reload("root")
+    daemon.kinds()
+    daemon.approvals.add(EXEMPT, "root")
+    assert daemon.in_force() == ["THEIR-OLD", "THEIR-YOUNG", "YOUNG", "A"]
+    assert daemon.on_disk() == ["record-A.yaml", "record-YOUNG.yaml"]
+    assert next(fields["ids"] for kind, _, fields in daemon.trail if kind == "override_pruned") == ["OLD"]
+    assert daemon.reloading.reload("root") == ()
 
 
 def test_what_was_granted_is_kept_with_the_request(daemon: Daemon) -> None:
@@ -247,7 +323,7 @@ def test_what_was_granted_is_kept_with_the_request(daemon: Daemon) -> None:
     identifier = daemon.request()
     daemon.approvals.approve(identifier, Approval(limit_bps=300 * MBIT, never=True), Somebody())
     assert daemon.requested(identifier).granted == "limit 300mbit and never expires"
-    assert daemon.trail[-1][2]["granted"] == "limit 300mbit and never expires"
+    assert daemon.trail[-2][2]["granted"] == "limit 300mbit and never expires"
     (record,) = daemon.rules.overrides
     assert record.approved_by == f"root@{config_host()}"
 
@@ -326,21 +402,17 @@ def test_a_long_list_of_problems_is_one_in_the_trails_text(daemon: Daemon) -> No
 
 
 def test_an_approval_that_a_crash_cut_in_two_is_completed(daemon: Daemon, tmp_path: Path) -> None:
-    """The override is on disk, the decision is not: the next start writes it down, and audits it."""
+    """The override is on disk, the decision is not: the next start takes it for approved, writes it down, and audits it."""
     identifier = daemon.request()
     daemon.approvals.approve(identifier, Approval(), Somebody())
     path = tmp_path / "state" / "requests.json"
-    requests = RequestStore(path.parent)
-    requests.load()
-    pending = replace(requests.get(identifier), state=RequestState.PENDING, decided_by="", decided_wall_ns=None, granted="")
-    path.unlink()
-    again = RequestStore(path.parent)
-    again._commit((pending,), 1)
+    wait_for(lambda: b'"state":"approved"' in path.read_bytes(), "the decision is written down")
+    pending = replace(daemon.requested(identifier), state=RequestState.PENDING, decided_by="", decided_wall_ns=None, granted="")
+    RequestStore(path.parent)._commit((pending,), 1)
     daemon.trail.clear()
-    daemon.approvals.requests.load()
-    assert daemon.requested(identifier).state is RequestState.PENDING
-    with pytest.raises(PeerError, match="was approved by root@"):
-        daemon.approvals.deny(identifier, "x", "root")
+    daemon.approvals.load()
     assert daemon.requested(identifier).state is RequestState.APPROVED
     assert daemon.kinds() == ["request_approved"]
-    assert json.loads(path.read_text())["records"][-1]["request"]["state"] == "approved"
+    with pytest.raises(PeerError, match="was approved by root@"):
+        daemon.approvals.deny(identifier, "x", "root")
+    wait_for(lambda: b'"state":"approved"' in path.read_bytes(), "the decision is written down again")

@@ -264,7 +264,7 @@ def test_a_directory_that_cannot_be_trusted_or_read_is_a_problem(tmp_path: Path)
     (tmp_path / "many").mkdir()
     for number in range(overrides.MAX_FILES + 1):
         (tmp_path / "many" / f"{number}.yaml").touch()
-    (problem,) = overrides.read_directory(str(tmp_path / "many")).problems
+    problem = overrides.read_directory(str(tmp_path / "many")).problems[0]
     assert "holds 1001 files; at most 1000 are read" in str(problem)
 
 
@@ -445,10 +445,10 @@ def test_the_store_keeps_and_forgets(tmp_path: Path, records: list[Override]) ->
     """Whatever is added is loaded by the next one that looks, until it is revoked; file names hold any id."""
     store = Store(tmp_path / "state/overrides.d")
     for record in records:
-        assert store.add(record) == record
+        store.add(record)
     assert {placed.record for placed in store.load().records} == set(records)
     for record in records:
-        assert store.revoke(record.id) == record
+        store.revoke(record.id)
     assert store.load().records == []
     assert list((tmp_path / "state/overrides.d").iterdir()) == [] if records else True
 
@@ -476,19 +476,19 @@ def test_a_record_is_kept_privately(store: Store, tmp_path: Path) -> None:
 def test_an_id_is_taken_once(store: Store) -> None:
     """By the store or by an operator's file: the answer says where it lives."""
     with pytest.raises(PeerError, match="REQ-1 exists already, in the daemon's own store"):
-        store.validate(EXEMPT, Rules(), NOW)
+        overrides.judge(EXEMPT, Rules(overrides=(EXEMPT,)), NOW)
     with pytest.raises(PeerError, match=r"REQ-2 exists already, in /etc/o.yaml:3"):
-        store.validate(replace(EXEMPT, id="REQ-2"), Rules(overrides=(replace(EXEMPT, id="REQ-2", origin="/etc/o.yaml:3"),)), NOW)
+        overrides.judge(replace(EXEMPT, id="REQ-2"), Rules(overrides=(replace(EXEMPT, id="REQ-2", origin="/etc/o.yaml:3"),)), NOW)
     with pytest.raises(PeerError, match="exists already; revoke REQ-1 first"):
         store.add(EXEMPT)
-    store.validate(replace(EXEMPT, id="REQ-3"), Rules(), NOW)
+    overrides.judge(replace(EXEMPT, id="REQ-3"), Rules(), NOW)
 
 
 def test_a_record_that_contradicts_the_policies_is_refused(store: Store) -> None:
     """Before anything is written; it is an argument that is wrong, no file."""
     record = replace(EXEMPT, id="REQ-4", action=OverrideAction.LIMIT, limit_bps=10**10)
     with pytest.raises(PeerError, match="not below the threshold") as caught:
-        store.validate(record, Rules(), NOW)
+        overrides.judge(record, Rules(), NOW)
     assert caught.value.exit_code == EXIT_FAILED
 
 
@@ -516,16 +516,40 @@ def test_a_damaged_record_can_be_revoked_and_hinders_no_other(store: Store, tmp_
     assert {problem.file for problem in found.problems} == {str(path)}
     with pytest.raises(PeerError, match="exists already"):
         store.add(EXEMPT)
-    assert store.revoke("REQ-1") is None
-    assert store.add(EXEMPT) == EXEMPT
+    store.revoke("REQ-1")
+    store.add(EXEMPT)
+    assert store.load().problems == []
 
 
 def test_a_file_of_several_records_loses_only_the_revoked_one(store: Store, tmp_path: Path) -> None:
     """Such a file is not ours to write, but it may be there."""
     others = [replace(EXEMPT, id="REQ-7"), replace(EXEMPT, id="REQ-8")]
     (tmp_path / "overrides.d/by-hand.yaml").write_text(overrides.to_yaml(others))
-    assert store.revoke("REQ-7") == others[0]
+    store.revoke("REQ-7")
     assert {placed.record.id for placed in store.load().records} == {"REQ-1", "REQ-8"}
+
+
+def test_a_full_store_takes_no_more_and_loses_none(store: Store, tmp_path: Path) -> None:
+    """The 1 001st record is refused before anything is written; where more files stand there all the same, 1 000 are read."""
+    directory = tmp_path / "overrides.d"
+    for number in range(overrides.MAX_FILES - 1):
+        (directory / f"record-N{number}.yaml").write_text(overrides.to_yaml([replace(EXEMPT, id=f"N{number}")]))
+    with pytest.raises(PeerError, match="holds 1000 records, the most there may be; revoke those not needed any more"):
+        store.add(replace(EXEMPT, id="ONE-MORE"))
+    assert len(store.load().records) == len(list(directory.iterdir())) == overrides.MAX_FILES
+    assert store.load().problems == []
+    (directory / "record-by-hand.yaml").write_text(overrides.to_yaml([replace(EXEMPT, id="ONE-MORE")]))
+    found = store.load()
+    assert len(found.records) == overrides.MAX_FILES
+    assert "holds 1001 files" in str(found.problems[0])
+
+
+def test_what_does_not_read_back_is_not_kept(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes a record and gives another one back: an error, and no file stays."""
+    monkeypatch.setattr(overrides, "write_atomic", lambda path, data, **_: path.write_bytes(data.replace(b"eth0", b"eth1")))
+    with pytest.raises(EnvironmentFault, match="does not read back"):
+        store.add(replace(EXEMPT, id="REQ-2"))
+    assert [path.name for path in (tmp_path / "overrides.d").iterdir()] == ["record-REQ-1.yaml"]
 
 
 @contextmanager
@@ -546,7 +570,8 @@ def test_a_full_disk_leaves_the_old_content(store: Store, tmp_path: Path) -> Non
         store.add(new)
     assert [path.name for path in (tmp_path / "overrides.d").iterdir()] == ["record-REQ-1.yaml"]
     assert [placed.record for placed in store.load().records] == [EXEMPT]
-    assert store.add(new) == new
+    store.add(new)
+    assert len(store.load().records) == 2
 
 
 def test_a_store_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ class Loaded:
     rules: Rules
     context: Context
     """Where the configuration's keys are."""
+    digest: hashlib._Hash
+    """Of the configuration and the operator's records; the daemon's own records come after them."""
     notes: tuple[str, ...] = ()
     damaged: tuple[Problem, ...] = ()
     blank: bool = False
@@ -136,6 +138,7 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
         raise ConfigError(parsed.problems)
     digest = hashlib.sha256(data)  # of the texts one after the other: `cat limiterd.yaml overrides.d/*.yaml … | sha256sum`
     theirs = overrides.read_directory(config.overrides.directory, digest=digest.update, host=host if paced else None)
+    before_own = digest.copy()
     own = Store(store_directory(config)).load(digest=digest.update)
     records = [*theirs.records, *own.records]
     rules = Rules(
@@ -154,7 +157,7 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     notes = [*theirs.notes, *_policy_remarks(shown(name), rules)]
     notes += _record_remarks(rules.overrides, rules, now_ns, configured=True)
     notes += [str(problem) for problem in _clashes(own.records, rules, now_ns)]
-    return Loaded(rules, parsed.context, tuple(notes), tuple(own.problems), blank=not data.strip())
+    return Loaded(rules, parsed.context, before_own, tuple(notes), tuple(own.problems), blank=not data.strip())
 
 
 def _clashes(records: Iterable[Placed], rules: Rules, wall_ns: int) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -37,7 +38,7 @@ from limiterd.config.yaml_reader import (
     shown,
     trusted,
 )
-from limiterd.core.errors import ConfigError, PeerError, Problem
+from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError, Problem
 from limiterd.core.keys import Section, given, key, keys_of
 from limiterd.core.kinds import ListOf
 from limiterd.core.model import Override, OverrideAction, Policy, Rules
@@ -51,6 +52,8 @@ MAX_RECORDS: Final = 5000
 """Override records in one file, and in all files of a directory."""
 MAX_TOTAL_BYTES: Final = 16 << 20
 """All files of one directory together."""
+KEPT_NS: Final = 7 * 86_400 * 10**9
+"""So long the daemon's own records stay on the disk, and in lists, after they have expired."""
 OWN: Final = "state"
 """The origin of the daemon's own records."""
 
@@ -189,16 +192,21 @@ def read_directory(
     return found
 
 
+def _names_of(directory: int) -> list[str]:
+    """The names of an opened directory's override files, in order. Raises OSError."""
+    return sorted(name for name in os.listdir(directory) if name.endswith(SUFFIXES) and not name.startswith("."))
+
+
 def _read_entries(
     descriptor: int, directory: str, owners: Collection[int], digest: Callable[[bytes], object], host: str | None
 ) -> Found:
     if (reason := trusted(os.fstat(descriptor), owners)) is not None:
         return Found(problems=list(refuse(directory, f"the overrides directory {reason}").problems))
-    names = sorted(name for name in os.listdir(descriptor) if name.endswith(SUFFIXES) and not name.startswith("."))
-    if len(names) > MAX_FILES:
-        return Found(problems=list(refuse(directory, f"holds {len(names)} files; at most {MAX_FILES} are read").problems))
+    names = _names_of(descriptor)
     whole, size = Found(), 0
-    for name in names:
+    if len(names) > MAX_FILES:
+        whole.problems += refuse(directory, f"holds {len(names)} files; at most {MAX_FILES} are read").problems
+    for name in names[:MAX_FILES]:
         file = f"{directory.rstrip('/')}/{shown(name)}"
         try:
             data = read_bytes(name, dir_fd=descriptor, file=file, owners=owners)
@@ -318,6 +326,16 @@ def record_from_mapping(mapping: Mapping[str, object], origin: str = OWN) -> Ove
     return replace(record, origin=origin)
 
 
+def judge(record: Override, rules: Rules, wall_ns: int) -> None:
+    """Judge a new record beside the rules. Raises PeerError: the id is taken, or a policy contradicts it."""
+    known = next((one.origin for one in rules.overrides if one.id == record.id), None)
+    if known is not None:
+        where = "in the daemon's own store" if known == OWN else f"in {known}"
+        raise PeerError(f"override {record.id} exists already, {where}; choose another id, or revoke that one first")
+    for name, message in conflicts(record, rules, wall_ns):
+        raise PeerError(f"override {record.id}: {name}: {message}")
+
+
 # ---- the daemon's own records ----------------------------------------------------------------------
 
 
@@ -352,11 +370,7 @@ class Store:
 
         digest gets the bytes of each file.
         """
-        try:
-            owners = {self._directory.parent.stat().st_uid}
-        except OSError:
-            owners = set()
-        found = read_directory(str(self._directory), owners=owners, digest=digest)
+        found = read_directory(str(self._directory), owners=self._owners(), digest=digest)
         found.ids = _ids_of(found)
         found.problems += duplicates(found.ids)
         once = {placed.record.id: placed for placed in reversed(found.records)}
@@ -365,43 +379,104 @@ class Store:
         found.notes.clear()
         return found
 
-    def validate(self, record: Override, rules: Rules, wall_ns: int) -> None:
-        """Judge a new record beside all that are known. Raises PeerError: the id is taken, or a policy contradicts it."""
-        known = {one.id: one.origin for one in (*rules.overrides, *(placed.record for placed in self.load().records))}
-        if record.id in known:
-            where = "in the daemon's own store" if known[record.id] == OWN else f"in {known[record.id]}"
-            raise PeerError(f"override {record.id} exists already, {where}; choose another id, or revoke that one first")
-        for name, message in conflicts(record, rules, wall_ns):
-            raise PeerError(f"override {record.id}: {name}: {message}")
+    def texts(self, *, without: str = "") -> Iterator[bytes]:
+        """The bytes of each file in the order of their names, as they would be without that record."""
+        path, rest = self._without(without) if without else (None, [])
+        for name in self._names():
+            if self._directory / name != path:
+                with suppress(ConfigError):  # a load leaves it out as well
+                    yield read_bytes(str(self._directory / name), owners=self._owners())
+            elif rest:
+                yield to_yaml(rest).encode("utf-8", "replace")
 
-    def add(self, record: Override) -> Override:
-        """Keep one record durably; returns it as it will be read. validate() comes first.
+    def holds(self, record_id: str) -> bool:
+        """Whether there is a file for that id, be it a damaged one."""
+        return os.path.lexists(self._without(record_id)[0])
 
-        Raises PeerError where a file for that id stands there already (a damaged one too: revoke it), ConfigError where the
-        record could not be read back, EnvironmentFault(operation="write") where the disk refuses: nothing changed then.
+    def add(self, record: Override) -> None:
+        """Keep one record durably.
+
+        Raises PeerError where a file for that id stands there already (a damaged one too: revoke it) or there is no room,
+        ConfigError where the record could not be read back, EnvironmentFault(operation="write") where the disk refuses:
+        nothing changed then.
         """
         path = self._path_of(record.id)
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):
             raise PeerError(f"{path} exists already; revoke {record.id} first")
-        self._write(path, [record])
-        return replace(record, origin=OWN)
+        if len(self._names()) >= MAX_FILES:
+            raise PeerError(
+                f"{self._directory} holds {MAX_FILES} records, the most there may be; revoke those not needed any more"
+            )
+        try:
+            self._write(path, [record])
+            self._verify(path, record)
+        except EnvironmentFault:
+            with suppress(EnvironmentFault):  # what is half there must not come alive at the next reload
+                self._remove(path)
+            raise
 
-    def revoke(self, record_id: str) -> Override | None:
-        """Forget one record durably and return it; None where its file was too damaged to tell.
+    def revoke(self, record_id: str) -> None:
+        """Forget one record durably.
 
         Raises PeerError where the store has no such record, EnvironmentFault(operation="write") where the disk refuses.
         """
-        records = self.load().records
-        placed = next((one for one in records if one.record.id == record_id), None)
-        path = self._path_of(record_id) if placed is None else Path(placed.file)
-        if placed is None and not (path.exists() or path.is_symlink()):
+        path, rest = self._without(record_id)
+        if not os.path.lexists(path):
             raise PeerError(f"the daemon's own store has no override {record_id}; see `limiterctl override list`")
-        rest = [one.record for one in records if one.file == str(path) and one.record.id != record_id]
         if rest:
             self._write(path, rest)
         else:
             self._remove(path)
-        return None if placed is None else placed.record
+
+    def prune(self, records: Iterable[Override], wall_ns: int) -> list[str]:
+        """Remove own records that expired more than KEPT_NS ago; the ids of those that are gone."""
+        gone = []
+        for record in records:
+            over = record.expires_wall_ns is not None and record.expires_wall_ns + KEPT_NS < wall_ns
+            if over and record.origin == OWN:
+                with suppress(EnvironmentFault, PeerError):  # the next time tries again
+                    self.revoke(record.id)
+                    gone.append(record.id)
+        return gone
+
+    def _names(self) -> list[str]:
+        try:
+            descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise fault(f"{self._directory} cannot be read", error, "write") from error
+        try:
+            return _names_of(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _verify(self, path: Path, record: Override) -> None:
+        """Read back what was written, as the next start will. Raises EnvironmentFault."""
+        try:
+            found = parse(read_bytes(str(path), owners=self._owners()), str(path), origin=OWN)
+        except ConfigError as error:
+            raise EnvironmentFault(f"{path} cannot be read back: {error}", operation="write") from error
+        if [placed.record for placed in found.records] != [replace(record, origin=OWN)] or len(self._names()) > MAX_FILES:
+            raise EnvironmentFault(f"{path} does not read back as it was written: not kept", operation="write")
+
+    def _owners(self) -> set[int]:
+        """Whose files are trusted beside root's and the daemon's: those of who owns the state directory."""
+        try:
+            return {self._directory.parent.stat().st_uid}
+        except OSError:
+            return set()
+
+    def _without(self, record_id: str) -> tuple[Path, list[Override]]:
+        """The file that holds a record, or would, and the other records in it."""
+        path = self._path_of(record_id)
+        if os.path.lexists(path):
+            return path, []
+        records = self.load().records
+        placed = next((one for one in records if one.record.id == record_id), None)
+        if placed is None:
+            return path, []
+        return Path(placed.file), [one.record for one in records if one.file == placed.file and one is not placed]
 
     def _path_of(self, record_id: str) -> Path:
         return self._directory / f"record-{quote(record_id, safe='')}.yaml"

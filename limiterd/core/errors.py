@@ -71,6 +71,10 @@ class EnvironmentFault(LimiterdError):
         self.errno_name = errno_name
 
 
+class NotDurableError(LimiterdError):
+    """A command took effect, and the disk has not confirmed it: a crash could undo it."""
+
+
 class PermissionFault(EnvironmentFault):
     """The environment refuses for want of a capability."""
 

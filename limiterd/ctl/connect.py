@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from limiterd import DEFAULT_CONFIG
-from limiterd.core.errors import EXIT_NOPERM, EXIT_UNREACHABLE, LimiterdError, PeerError
-from limiterd.ctl.terminal import complain
+from limiterd.core.errors import EXIT_NOPERM, EXIT_UNREACHABLE, LimiterdError, NotDurableError, PeerError
+from limiterd.ctl.terminal import complain, say_json
 
 DEFAULT_SOCKET: Final = "/run/limiterd/control.sock"
 ASK_TIMEOUT_S: Final = 5.0
@@ -85,7 +85,10 @@ def _configured_socket(config: str) -> str:
 
 
 def ask(ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_s: float = ASK_TIMEOUT_S) -> dict[str, object]:
-    """The daemon's data for one verb. Raises PeerError with the exit code and one sentence that says what to do."""
+    """The daemon's data for one verb. Raises PeerError with the exit code and one sentence that says what to do.
+
+    Raises NotDurableError where it took effect and is not on the disk yet.
+    """
     from limiterd.serve.control_client import close_all  # noqa: PLC0415 - not for help and usage errors
 
     data, descriptors = ask_for_files(ns, verb, args, timeout_s=timeout_s)
@@ -103,6 +106,10 @@ def ask_for_files(
         data, descriptors = call_for_files(socket_path(ns), verb, dict(args or {}), timeout_s)
     except PeerError as error:
         raise PeerError(advise(str(error), error.exit_code), exit_code=error.exit_code) from error
+    except NotDurableError as error:
+        if getattr(ns, "json", False):
+            say_json({"durable": False, "error": str(error)})
+        raise
     return dict(data) if isinstance(data, Mapping) else {"data": data}, descriptors
 
 

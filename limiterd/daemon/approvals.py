@@ -1,11 +1,11 @@
 """Overrides and increase requests as people handle them: through the daemon, audited, applied at once.
 
-Records live in the daemon's own store; the operator's files in /etc are only ever read. Everything on disk is read and
-judged before anything is written; a change is durable first, then the same reload applies it that reads those files, so
-that what is in force after a restart is what is in force now. Where it cannot be applied it is taken back.
+Records live in the daemon's own store; the operator's files in /etc are only ever read. A new record is judged against the
+rules in force: files that were broken meanwhile are no obstacle. The record and its entry of the audit trail are on the
+disk first, then the rules are swapped once. Where a step fails the steps before it are taken back, and the trail says so.
 
-An approval is two writes: the override, then the decision. The override is what counts: where the second write fails
-the request is approved all the same, which status says, and the decision is written down as soon as the disk lets it.
+An override whose id is a request's is its approval: that the request is approved is written down afterwards, as soon as the
+disk lets it.
 
 Every call waits for the disk: in the control server's workers, never in the loop.
 """
@@ -13,7 +13,7 @@ Every call waits for the disk: in the control server's workers, never in the loo
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from glob import escape
@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from limiterd import json_codec as jsonsafe
 from limiterd.background import Background
-from limiterd.config.override_files import OWN, Store, record_from_mapping, unwatched
+from limiterd.config.override_files import KEPT_NS, OWN, Store, judge, record_from_mapping, unwatched
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Override, OverrideAction, Rules, Status
 from limiterd.core.policy import (
@@ -34,16 +34,18 @@ from limiterd.core.policy import (
     sole_link,
     why_before,
 )
-from limiterd.core.rule_changes import override_line, terms
+from limiterd.core.rule_changes import describe, override_line, terms
 from limiterd.core.units import exact_rate, exact_wall, format_rate, parse_wall
 from limiterd.daemon.actor import Actor, at_host, by
+from limiterd.daemon.durability import Act, Durability
 from limiterd.daemon.health import Health
 from limiterd.daemon.host import hostname
-from limiterd.daemon.reload import Cause, Reloading
+from limiterd.daemon.reload import HALF_DONE, Reloading
 from limiterd.store.audit import AuditTrail
 from limiterd.store.request_store import Approval, Request, RequestInput, RequestState, RequestStore, check_grant, granted_rates
 
 _MOST_WARNINGS: Final = 8
+DAY_NS: Final = 86_400 * 10**9
 
 
 class DaemonPort(Protocol):
@@ -52,6 +54,10 @@ class DaemonPort(Protocol):
     @property
     def audit(self) -> AuditTrail:
         """The audit trail."""
+
+    @property
+    def durability(self) -> Durability:
+        """Puts acts on the disk."""
 
     @property
     def reloading(self) -> Reloading:
@@ -82,10 +88,20 @@ class Approvals:
         self._decisions = Background("requests", self._write_decisions)
 
     def load(self) -> tuple[str, ...]:
-        """Read the requests; what was wrong with them as sentences. The rules are in force already."""
+        """Read the requests; what was wrong with them as sentences. The rules are in force already.
+
+        A pending request whose own override is there was approved: a crash came before that was written down.
+        """
         troubles = self.requests.load()
-        if self._undecided():
-            self._decisions.poke()
+        own = {record.id: record for record in self._daemon.rules.overrides if record.origin == OWN}
+        for request in self.requests.requests:
+            if request.state is RequestState.PENDING and request.id in own:
+                record = own[request.id]
+                decided = self._approval(request.id, record, record.approved_by)
+                self.requests.note(decided)
+                act = _approved(decided, record.approved_by)
+                self._daemon.tell(act.kind, act.interface, f"{act.text}, as its override says", act.fields)
+                self._decisions.poke()
         return troubles
 
     def tell_missed_ends(self) -> None:
@@ -110,84 +126,109 @@ class Approvals:
             if any(one.id == record.id and one.state is RequestState.PENDING for one in self.requests.requests):
                 way = f"use `limiterctl approve {record.id}`, or another id"
                 raise PeerError(f"{record.id} is a pending request, which this would not answer; {way}")
-            return self._keep(record, self._daemon.reloading.load().rules, actor)
+            return self._keep(record, actor)
 
-    def _keep(self, record: Override, rules: Rules, actor: str) -> dict[str, object]:
-        """Add a record to a store that was just read as part of these rules."""
+    def _keep(self, record: Override, actor: str, *acts: Act) -> dict[str, object]:
+        """Add a record to the store and to the rules in force; acts are further entries of the trail."""
         wall_ns = time.time_ns()
+        self._prune(wall_ns)
+        rules = self._daemon.rules
         if override_state(record, rules.host, wall_ns) == OverrideState.EXPIRED:
             ended = exact_wall(record.expires_wall_ns or 0)
             raise PeerError(
                 f"override {record.id}: expires: {ended} is past already, so it would do nothing", exit_code=EXIT_USAGE
             )
-        self.overrides.validate(record, rules, wall_ns)
+        judge(record, rules, wall_ns)
         in_force_on, met = _reach(record, rules, [view.interface for view in self._daemon.status().links], wall_ns)
-        cause = Cause(
-            kind="override_added",
-            interface=sole_link(record),
-            text=f"{actor} added {override_line(record, rules.host, wall_ns)}",
-            fields=_fields(record),
-            record_id=record.id,
-            make=lambda: self._store(record),
-            undo=lambda: self.overrides.revoke(record.id),
-        )
-        changes = self._daemon.reloading.reload(actor, cause)
+        self.overrides.add(record)
+        after = self._daemon.reloading.with_records((*rules.overrides, record), self.overrides.texts())
+        changes = describe(rules, after, wall_ns)
+        text = f"{actor} added {override_line(record, rules.host, wall_ns)}"
+        act = Act("override_added", sole_link(record), text, _fields(record, actor, after.sha256, changes))
+        try:
+            self._daemon.durability.record(act, *acts)
+            self._daemon.reloading.put_in_force(after)
+        except EnvironmentFault as fault:
+            self._take_back(record.id, act, fault, lambda: self.overrides.revoke(record.id))
+            raise
         warnings = [remark.removeprefix(f"{OWN}: ") for remark in unwatched(record, rules, wall_ns)] + met
         if not warnings and not in_force_on and override_state(record, rules.host, wall_ns) == OverrideState.ACTIVE:
             warnings = [f"override {record.id}: no watched link matches it now"]
         return {"changes": list(changes), "warnings": warnings, "in_force_on": in_force_on}
 
-    def _store(self, record: Override) -> None:
-        try:
-            self.overrides.add(record)
-        except EnvironmentFault:
-            with suppress(PeerError, EnvironmentFault):  # what is half there must not come alive at the next reload
-                self.overrides.revoke(record.id)
-            raise
-
     def revoke(self, identifier: str, reason: str, actor: str) -> object:
         """Forget a record of the daemon's own store; what changed. On an error nothing has.
 
-        Files that are wrong for want of this (the same id in the operator's files) are no obstacle: they are judged afterwards.
+        The trail has it before the record is gone: a full disk still lets a file go, but takes no entry.
         """
-        daemon = self._daemon
-        text = f"{actor} revoked override {identifier}{f': {reason}' if reason else ''}"
-        with daemon.reloading.lock:
-            record = next((p.record for p in self.overrides.load().records if p.record.id == identifier), None)
-            theirs = next((one for one in daemon.rules.overrides if one.id == identifier and one.origin != OWN), None)
+        with self._daemon.reloading.lock:
+            self.requests.save()  # the record may be all that says that its request is approved
+            rules, wall_ns = self._daemon.rules, time.time_ns()
+            record = next((one for one in rules.overrides if one.id == identifier and one.origin == OWN), None)
+            theirs = next((one for one in rules.overrides if one.id == identifier and one.origin != OWN), None)
             if record is None and theirs is not None:
                 raise PeerError(
                     f"override {identifier} is in {theirs.origin}, which only its owner changes; edit that file and reload"
                 )
-            if record is None:  # a damaged file, which was not in force; removing it needs no reload to come true
+            if record is None and not self.overrides.holds(identifier):
+                raise PeerError(f"the daemon's own store has no override {identifier}; see `limiterctl override list`")
+            rest = [one for one in rules.overrides if one is not record]
+            after = self._daemon.reloading.with_records(rest, self.overrides.texts(without=identifier))
+            changes = describe(rules, after, wall_ns)
+            text = f"{actor} revoked override {identifier}{f': {reason}' if reason else ''}"
+            known = {"id": identifier, "by": actor} if record is None else _fields(record, actor, after.sha256, changes)
+            act = Act("override_revoked", "" if record is None else sole_link(record), text, known)
+            try:
+                self._daemon.durability.record(act)
                 self.overrides.revoke(identifier)
-                daemon.tell("override_revoked", "", text, {"id": identifier, "by": actor})
-                changes = daemon.reloading.reload(actor)
-            else:
-                kept = record
-                cause = Cause(
-                    kind="override_revoked",
-                    interface=sole_link(kept),
-                    text=text,
-                    fields=_fields(kept),
-                    record_id=identifier,
-                    make=lambda: self.overrides.revoke(identifier),
-                    undo=lambda: self.overrides.add(kept),
-                )
-                changes = daemon.reloading.reload(actor, cause)
+            except EnvironmentFault as fault:
+                self._take_back(identifier, act, fault)
+                raise
+            if record is not None:
+                self._drop(record, act, after)
+            self._mend(identifier, actor, damaged=record is None)
             return {"changes": list(changes) or [f"override {identifier} is gone; it had no effect"]}
+
+    def _drop(self, record: Override, act: Act, after: Rules) -> None:
+        """Go on under the rules without that record, whose file is gone already."""
+        try:
+            self._daemon.reloading.put_in_force(after)
+        except EnvironmentFault as fault:
+            self._take_back(record.id, act, fault, lambda: self.overrides.add(record))
+            raise
+
+    def _mend(self, identifier: str, actor: str, *, damaged: bool) -> None:
+        """Load the files again where that record, now gone, was what was wrong with them."""
+        if damaged or identifier in (self._daemon.reloading.config_error or ""):
+            with suppress(ConfigError, EnvironmentFault):  # told by the reload itself
+                self._daemon.reloading.reload(actor)
+
+    def _take_back(self, identifier: str, act: Act, why: Exception, undo: Callable[[], object] = lambda: None) -> None:
+        """Undo a change on disk that did not take effect, and tell the trail, which may have its entry."""
+        self._daemon.tell("undone", act.interface, f"this was not carried out: {act.text}: {why}", {"id": identifier})
+        try:
+            undo()
+        except (ConfigError, EnvironmentFault, PeerError) as trouble:
+            text = f"{why}; what was refused is on disk all the same ({trouble}), so a later reload or start applies it"
+            self._daemon.problems.note(HALF_DONE, f"override {identifier}: {text}")
+            raise EnvironmentFault(text, operation="write") from why
+
+    def _prune(self, wall_ns: int) -> None:
+        """Let go of own records that expired some time ago."""
+        rules = self._daemon.rules
+        gone = self.overrides.prune(rules.overrides, wall_ns)
+        if gone:
+            rest = [record for record in rules.overrides if record.id not in gone]
+            self._daemon.reloading.put_in_force(self._daemon.reloading.with_records(rest, self.overrides.texts()))
+            text = f"removed {len(gone)} records that expired more than {KEPT_NS // DAY_NS} days ago: {', '.join(gone)}"
+            self._daemon.tell("override_pruned", "", text, {"ids": gone})
 
     # ---- increase requests ----
 
-    def file(self, request_input: RequestInput) -> object:
+    def file(self, asked: RequestInput) -> object:
         """Record an increase request."""
-        request = self.requests.add(request_input, time.time_ns(), {o.id for o in self._daemon.rules.overrides})
-        actor = f"{request.user} (uid {request.uid})"
-        asked = "no limit" if request.rate_bps is None else format_rate(request.rate_bps)
-        until = exact_wall(request.until_wall_ns)
-        text = f"{actor} filed request {request.id} for {asked} until {until}: {request.reason}"
-        fields = {"by": actor, "id": request.id, "reason": request.reason, "until": until, "rate_bps": request.rate_bps}
-        self._daemon.tell("request", request.interface, text, fields)
+        taken = {one.id for one in self._daemon.rules.overrides}
+        request = self.requests.add(asked, time.time_ns(), taken, audit=lambda made: self._daemon.durability.record(_filed(made)))
         return jsonsafe.encode(request)
 
     def listed(self) -> list[object]:
@@ -198,21 +239,19 @@ class Approvals:
         """Turn a request into an override record of the same id, and apply it; it stays pending where that fails."""
         check_grant(approval)
         with self._daemon.reloading.lock:
-            request = self._pending(identifier)
-            rules = self._daemon.reloading.load().rules
-            record = _record_of(_granted(request, approval, rules, actor, self._limit_bps(request.interface)))
-            kept = self._keep(record, rules, by(actor))
-            try:
-                decided = self._approved(request, record, by(actor), approval.reason)
-            except EnvironmentFault as fault:
-                self._decisions.poke()
-                raise EnvironmentFault(
-                    f"override {identifier} applies, but that request {identifier} is approved could not be written down and "
-                    f"will be tried again: {fault}",
-                    operation=fault.operation,
-                    errno_name=fault.errno_name,
-                ) from fault
+            request = self.requests.get(identifier)
+            limit_bps = self._limit_bps(request.interface)
+            record = _record_of(_granted(request, approval, self._daemon.rules, actor, limit_bps))
+            decided = self._approval(identifier, record, by(actor), approval.reason)
+            kept = self._keep(record, by(actor), _approved(decided, by(actor)))
+            self.requests.note(decided)
+            self._decisions.poke()
         return {"request": jsonsafe.encode(decided), **kept}
+
+    def _approval(self, identifier: str, record: Override, actor: str, reason: str = "") -> Request:
+        return self.requests.decision(
+            identifier, RequestState.APPROVED, by=actor, wall_ns=time.time_ns(), reason=reason, granted=terms(record)
+        )
 
     def _limit_bps(self, interface: str) -> int:
         """The limit that a link has, or would get; 0 where there is no such link now."""
@@ -221,51 +260,25 @@ class Approvals:
 
     def deny(self, identifier: str, reason: str, actor: str) -> object:
         """Deny a request."""
-        with self._daemon.reloading.lock:
-            self._pending(identifier)
-            decided = self.requests.decide(identifier, RequestState.DENIED, by=actor, wall_ns=time.time_ns(), reason=reason)
+
+        def audit(decided: Request) -> None:
             text = f"{actor} denied request {identifier} of {decided.user}: {reason}"
-            self._daemon.tell("request_denied", decided.interface, text, {"by": actor, "id": identifier, "reason": reason})
-        return jsonsafe.encode(decided)
+            fields = {"by": actor, "id": identifier, "reason": reason}
+            self._daemon.durability.record(Act("request_denied", decided.interface, text, fields))
 
-    def _pending(self, identifier: str) -> Request:
-        """Look up a request that waits for a decision. Raises PeerError where none does."""
-        self._write_decisions()
-        request = self.requests.get(identifier)
-        if request.state is not RequestState.PENDING:
-            raise PeerError(f"request {identifier} was {request.state} by {request.decided_by} already")
-        if any(one.id == identifier for one, _ in self._undecided()):
-            raise PeerError(f"request {identifier} was approved already, its override applies; only that is not written down yet")
-        return request
-
-    # ---- decisions that could not be written ----
-
-    def _approved(self, request: Request, record: Override, actor: str, reason: str = "") -> Request:
-        """Write down that a request is approved, then tell so."""
-        decided = self.requests.decide(
-            request.id, RequestState.APPROVED, by=actor, wall_ns=time.time_ns(), reason=reason, granted=terms(record)
-        )
-        text = f"{actor} approved request {request.id} of {request.user}: {decided.granted}"
-        fields = {"by": actor, "id": request.id, "granted": decided.granted}
-        self._daemon.tell("request_approved", request.interface, text, fields)
-        return decided
-
-    def _undecided(self) -> list[tuple[Request, Override]]:
-        """Pending requests whose own override applies: approved, and not written down."""
-        pending = {request.id: request for request in self.requests.requests if request.state is RequestState.PENDING}
-        applying = (record for record in self._daemon.rules.overrides if record.origin == OWN)
-        return [(pending[record.id], record) for record in applying if record.id in pending]
+        with self._daemon.reloading.lock:
+            denied = self.requests.decide(
+                identifier, RequestState.DENIED, by=actor, wall_ns=time.time_ns(), reason=reason, audit=audit
+            )
+        return jsonsafe.encode(denied)
 
     def _write_decisions(self) -> bool:
         """Write down what is approved already; whether nothing is left."""
         try:
-            for request, record in self._undecided():
-                self._approved(request, record, record.approved_by)
+            self.requests.save()
         except EnvironmentFault as fault:
-            self._daemon.problems.note("requests", f"requests that are approved still show as pending: {fault}")
+            self._daemon.problems.note("requests", f"approvals are in force and not yet written to the requests: {fault}")
             return False
-        except PeerError:
-            return True  # decided by somebody else meanwhile
         self._daemon.problems.note("requests", None)
         return True
 
@@ -305,14 +318,31 @@ def _record_of(fields: Mapping[str, object]) -> Override:
         raise PeerError(wrong, exit_code=EXIT_USAGE) from error
 
 
-def _fields(record: Override) -> dict[str, object]:
-    """What the trail keeps of a record."""
+def _fields(record: Override, actor: str, sha256: str, changes: Sequence[str]) -> dict[str, object]:
+    """What the trail keeps of a change of a record."""
     return {
         "id": record.id,
         "expires": "never" if record.expires_wall_ns is None else exact_wall(record.expires_wall_ns),
         "approved_by": record.approved_by,
         "reason": record.reason,
+        "by": actor,
+        "sha256": sha256,
+        "changes": list(changes),
     }
+
+
+def _filed(request: Request) -> Act:
+    actor = f"{request.user} (uid {request.uid})"
+    asked = "no limit" if request.rate_bps is None else format_rate(request.rate_bps)
+    until = exact_wall(request.until_wall_ns)
+    text = f"{actor} filed request {request.id} for {asked} until {until}: {request.reason}"
+    fields = {"by": actor, "id": request.id, "reason": request.reason, "until": until, "rate_bps": request.rate_bps}
+    return Act("request", request.interface, text, fields)
+
+
+def _approved(decided: Request, actor: str) -> Act:
+    text = f"{actor} approved request {decided.id} of {decided.user}: {decided.granted}"
+    return Act("request_approved", decided.interface, text, {"by": actor, "id": decided.id, "granted": decided.granted})
 
 
 def _granted(request: Request, approval: Approval, rules: Rules, actor: Actor, limit_bps: int) -> dict[str, object]:

@@ -31,6 +31,7 @@ from limiterd.daemon import summary as words
 from limiterd.daemon.approvals import Approvals
 from limiterd.daemon.controller import Controller, Ports
 from limiterd.daemon.denials import Denials
+from limiterd.daemon.durability import Durability
 from limiterd.daemon.event_log import EventLog, tell
 from limiterd.daemon.health import Health
 from limiterd.daemon.kernel_io import open_kernel
@@ -81,6 +82,7 @@ class Daemon:
         self.kernel = open_kernel(settings.sampling.source, settings.sampling.interval_ns)
         self.evidence = EvidenceSampler(self.kernel.sockets, boottime_ns)
         self.event_log = EventLog(log, self.audit, self._evidence_of)
+        self.durability = Durability(log, self.audit, self.journal, self.event_log)
         self.loop = Loop(settings.sampling.interval_ns, self._tick)
         self.approvals = Approvals(self, RequestStore(state_directory), Store(config.store_directory(settings)))
         self.standby = StandbySampler(self.kernel, self.loop.pace, boottime_ns)
@@ -308,8 +310,12 @@ class Daemon:
     # ---- commands ----
 
     def command(self, act: Callable[[State, Now], Output]) -> Output:
-        """Let an operator's command change the state, and settle the kernel at once; returns what was decided."""
-        return self.loop.call(lambda: self.controller.command(act))
+        """Let an operator's command change the state, and settle the kernel at once; returns what was decided.
+
+        Raises NotDurableError where it took effect and the disk does not confirm it in time.
+        """
+        with self.durability.command():
+            return self.loop.call(lambda: self.controller.command(act))
 
     def _answer(self, call: Call) -> Answer:
         act = VERBS.get(call.verb)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
+from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Event, EventKind
 from limiterd.core.units import format_duration, format_rate, format_wall
 
@@ -37,11 +38,16 @@ class Trail(Protocol):
 Evidence = Callable[[Event], Mapping[str, object] | None]
 
 
+def log_act(log: Log, kind: str, interface: str, text: str, fields: Mapping[str, object], level: str = "info") -> None:
+    """Put what people did into the log."""
+    shown = {"interface": interface, "text": text, **fields}
+    log.emit(level, kind, {k: v for k, v in shown.items() if isinstance(v, str | int) and v != ""})
+
+
 def tell(log: Log, trail: Trail, kind: str, interface: str, text: str, fields: Mapping[str, object], level: str = "info") -> None:
     """Put what people did into the audit trail and the log; returns at once."""
     trail.append(kind, interface, {"text": text, **fields})
-    shown = {"interface": interface, "text": text, **fields}
-    log.emit(level, kind, {k: v for k, v in shown.items() if isinstance(v, str | int) and v != ""})
+    log_act(log, kind, interface, text, fields, level)
 
 
 # ---- words ---------------------------------------------------------------------------------------
@@ -207,7 +213,7 @@ class EventLog:
         self._log = log
         self._trail = trail
         self._evidence = evidence
-        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Event | threading.Event | None] = queue.SimpleQueue()
         self.lost = 0
         self._thread: threading.Thread | None = None
 
@@ -227,6 +233,16 @@ class EventLog:
             else:
                 self._queue.put(event)
 
+    def wait(self, timeout_s: float) -> None:
+        """Return when everything told before is handed to the trail and the log.
+
+        Raises EnvironmentFault(operation="write") where that takes longer.
+        """
+        reached = threading.Event()
+        self._queue.put(reached)
+        if not reached.wait(timeout_s):
+            raise EnvironmentFault(f"events wait longer than {timeout_s:g} s to be written down", operation="write")
+
     def close(self, timeout_s: float) -> None:
         """Write what is queued, as far as the time allows."""
         self._queue.put(None)
@@ -235,7 +251,10 @@ class EventLog:
 
     def _run(self) -> None:
         while (event := self._queue.get()) is not None:
-            self._write(event)
+            if isinstance(event, threading.Event):
+                event.set()
+            else:
+                self._write(event)
 
     def _write(self, event: Event) -> None:
         level, text = sentence(event)

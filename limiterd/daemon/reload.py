@@ -6,23 +6,24 @@ Files are read in the thread of whoever asked; only the swap itself happens in t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from limiterd.config import load as config
-from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
-from limiterd.core.model import Config, Now, Rules
+from limiterd.core.errors import ConfigError, EnvironmentFault
+from limiterd.core.model import Config, Now, Override, Rules
 from limiterd.core.rule_changes import describe
 from limiterd.daemon.controller import Controller
-from limiterd.daemon.event_log import Log, Trail, tell
+from limiterd.daemon.event_log import Log, Trail
 from limiterd.daemon.health import Health
 from limiterd.daemon.host import hostname
 
 T = TypeVar("T")
 
-_HALF_DONE = "overrides on disk"
+HALF_DONE: Final = "overrides on disk"
+"""The topic of a record that is on the disk and should not be, or the other way round."""
 
 
 class Surface(Protocol):
@@ -42,26 +43,6 @@ class Surface(Protocol):
 
     def adapt(self, before: Config, after: Config, /) -> None:
         """Let all others follow; in the loop. Raises EnvironmentFault, and has changed nothing then."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """A change of one override record on disk that a reload applies; one entry of the trail tells of both.
-
-    make is durable when it returns. undo takes it back where the whole cannot be applied.
-    """
-
-    kind: str
-    interface: str
-    text: str
-    fields: Mapping[str, object]
-    record_id: str
-    make: Callable[[], object]
-    undo: Callable[[], object]
-
-    def own(self, changes: Sequence[str]) -> list[str]:
-        """Those lines of a description that are about this record."""
-        return [line for line in changes if line[1:].startswith(f" override {self.record_id} ")]
 
 
 class Reloading:
@@ -88,6 +69,7 @@ class Reloading:
         self._trail = trail
         self._problems = problems
         self._clock = clock
+        self._digest = loaded.digest
         self._notes: frozenset[str] = frozenset()
         self._note_damage(loaded)
 
@@ -102,56 +84,42 @@ class Reloading:
             raise ConfigError(unfit)
         return loaded
 
-    def reload(self, actor: str, cause: Cause | None = None) -> tuple[str, ...]:
-        """Make the change that is the cause, if any; read, validate and diff everything, then swap it in: what changed, as lines.
+    def reload(self, actor: str) -> tuple[str, ...]:
+        """Read, validate and diff everything, then swap it in: what changed, as lines.
 
         Raises ConfigError, or EnvironmentFault where the machine refuses (a loop that does not answer): nothing changed then.
         """
         with self.lock:
-            if cause is not None:
-                cause.make()
+            self._surface.call(self._surface.reload_begins)
             try:
-                return self._apply(actor, cause)
+                loaded = self.load()
+                changes = describe(self._controller.rules, loaded.rules, self._clock().wall_ns)
+                self._take_over(loaded.rules, partial(self._tell, actor, changes, loaded.rules.sha256))
             except (ConfigError, EnvironmentFault) as error:
-                if cause is not None:
-                    self._take_back(cause, error)
+                self._failed(actor, str(error))
                 raise
+            finally:
+                self._surface.call(self._surface.reload_ends)
+            self._digest = loaded.digest
+            self._note_damage(loaded)
+            self._problems.note(HALF_DONE, None)
+            return changes
 
-    def _take_back(self, cause: Cause, error: Exception) -> None:
-        try:
-            cause.undo()
-        except (ConfigError, EnvironmentFault, PeerError) as trouble:
-            text = f"{error}; what was refused is on disk all the same ({trouble}), so a later reload or start applies it"
-            self._problems.note(_HALF_DONE, f"override {cause.record_id}: {text}")
-            raise EnvironmentFault(text, operation="write") from error
+    def with_records(self, records: Iterable[Override], own: Iterable[bytes]) -> Rules:
+        """The rules in force with other records; own are the texts of the daemon's own record files, in their order."""
+        digest = self._digest.copy()
+        for text in own:
+            digest.update(text)
+        return replace(self._controller.rules, overrides=tuple(records), sha256=digest.hexdigest())
 
-    def _apply(self, actor: str, cause: Cause | None) -> tuple[str, ...]:
-        self._surface.call(self._surface.reload_begins)
-        try:
-            loaded = self.load()
-            changes = describe(self._controller.rules, loaded.rules, self._clock().wall_ns)
-            self._take_over(loaded.rules, partial(self._tell, actor, cause, changes, loaded.rules.sha256))
-        except (ConfigError, EnvironmentFault) as error:
-            self._failed(actor, str(error))
-            raise
-        finally:
-            self._surface.call(self._surface.reload_ends)
-        self._note_damage(loaded)
-        self._problems.note(_HALF_DONE, None)
-        return changes
+    def put_in_force(self, rules: Rules) -> None:
+        """Swap in rules that differ in their records alone. Raises EnvironmentFault where the loop does not answer."""
+        self._surface.call(lambda: self._controller.take_rules(rules))
 
-    def _tell(self, actor: str, cause: Cause | None, changes: Sequence[str], sha256: str) -> None:
-        """One entry for the load and what caused it; a second one for what else has changed in the files meanwhile."""
-        own = [] if cause is None else cause.own(changes)
-        if cause is not None:
-            fields = {**cause.fields, "by": actor, "sha256": sha256, "changes": own}
-            tell(self._log, self._trail, cause.kind, cause.interface, cause.text, fields)
-        others = [line for line in changes if line not in own]
-        if cause is not None and not others:
-            return
-        told = f"{actor} reloaded: " + ("; ".join(others) or "nothing changed")
-        self._trail.append("reload", "", {"text": told, "by": actor, "sha256": sha256, "changes": others})
-        for line in others or ("nothing changed",):
+    def _tell(self, actor: str, changes: Sequence[str], sha256: str) -> None:
+        told = f"{actor} reloaded: " + ("; ".join(changes) or "nothing changed")
+        self._trail.append("reload", "", {"text": told, "by": actor, "sha256": sha256, "changes": list(changes)})
+        for line in changes or ("nothing changed",):
             self._log.emit("info", "reload", {"text": line, "by": actor})
 
     def _failed(self, actor: str, error: str) -> None:

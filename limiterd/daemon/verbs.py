@@ -22,6 +22,7 @@ from limiterd.core.status import document, fault_document, link_document, overri
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
 from limiterd.daemon.actor import Actor, at_host, by
 from limiterd.daemon.approvals import Approvals
+from limiterd.daemon.durability import Durability
 from limiterd.daemon.reload import Reloading
 from limiterd.serve.protocol import Answer
 from limiterd.store.audit import AuditTrail
@@ -44,6 +45,10 @@ class DaemonPort(Protocol):
     @property
     def approvals(self) -> Approvals:
         """Overrides and requests."""
+
+    @property
+    def durability(self) -> Durability:
+        """Waits until what a command led to is on the disk."""
 
     @property
     def reloading(self) -> Reloading:
@@ -197,7 +202,8 @@ def _verify(daemon: DaemonPort, args: Args, _: Actor) -> Data:
 
 
 def _reload(daemon: DaemonPort, _args: Args, actor: Actor) -> Data:
-    return {"changes": list(daemon.reloading.reload(by(actor)))}
+    with daemon.durability.command():
+        return {"changes": list(daemon.reloading.reload(by(actor)))}
 
 
 def _limit(daemon: DaemonPort, args: Args, actor: Actor) -> Data:

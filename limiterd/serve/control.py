@@ -32,6 +32,7 @@ from limiterd.core.errors import (
     EXIT_USAGE,
     EnvironmentFault,
     LimiterdError,
+    NotDurableError,
     PeerError,
 )
 from limiterd.core.model import ControlConfig
@@ -509,7 +510,7 @@ class ControlServer:
                 return render(answer), answer.descriptors
         except LimiterdError as error:
             result = _RESULTS.get(error.exit_code, "error")
-            return render(Answer.failed(str(error), error.exit_code)), ()
+            return render(Answer.failed(str(error), error.exit_code, durable=not isinstance(error, NotDurableError))), ()
         finally:
             self._count(verb, result)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from limiterd import json_codec as jsonsafe
-from limiterd.core.errors import EXIT_FAILED, EXIT_NOPERM, EXIT_UNREACHABLE, PeerError
+from limiterd.core.errors import EXIT_FAILED, EXIT_NOPERM, EXIT_UNREACHABLE, NotDurableError, PeerError
 from limiterd.serve.protocol import MAX_ANSWER_BYTES, MAX_DESCRIPTORS, VERSION, admin_path
 
 _RETRY_S: Final = 0.05
@@ -32,7 +32,8 @@ def call_for_files(
     The administrators' socket is tried first: who may not use it, or finds none, asks at the one for everybody.
 
     Raises PeerError: exit code 3 when the daemon cannot be reached or does not answer in time, 77 when the socket or the
-    daemon refuses this user, else the code that the daemon gives.
+    daemon refuses this user, else the code that the daemon gives. Raises NotDurableError where what was asked for took effect
+    and is not on the disk yet.
     """
     deadline_s = time.monotonic() + timeout_s
     question = f"{jsonsafe.dump({'v': VERSION, 'verb': verb, 'args': args or {}})}\n".encode()
@@ -53,7 +54,10 @@ def _data_of(answer: Mapping[str, object]) -> object:
         return answer.get("data")
     exit_code = answer.get("exit")
     code = exit_code if type(exit_code) is int and 0 < exit_code < 256 else EXIT_FAILED
-    raise PeerError(str(answer.get("error") or "the daemon refused without a reason"), exit_code=code)
+    text = str(answer.get("error") or "the daemon refused without a reason")
+    if answer.get("durable") is False:
+        raise NotDurableError(text)
+    raise PeerError(text, exit_code=code)
 
 
 def _exchange(socket_path: str, question: bytes, deadline_s: float, descriptors: list[int]) -> dict[str, object]:

@@ -85,11 +85,13 @@ class Answer:
     error: str = ""
     busy: bool = False
     descriptors: tuple[int, ...] = ()
+    durable: bool = True
+    """False: what was asked for took effect, but is not on the disk yet."""
 
     @staticmethod
-    def failed(error: str, exit_code: int = EXIT_FAILED) -> Answer:
+    def failed(error: str, exit_code: int = EXIT_FAILED, *, durable: bool = True) -> Answer:
         """An answer that says why not."""
-        return Answer(ok=False, exit_code=exit_code, error=error)
+        return Answer(ok=False, exit_code=exit_code, error=error, durable=durable)
 
 
 BUSY: Final = Answer(ok=False, exit_code=EXIT_FAILED, error="the daemon is busy with other clients; try again", busy=True)
@@ -122,7 +124,9 @@ def render(answer: Answer) -> bytes:
         text = "".join(('{"ok":true,"data":', *jsonsafe.pieces(answer.data), "}\n"))
         return text.encode() if len(text) <= MAX_ANSWER_BYTES else render(Answer.failed("the answer is too large; ask for less"))
     shown: dict[str, object] = {"ok": False, "exit": answer.exit_code, "error": answer.error}
-    return f"{jsonsafe.dump(shown | ({'busy': True} if answer.busy else {}))}\n".encode()
+    shown |= {"busy": True} if answer.busy else {}
+    shown |= {} if answer.durable else {"durable": False}
+    return f"{jsonsafe.dump(shown)}\n".encode()
 
 
 @dataclass(frozen=True, slots=True)

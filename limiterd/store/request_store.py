@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -94,6 +94,10 @@ class Approval:
     reason: str = ""
     approved_by: str = ""
     """Who decided, where the peer's own user (root, under sudo) does not say it."""
+
+
+Audit = Callable[[Request], None]
+"""Puts a request into the audit trail; raises EnvironmentFault where that is not on the disk."""
 
 
 # ---- rules: pure ---------------------------------------------------------------------------------
@@ -220,6 +224,7 @@ class RequestStore:
         self._lock = threading.Lock()
         self._requests: tuple[Request, ...] = ()
         self._number = 0
+        self._is_saved = True
 
     def load(self) -> tuple[str, ...]:
         """Read what is kept; what was wrong with it as sentences. Raises nothing."""
@@ -248,52 +253,95 @@ class RequestStore:
             raise PeerError(f"there is no request {identifier[:40]!r}; limiterctl requests lists them")
         return found
 
-    def add(self, wish: RequestInput, wall_ns: int, taken: Container[str] = ()) -> Request:
+    def add(self, asked: RequestInput, wall_ns: int, taken: Container[str] = (), *, audit: Audit = lambda _: None) -> Request:
         """File a request under an id that is not taken (by overrides).
 
-        Raises PeerError for a bad wish or no room, EnvironmentFault(operation="write") when the disk refuses.
+        Raises PeerError for a bad request or no room, EnvironmentFault(operation="write") when the disk refuses.
         """
-        check_wish(wish, wall_ns, self._bounds)
+        check_wish(asked, wall_ns, self._bounds)
         with self._lock:
-            check_room(self._requests, wish.uid, self._bounds)
+            check_room(self._requests, asked.uid, self._bounds)
             number, identifier = next_number(self._number, wall_ns, taken)
             request = Request(
                 id=identifier,
-                interface=wish.interface,
-                rate_bps=wish.rate_bps,
-                until_wall_ns=wish.until_wall_ns,
-                reason=wish.reason,
-                uid=wish.uid,
-                user=wish.user[:64],
+                interface=asked.interface,
+                rate_bps=asked.rate_bps,
+                until_wall_ns=asked.until_wall_ns,
+                reason=asked.reason,
+                uid=asked.uid,
+                user=asked.user[:64],
                 filed_wall_ns=wall_ns,
-                evidence=_bounded_evidence(wish.evidence, self._bounds.evidence_bytes),
+                evidence=_bounded_evidence(asked.evidence, self._bounds.evidence_bytes),
             )
-            self._commit((*self._requests, request), number)
+            self._commit((*self._requests, request), number, lambda: audit(request))
         return request
 
-    def decide(
+    def decision(
         self, identifier: str, state: RequestState, *, by: str, wall_ns: int, reason: str = "", granted: str = ""
     ) -> Request:
-        """Approve or deny a pending request.
+        """A pending request as it will be once it is approved or denied; nothing changes yet.
 
-        Raises PeerError where there is none of that id, it is decided already, or a denial gives no reason;
-        EnvironmentFault(operation="write") when the disk refuses.
+        Raises PeerError where there is none of that id, it is decided already, or a denial gives no reason.
         """
         _require_text("reason", reason, self._bounds.text, empty=state is RequestState.APPROVED)
+        request = self.get(identifier)
+        if request.state is not RequestState.PENDING:
+            when = format_wall(request.decided_wall_ns or 0)
+            raise PeerError(f"request {request.id} was {request.state} by {request.decided_by} at {when} already")
+        return replace(request, state=state, decided_by=by[:64], decided_wall_ns=wall_ns, decision_reason=reason, granted=granted)
+
+    def decide(
+        self,
+        identifier: str,
+        state: RequestState,
+        *,
+        by: str,
+        wall_ns: int,
+        reason: str = "",
+        granted: str = "",
+        audit: Audit = lambda _: None,
+    ) -> Request:
+        """Take a decision; raises as `decision` does, and EnvironmentFault(operation="write") when the disk refuses."""
         with self._lock:
-            request = self.get(identifier)
-            if request.state is not RequestState.PENDING:
-                when = format_wall(request.decided_wall_ns or 0)
-                raise PeerError(f"request {request.id} was {request.state} by {request.decided_by} at {when} already")
-            decided = replace(
-                request, state=state, decided_by=by[:64], decided_wall_ns=wall_ns, decision_reason=reason, granted=granted
-            )
-            self._commit(tuple(decided if entry.id == identifier else entry for entry in self._requests), self._number)
+            decided = self.decision(identifier, state, by=by, wall_ns=wall_ns, reason=reason, granted=granted)
+            self._commit(self._with(decided), self._number, lambda: audit(decided))
         return decided
 
-    def _commit(self, requests: tuple[Request, ...], number: int) -> None:
+    def note(self, decided: Request) -> None:
+        """Take a decision that is durable elsewhere; `save` writes it down."""
+        with self._lock:
+            self._requests, self._is_saved = remembered(self._with(decided), self._bounds), False
+
+    def save(self) -> None:
+        """Write down what was only noted. Raises EnvironmentFault(operation="write")."""
+        with self._lock:
+            if not self._is_saved:
+                self._write(self._requests, self._number)
+
+    def _with(self, decided: Request) -> tuple[Request, ...]:
+        return tuple(decided if entry.id == decided.id else entry for entry in self._requests)
+
+    def _commit(self, requests: tuple[Request, ...], number: int, audit: Callable[[], None] = lambda: None) -> None:
+        """Write, audit, and only then follow; where the audit fails, the file becomes the old one again."""
         kept = remembered(requests, self._bounds)
-        records: list[Record] = [("last_number", number)]
-        records.extend(("request", jsonsafe.encode(request)) for request in kept)
-        self._file.write(records)
+        self._write(kept, number)
+        try:
+            audit()
+        except EnvironmentFault as fault:
+            self._take_back(fault)
+            raise
         self._requests, self._number = kept, number
+
+    def _take_back(self, why: EnvironmentFault) -> None:
+        try:
+            self._write(self._requests, self._number)
+        except EnvironmentFault as trouble:
+            raise EnvironmentFault(
+                f"{why}; it is in {self._file.path} all the same ({trouble}), so the next start finds it", operation="write"
+            ) from why
+
+    def _write(self, requests: Iterable[Request], number: int) -> None:
+        records: list[Record] = [("last_number", number)]
+        records.extend(("request", jsonsafe.encode(request)) for request in requests)
+        self._file.write(records)
+        self._is_saved = True

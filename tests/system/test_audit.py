@@ -160,15 +160,19 @@ def test_a_trail_that_was_changed_is_found_out(harm: str, pair: Pair, tmp_path: 
 
 
 def test_an_unwritable_trail_hinders_nothing_and_loses_nothing(pair: Pair, tmp_path: Path) -> None:
-    """Its file is in the way: limits come, status and a metric tell, history still answers; afterwards all is on disk."""
+    """Its file is in the way: limits come, but nothing is called done; status and a metric tell; afterwards all is on disk."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         daemon.start()
         file = daemon.state / "audit.jsonl"
         wait_for(file.exists, "the trail")
         aside = file.rename(daemon.state / "aside")
         file.mkdir()
-        daemon.ctl("limit", "eth0", "--reason", "test")
+        limited = daemon.ctl("limit", "eth0", "--reason", "test", "--json", check=False)
+        assert (limited.returncode, json.loads(limited.stdout)["durable"]) == (EXIT_FAILED, False)
+        assert "this took effect, but it is not on the disk yet" in limited.stderr
         assert daemon.phase() == "limited"
+        asked = daemon.ctl("request", "--interface", "eth0", "--until", "1h", "--reason", "more", check=False)
+        assert (asked.returncode, daemon.ask("request.list")["requests"]) == (EXIT_FAILED, [])
         wait_for(lambda: any("audit.jsonl" in fault["message"] for fault in daemon.status()["faults"]), "the fault")
         assert daemon.metrics()["limiterd_audit_errors_total"] > 0
         file.rmdir()
