@@ -53,6 +53,7 @@ class Daemon:
         self.refuses: Callable[[], None] = lambda: None
         self.disk_refuses: Callable[[], None] = lambda: None
         self.durability = self
+        self.audit = self
         self.links: tuple[str, ...] = ("eth0", "eth1")
         loaded = config.load_all(self.path, host=config_host())
         self.reloading = Reloading(str(self.path), loaded, self, self, self, self, self.problems, clocks)  # type: ignore[arg-type]
@@ -81,6 +82,10 @@ class Daemon:
     def tell(self, kind: str, interface: str, text: str, fields: Mapping[str, object], _: str = "info") -> None:
         """An entry of the trail."""
         self.append(kind, interface, {"text": text, **fields})
+
+    def read(self, *_: object, **__: object) -> tuple[()]:
+        """Nothing of an earlier run."""
+        return ()
 
     def record(self, *acts: Act) -> None:
         """Acts on the disk, with what stands there at that moment."""
@@ -224,6 +229,15 @@ def test_the_hash_is_that_of_the_files(daemon: Daemon) -> None:
         daemon.approvals.revoke(identifier, "", "root")
         assert daemon.rules.sha256 == config.load_rules(daemon.path, host=config_host()).sha256
     assert sorted(daemon.in_force()) == ["R2", "Y"]
+
+
+def test_an_id_of_another_hosts_record_is_taken(daemon: Daemon) -> None:
+    """The operator's records for other hosts are not in force here; their ids are taken all the same, or a start would fail."""
+    elsewhere = replace(record_from_mapping(EXEMPT), hosts=("elsewhere",))
+    (daemon.home / "overrides.d" / "fleet.yaml").write_text(to_yaml([elsewhere]))
+    daemon.reloading.reload("root")
+    with pytest.raises(PeerError, match=r"override A exists already, in .*/fleet.yaml:\d+"):
+        daemon.approvals.add(EXEMPT, "root")
 
 
 def _full() -> None:

@@ -726,7 +726,7 @@ def test_every_kind_that_is_written_is_known() -> None:
     package = Path(cli.__file__).parent
     sources = [package / "store" / "audit.py", package / "store" / "hash_chain.py", *(package / "daemon").glob("*.py")]
     text = "\n".join(path.read_text() for path in sources)
-    written = set(re.findall(r'(?:\.append|tell|body_of)\((?:[^"()]|\(\))*"([a-z_]+)",\s', text)) | set(
+    written = set(re.findall(r'(?:\.append|tell|body_of|\bAct)\((?:[^"()]|\(\))*"([a-z_]+)",\s', text)) | set(
         re.findall(r'kind="([a-z_]+)"', text)
     )
     assert {"start", "override_added", "request_denied", "lost"} <= written

@@ -12,7 +12,7 @@ import grp
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -40,6 +40,8 @@ class Loaded:
     """Where the configuration's keys are."""
     digest: hashlib._Hash
     """Of the configuration and the operator's records; the daemon's own records come after them."""
+    theirs: Mapping[str, str]
+    """Where each id of the operator's records stands, also of those that are for other hosts."""
     notes: tuple[str, ...] = ()
     damaged: tuple[Problem, ...] = ()
     blank: bool = False
@@ -157,7 +159,8 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     notes = [*theirs.notes, *_policy_remarks(shown(name), rules)]
     notes += _record_remarks(rules.overrides, rules, now_ns, configured=True)
     notes += [str(problem) for problem in _clashes(own.records, rules, now_ns)]
-    return Loaded(rules, parsed.context, before_own, tuple(notes), tuple(own.problems), blank=not data.strip())
+    taken = {spot.id: f"{spot.file}:{spot.place.line}" for spot in theirs.ids}
+    return Loaded(rules, parsed.context, before_own, taken, tuple(notes), tuple(own.problems), blank=not data.strip())
 
 
 def _clashes(records: Iterable[Placed], rules: Rules, wall_ns: int) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
@@ -326,9 +327,12 @@ def record_from_mapping(mapping: Mapping[str, object], origin: str = OWN) -> Ove
     return replace(record, origin=origin)
 
 
-def judge(record: Override, rules: Rules, wall_ns: int) -> None:
-    """Judge a new record beside the rules. Raises PeerError: the id is taken, or a policy contradicts it."""
-    known = next((one.origin for one in rules.overrides if one.id == record.id), None)
+def judge(record: Override, rules: Rules, wall_ns: int, theirs: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Judge a new record beside the rules, and the operator's ids with their places.
+
+    Raises PeerError: the id is taken, or a policy contradicts it.
+    """
+    known = theirs.get(record.id) or next((one.origin for one in rules.overrides if one.id == record.id), None)
     if known is not None:
         where = "in the daemon's own store" if known == OWN else f"in {known}"
         raise PeerError(f"override {record.id} exists already, {where}; choose another id, or revoke that one first")

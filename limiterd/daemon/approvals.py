@@ -99,10 +99,18 @@ class Approvals:
                 record = own[request.id]
                 decided = self._approval(request.id, record, record.approved_by)
                 self.requests.note(decided)
-                act = _approved(decided, record.approved_by)
-                self._daemon.tell(act.kind, act.interface, f"{act.text}, as its override says", act.fields)
+                if not self._is_told(request):
+                    act = _approved(decided, record.approved_by)
+                    self._daemon.tell(act.kind, act.interface, f"{act.text}, as its override says", act.fields)
                 self._decisions.poke()
         return troubles
+
+    def _is_told(self, request: Request) -> bool:
+        """Whether the trail has the approval, among the newest ones."""
+        with suppress(EnvironmentFault):
+            told = self._daemon.audit.read(request.interface, {"request_approved"}, limit=20)
+            return any(entry.fields.get("id") == request.id for entry in told)
+        return False
 
     def tell_missed_ends(self) -> None:
         """Put into the trail which records expired while no daemon ran: since its newest entry, so before the first new one."""
@@ -138,7 +146,7 @@ class Approvals:
             raise PeerError(
                 f"override {record.id}: expires: {ended} is past already, so it would do nothing", exit_code=EXIT_USAGE
             )
-        judge(record, rules, wall_ns)
+        judge(record, rules, wall_ns, self._daemon.reloading.theirs)
         in_force_on, met = _reach(record, rules, [view.interface for view in self._daemon.status().links], wall_ns)
         self.overrides.add(record)
         after = self._daemon.reloading.with_records((*rules.overrides, record), self.overrides.texts())

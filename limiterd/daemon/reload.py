@@ -69,7 +69,7 @@ class Reloading:
         self._trail = trail
         self._problems = problems
         self._clock = clock
-        self._digest = loaded.digest
+        self._digest, self.theirs = loaded.digest, loaded.theirs
         self._notes: frozenset[str] = frozenset()
         self._note_damage(loaded)
 
@@ -100,7 +100,7 @@ class Reloading:
                 raise
             finally:
                 self._surface.call(self._surface.reload_ends)
-            self._digest = loaded.digest
+            self._digest, self.theirs = loaded.digest, loaded.theirs
             self._note_damage(loaded)
             self._problems.note(HALF_DONE, None)
             return changes
