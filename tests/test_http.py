@@ -460,6 +460,8 @@ def test_a_client_that_left_is_forgotten() -> None:
         ("localhost:0", "localhost", 0),
         (":9817", "", 9817),
         ("*:9817", "", 9817),
+        ("[::]:9817", "", 9817),
+        ("0.0.0.0:9817", "0.0.0.0", 9817),  # noqa: S104 - only parsed
     ],
 )
 def test_listen_addresses(text: str, host: str, port: int) -> None:

@@ -237,9 +237,9 @@ def test_which_files_are_read(tmp_path: Path) -> None:
 
 
 def test_every_bad_entry_is_told(tmp_path: Path) -> None:
-    """Links, fifos and directories with a record file's name are refused by name, without blocking, beside wrong texts."""
+    """Links into the void, fifos and directories with a record file's name are refused by name, without blocking."""
     (tmp_path / "good.yaml").write_text(flow())
-    (tmp_path / "link.yaml").symlink_to("good.yaml")
+    (tmp_path / "link.yaml").symlink_to("nowhere.yaml")
     os.mkfifo(tmp_path / "fifo.yaml")
     (tmp_path / "dir.yaml").mkdir()
     (tmp_path / "wrong.yaml").write_text("x: 1\n")

@@ -12,17 +12,16 @@ import grp
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from limiterd.config import override_files as overrides
 from limiterd.config.conditions import ACROSS
 from limiterd.config.context import Context
-from limiterd.config.override_files import Found, Placed, Store
+from limiterd.config.override_files import Placed, Store
 from limiterd.config.reader import read
-from limiterd.config.yaml_reader import Items, Place, Problems, Table, compose, decode, read_bytes, shown
+from limiterd.config.yaml_reader import Place, Problems, compose, decode, read_bytes, shown
 from limiterd.core.errors import ConfigError, Problem
 from limiterd.core.keys import Section
 from limiterd.core.model import Config, Override, PolicyMode, Rules
@@ -61,7 +60,7 @@ def _problem(context: Context, key: str, message: str) -> Problem:
     return Problem(context.problems.file, place.line, place.column, key, message)
 
 
-class _Parsed(NamedTuple):
+class Parsed(NamedTuple):
     """A configuration as far as it is valid; config is None where not even the directories can be told."""
 
     config: Config | None
@@ -69,7 +68,7 @@ class _Parsed(NamedTuple):
     context: Context
 
 
-def _unknown_groups(config: Config, context: Context) -> Iterator[Problem]:
+def unknown_groups(config: Config, context: Context) -> Iterator[Problem]:
     """Yield a problem for each group that this machine does not have."""
     for key, name in (("control.group", config.control.group), ("control.admin_group", config.control.admin_group)):
         if name is not None and not _is_group(name):
@@ -86,13 +85,13 @@ def _is_group(name: str) -> bool:
 
 def parse(data: bytes, file: str) -> Config:
     """Read the bytes of a configuration file; without any key it is all defaults. Raises ConfigError."""
-    parsed = _parse(data, file)
+    parsed = parse_valid(data, file)
     if parsed.config is None or parsed.problems:
         raise ConfigError(parsed.problems)
     return parsed.config
 
 
-def _parse(data: bytes, file: str, *, paced: bool = True) -> _Parsed:
+def parse_valid(data: bytes, file: str, *, paced: bool = True) -> Parsed:
     """Read a configuration as far as it is valid, so that the overrides can be judged in the same pass."""
     context = Context(Problems(file), paced)
     try:
@@ -102,9 +101,9 @@ def _parse(data: bytes, file: str, *, paced: bool = True) -> _Parsed:
             for condition in ACROSS:
                 condition(made, context)
     except ConfigError as error:
-        return _Parsed(None, error.problems, context)
+        return Parsed(None, error.problems, context)
     known = isinstance(made, Config) and context.is_valid("overrides") and context.is_valid("state")
-    return _Parsed(made if known else None, context.problems.take(), context)
+    return Parsed(made if known else None, context.problems.take(), context)
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -134,7 +133,7 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     now_ns = time.time_ns() if wall_ns is None else wall_ns
     name = os.fspath(config_path)
     data = read_bytes(name)
-    parsed = _parse(data, shown(name), paced=paced)
+    parsed = parse_valid(data, shown(name), paced=paced)
     config = parsed.config
     if config is None:
         raise ConfigError(parsed.problems)
@@ -151,25 +150,26 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     )
     wrong = [*parsed.problems, *theirs.problems, *overrides.duplicates([*own.ids, *theirs.ids])]
     if paced:
-        wrong += _unknown_groups(config, parsed.context)
+        wrong += unknown_groups(config, parsed.context)
     if parsed.context.is_valid("policies"):
-        wrong += _clashes(theirs.records, rules, now_ns)
+        wrong += clashes(theirs.records, rules, now_ns)
     if wrong:
         raise ConfigError(wrong)
-    notes = [*theirs.notes, *_policy_remarks(shown(name), rules)]
-    notes += _record_remarks(rules.overrides, rules, now_ns, configured=True)
-    notes += [str(problem) for problem in _clashes(own.records, rules, now_ns)]
+    notes = [*theirs.notes, *policy_remarks(shown(name), rules)]
+    notes += record_remarks(rules.overrides, rules, now_ns, configured=True)
+    notes += [str(problem) for problem in clashes(own.records, rules, now_ns)]
     taken = {spot.id: f"{spot.file}:{spot.place.line}" for spot in theirs.ids}
     return Loaded(rules, parsed.context, before_own, taken, tuple(notes), tuple(own.problems), blank=not data.strip())
 
 
-def _clashes(records: Iterable[Placed], rules: Rules, wall_ns: int) -> Iterator[Problem]:
+def clashes(records: Iterable[Placed], rules: Rules, wall_ns: int) -> Iterator[Problem]:
+    """Yield a problem for each record that cannot make sense beside the policies."""
     for placed in records:
         for key, message in overrides.conflicts(placed.record, rules, wall_ns):
             yield placed.problem(key, message)
 
 
-def _policy_remarks(file: str, rules: Rules) -> Iterator[str]:
+def policy_remarks(file: str, rules: Rules) -> Iterator[str]:
     """Yield what is valid but worth a look."""
     config = rules.config
     if not config.policies:
@@ -181,81 +181,9 @@ def _policy_remarks(file: str, rules: Rules) -> Iterator[str]:
             yield f"{file}: policy {policy.name} observes: it reports and never limits"
 
 
-def _record_remarks(records: Iterable[Override], rules: Rules, wall_ns: int, *, configured: bool) -> Iterator[str]:
+def record_remarks(records: Iterable[Override], rules: Rules, wall_ns: int, *, configured: bool) -> Iterator[str]:
+    """Yield what is worth knowing of valid records; configured: the policies are known."""
     for record in records:
         yield from overrides.remarks(record, rules, wall_ns)
         if configured:
             yield from overrides.unwatched(record, rules, wall_ns)
-
-
-# ---- limiterctl check ------------------------------------------------------------------------------
-
-
-def check(
-    paths: Sequence[str | os.PathLike[str]], *, host: str = "", default: str | os.PathLike[str] = DEFAULT_PATH
-) -> tuple[tuple[Problem, ...], tuple[str, ...]]:
-    """Validate without a daemon: (problems, remarks), both empty where all is well. Raises nothing.
-
-    Without paths: what a daemon with the configuration file `default` would load. With paths: exactly these, each a
-    configuration file, an override file or a directory of override files, judged together.
-    """
-    if not paths:
-        try:
-            loaded = load_all(default, host=host)
-        except ConfigError as error:
-            return error.problems, ()
-        return (), (*loaded.notes, *(str(problem) for problem in loaded.damaged))
-    return _check_these([os.fspath(path) for path in paths], host)
-
-
-def _check_these(paths: Sequence[str], host: str) -> tuple[tuple[Problem, ...], tuple[str, ...]]:
-    now_ns = time.time_ns()
-    whole = Found()
-    rules = Rules(host=host)
-    given = False
-    for path in paths:
-        if _is_directory(path):
-            found = overrides.read_directory(path)
-        else:
-            parsed, found = _check_file(path)
-            if parsed is not None and parsed.config is not None and not parsed.problems:
-                rules, given = replace(rules, config=parsed.config), True
-                whole.notes += _policy_remarks(shown(path), rules)
-                whole.notes += map(str, _unknown_groups(parsed.config, parsed.context))  # the file may be for another machine
-        whole.add(found)
-    whole.problems += overrides.duplicates(whole.ids)
-    if given and not whole.problems:
-        whole.problems += _clashes(whole.records, rules, now_ns)
-    whole.notes += _record_remarks((placed.record for placed in whole.records), rules, now_ns, configured=given)
-    return tuple(sorted(set(whole.problems))), tuple(whole.notes)
-
-
-def _is_directory(path: str) -> bool:
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def _check_file(path: str) -> tuple[_Parsed | None, Found]:
-    """Read one file as what it looks like: a list under `overrides` makes it an override file."""
-    name = shown(path)
-    try:
-        data = read_bytes(path)
-    except ConfigError as error:
-        return None, Found(problems=list(error.problems))
-    if _holds_records(data, path):
-        return None, overrides.parse(data, name)
-    parsed = _parse(data, name)
-    return parsed, Found(problems=list(parsed.problems))
-
-
-def _holds_records(data: bytes, path: str) -> bool:
-    scratch = Problems(path)
-    try:
-        root = compose(decode(data, path), scratch)
-    except ConfigError:
-        root = None
-    if isinstance(root, Table) and root.pairs:
-        return "overrides" in root.pairs and isinstance(root.pairs["overrides"][1], Items)
-    return Path(path).absolute().parent.name == "overrides.d"

@@ -37,7 +37,6 @@ from limiterd.config.yaml_reader import (
     read_bytes,
     refuse,
     shown,
-    trusted,
 )
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError, Problem
 from limiterd.core.keys import Section, given, key, keys_of
@@ -46,6 +45,7 @@ from limiterd.core.model import Override, OverrideAction, Policy, Rules
 from limiterd.core.policy import OverrideState, host_matches, is_glob, override_state, policy_for
 from limiterd.core.units import exact_rate
 from limiterd.files import fault, sync_directory, write_atomic
+from limiterd.trusted_files import UntrustedError, distrust, open_trusted
 
 SUFFIXES: Final = (".yaml", ".yml")
 MAX_FILES: Final = 1000
@@ -176,9 +176,11 @@ def read_directory(
     """
     name = shown(directory)
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_trusted(directory, owners=owners, directory=True)
     except FileNotFoundError:
         return Found(notes=[f"{name}: there is no such directory, so there are no overrides"])
+    except UntrustedError as error:
+        return Found(problems=list(refuse(name, f"the overrides directory {error}").problems))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it holds a NUL"
         return Found(problems=list(refuse(name, f"the overrides directory cannot be read: {reason}").problems))
@@ -201,7 +203,7 @@ def _names_of(directory: int) -> list[str]:
 def _read_entries(
     descriptor: int, directory: str, owners: Collection[int], digest: Callable[[bytes], object], host: str | None
 ) -> Found:
-    if (reason := trusted(os.fstat(descriptor), owners)) is not None:
+    if (reason := distrust(descriptor, owners)) is not None:
         return Found(problems=list(refuse(directory, f"the overrides directory {reason}").problems))
     names = _names_of(descriptor)
     whole, size = Found(), 0

@@ -5,8 +5,8 @@ own text: nothing is guessed from its look, so an interface named `no` or `1e3` 
 Aliases, anchors, tags, merge keys, directives, duplicate keys, a second document, nesting deeper than 16 and invisible
 line breaks have no place in it.
 
-How: the file is opened without following a link and without waiting for a fifo's other end, then judged by its
-descriptor (regular, owned by trusted hands, nobody else may write it, at most 256 KiB) and read once.
+How: the file is opened without waiting for a fifo's other end (trusted_files.py), then judged by its descriptor (regular,
+owned by trusted hands, nobody else may write it, at most 256 KiB) and read once.
 libyaml's event stream (PyYAML's own parser where libyaml is missing) is read into nodes that remember their place; an
 event stream never expands an alias and can be left at any event, so a bomb costs what its first bytes cost. PyYAML's
 composer is not used: it would stop at the first alias, where here the reading goes on to find what else is wrong.
@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from limiterd.core.errors import ConfigError, Problem
+from limiterd.trusted_files import UntrustedError, distrust, open_trusted
 
 if TYPE_CHECKING:
     import yaml
@@ -37,9 +38,6 @@ MAX_NODES: Final = 30_000
 MAX_PROBLEMS: Final = 100
 ENDS_MARKED: Final = "# limiterd: ends with ..."
 """The first line of a file that announces its last line, `...`."""
-
-_PROGRAM_OWNER: Final = os.stat(__file__).st_uid  # noqa: PTH116 - asked once, before an upgrade can take the file away
-"""Whoever can change the program itself could change what is read, too: in a checkout that is the user who made it."""
 
 _UNSEEN = re.compile("\r(?!\n)|[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 """What YAML forbids in a text (its control characters), and the line breaks that an editor does not show as such."""
@@ -142,31 +140,18 @@ def printable(text: str) -> str:
 # ---- the file --------------------------------------------------------------------------------------
 
 
-def trusted(status: os.stat_result, owners: Collection[int] = ()) -> str | None:
-    """Tell why a file or directory cannot be trusted, or None where only trusted hands can have written it.
-
-    Trusted owners are root, the user that this process runs as, the owner of limiterd's own files, and `owners`.
-    """
-    allowed = {0, os.geteuid(), _PROGRAM_OWNER, *owners}
-    if status.st_uid not in allowed:
-        wanted = " or ".join(str(uid) for uid in sorted(allowed))
-        return f"belongs to uid {status.st_uid}, who could change it at will; chown it to root (trusted uids: {wanted})"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o}); chmod go-w it"
-    return None
-
-
 def read_bytes(path: str, *, dir_fd: int | None = None, file: str | None = None, owners: Collection[int] = ()) -> bytes:
     """Read one file whole, whatever it is, without ever blocking on it. Raises ConfigError alone.
 
-    file is the name to show (the path as given by default); dir_fd and owners as os.open and trusted() take them.
+    file is the name to show (the path as given by default); dir_fd and owners as open_trusted() takes them.
     """
     name = shown(path) if file is None else file
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        descriptor = os.open(path, flags, dir_fd=dir_fd)
+        descriptor = open_trusted(path, dir_fd=dir_fd, owners=owners)
+    except UntrustedError as error:
+        raise refuse(name, str(error)) from error
     except (OSError, ValueError) as error:
-        raise refuse(name, _cannot_open(path, error, dir_fd)) from error
+        raise refuse(name, _cannot_open(error, dir_fd)) from error
     try:
         return _read_trusted(descriptor, name, owners)
     except OSError as error:
@@ -175,19 +160,13 @@ def read_bytes(path: str, *, dir_fd: int | None = None, file: str | None = None,
         os.close(descriptor)
 
 
-def _cannot_open(path: str, error: OSError | ValueError, dir_fd: int | None) -> str:
+def _cannot_open(error: OSError | ValueError, dir_fd: int | None) -> str:
     if isinstance(error, ValueError):
         return "this name cannot be a file's (it holds a NUL)"
     if isinstance(error, FileNotFoundError):
         return "there is no such file" + ("; create it, or correct the name" if dir_fd is None else " any more")
     if isinstance(error, PermissionError):
         return f"may not be read by uid {os.geteuid()}: {error.strerror}; give it the daemon's group and mode 0640"
-    try:
-        link = stat.S_ISLNK(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode)
-    except OSError:
-        link = False
-    if link:
-        return "is a symbolic link, which could be turned to anything; put the file itself here"
     return f"cannot be opened: {error.strerror}"
 
 
@@ -195,7 +174,7 @@ def _read_trusted(descriptor: int, name: str, owners: Collection[int]) -> bytes:
     before = os.fstat(descriptor)
     if not stat.S_ISREG(before.st_mode):
         raise refuse(name, "is not a regular file; put the YAML text itself here")
-    if (reason := trusted(before, owners)) is not None:
+    if (reason := distrust(descriptor, owners)) is not None:
         raise refuse(name, reason)
     if before.st_size > MAX_BYTES:
         raise refuse(name, f"is {before.st_size} bytes long; at most {MAX_BYTES} (256 KiB) are read, split it")

@@ -6,7 +6,7 @@ import argparse
 import platform
 from dataclasses import asdict
 
-from limiterd.config.load import check as judge
+from limiterd.config.check import check as judge
 from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE
 from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import json_argument

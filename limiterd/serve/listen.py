@@ -18,12 +18,12 @@ SEND_BUFFER_BYTES: Final = 256 * 1024
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Split "host:port" or "[IPv6 address]:port"; an empty host or "*" means every address. Raises ValueError."""
+    """Split "host:port" or "[IPv6 address]:port"; an empty host, "*" or "[::]" means every address. Raises ValueError."""
     host, colon, port = text.rpartition(":")
     if not (colon and port.isascii() and port.isdigit() and int(port) <= 65_535):
         raise ValueError(f"{text!r} has no valid port; write host:port, like 127.0.0.1:9817 or [::1]:9817")
     if host.startswith("[") and host.endswith("]"):
-        return host[1:-1], int(port)
+        return ("" if host == "[::]" else host[1:-1]), int(port)
     if ":" in host:
         raise ValueError(f"{text!r}: write an IPv6 address in brackets, like [::1]:9817")
     return ("" if host == "*" else host), int(port)
