@@ -95,16 +95,17 @@ def _in(namespace: Namespace | None) -> AbstractContextManager[None]:
 
 @contextmanager
 def prometheus(
-    targets: Sequence[str], directory: Path, rules: Path | None = None, namespace: Namespace | None = None
+    targets: Sequence[str | Mapping[str, Any]], directory: Path, rules: Path | None = None, namespace: Namespace | None = None
 ) -> Iterator[Prometheus]:
-    """Run a server that scrapes these targets as job limiterd twice a second; in the namespace, where one is given."""
+    """Run a server that scrapes these targets (or static_configs) as job limiterd twice a second; in a namespace, if need be."""
     program = tool("prometheus")
     with _in(namespace), socket.create_server(("127.0.0.1", 0)) as free:
         listen = f"127.0.0.1:{free.getsockname()[1]}"
+    static = [dict(one) if isinstance(one, Mapping) else {"targets": [one]} for one in targets]
     config = {
         "global": {"scrape_interval": SCRAPE_INTERVAL, "scrape_timeout": SCRAPE_INTERVAL, "evaluation_interval": "1s"},
         "rule_files": [str(rules)] if rules else [],
-        "scrape_configs": [{"job_name": "limiterd", "static_configs": [{"targets": list(targets)}]}],
+        "scrape_configs": [{"job_name": "limiterd", "static_configs": static}],
     }
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     with _in(namespace), (directory / "log").open("wb") as log:
