@@ -37,6 +37,7 @@ class Somebody:
 
     uid: int = 0
     name: str = "root"
+    account: int = 0
 
 
 class Daemon:
@@ -144,7 +145,7 @@ class Daemon:
 
     def request(self, rate_bps: int | None = 400 * MBIT) -> str:
         """File a request; its id."""
-        filed = self.approvals.file(RequestInput("eth0", rate_bps, time.time_ns() + DAY, "backup", 1000, "alice"))
+        filed = self.approvals.file(RequestInput("eth0", rate_bps, time.time_ns() + DAY, "backup", 1000, "alice", 1000))
         assert isinstance(filed, dict)
         return str(filed["id"])
 

@@ -319,7 +319,8 @@ def test_the_page_names_every_thread() -> None:
         node
         for path in MODULES
         for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"threading.Thread", "Background", "ThreadPoolExecutor"}
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {"threading.Thread", "Background", "ThreadPoolExecutor", "AuditTrail"}
     ]
     names = {
         word.value

@@ -118,7 +118,7 @@ def test_a_question_reaches_the_daemon_and_its_answer_the_client(server: Control
     assert call(path, "explain", {"interface": "eth0"}) == {"verb": "explain", "args": {"interface": "eth0"}}
     (asked,) = daemon.calls
     assert asked.peer == Peer(
-        os.getpid(), os.getuid(), frozenset({os.getgid(), *os.getgroups()}), pwd.getpwuid(os.getuid()).pw_name
+        os.getpid(), os.getuid(), frozenset({os.getgid(), *os.getgroups()}), pwd.getpwuid(os.getuid()).pw_name, os.getuid()
     )
     assert asked.role is Role.ADMIN
     assert server.counts == {("explain", "ok"): 1}
@@ -469,7 +469,7 @@ def test_the_table_of_roles(verb: str) -> None:
         (1000, {1000, 100}, Role.READ),
         (1000, {1000}, None),
     ]:
-        peer = Peer(1, uid, frozenset(gids), "alice")
+        peer = Peer(1, uid, frozenset(gids), "alice", uid)
         asked = Call(verb, {}, peer, access.role_of(uid, peer.gids))
         allowed = most is Role.ADMIN or (most is Role.READ and verb in READ_VERBS)
         refused = protocol.refusal(asked, config)
@@ -600,7 +600,7 @@ def test_a_crowd_cannot_lock_root_out(daemon: Daemon, tmp_path: Path) -> None:
     try:
         assert os.read(ready, 10) == b"50"
         assert call(path, "status", timeout_s=5)
-        wait_for(lambda: len(server._clients) <= control.MAX_CLIENTS_OF_ONE_UID, "only one user's share is held")
+        wait_for(lambda: len(server._clients) <= control.MAX_CLIENTS_OF_ONE_ACCOUNT, "only one user's share is held")
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

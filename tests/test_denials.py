@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from limiterd.daemon.denials import AT_ONCE, MOST_USERS, Denials
+from limiterd.daemon.denials import AT_ONCE, BOUNDS, DIRECTORY, MOST_ACCOUNTS, Denials
 from limiterd.serve.protocol import Call, Peer, Role
+from limiterd.store.audit import AuditTrail
 
 
 class Told:
@@ -20,9 +22,11 @@ class Told:
         assert (kind, level) == ("refused", "warning")
         self.lines.append((interface, text, fields))
 
-    def refuse(self, verb: str = "release", uid: int = 33, **args: object) -> None:
+    def refuse(self, verb: str = "release", uid: int = 33, account: int | None = None, **args: object) -> None:
         """One refused question."""
-        self.refusals.note(Call(verb, args, Peer(1, uid, frozenset(), f"user{uid}"), Role.READ))
+        self.refusals.note(
+            Call(verb, args, Peer(1, uid, frozenset(), f"user{uid}", uid if account is None else account), Role.READ)
+        )
 
 
 def test_each_refusal_is_told_with_what_was_asked() -> None:
@@ -77,8 +81,51 @@ def test_what_was_counted_is_told_at_the_end() -> None:
 def test_a_crowd_of_users_is_bounded() -> None:
     """Users beyond the bound share one count."""
     told = Told()
-    for uid in range(MOST_USERS + 50):
+    for uid in range(MOST_ACCOUNTS + 50):
         told.refuse(uid=uid)
-    assert len(told.lines) == MOST_USERS + AT_ONCE
+    assert len(told.lines) == MOST_ACCOUNTS + AT_ONCE
     told.refusals.reconcile(everything=True)
     assert told.lines[-1][1].startswith(f"further users: refused {50 - AT_ONCE} more times")
+
+
+def test_ids_of_one_account_share_its_bound() -> None:
+    """65 536 subordinate ids are told as one account: no more lines than a single id has."""
+    told = Told()
+    for uid in range(100_000, 165_536):
+        told.refuse(uid=uid, account=1000)
+    assert len(told.lines) == AT_ONCE
+
+
+def test_what_an_account_can_write_a_minute(tmp_path: Path) -> None:
+    """With the longest names that there can be, an account's refusals take less than 32 KiB of the trail of refusals a minute."""
+    trail = AuditTrail(tmp_path, bounds=BOUNDS)
+    clock = iter(range(10**9))
+
+    def tell(kind: str, interface: str, text: str, fields: Mapping[str, object], _level: str) -> None:
+        trail.append(kind, interface, {"text": text, **fields})
+
+    denials = Denials(tell, lambda: next(clock) * 1e-4)
+    longest = "\u20ac" * 64
+    for number in range(600_000 // 50):
+        peer = Peer(1, 100_000 + number, frozenset(), longest, 1000)
+        denials.note(Call("request.approve", {"interface": longest, "id": longest}, peer, Role.READ))
+    denials.reconcile(everything=True)
+    assert trail.close(20)
+    written = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert 0 < written < 32 << 10, written
+
+
+def test_no_flood_moves_a_decision_out_of_the_trail(tmp_path: Path) -> None:
+    """However many are refused, their files stay within their own bound and the audit trail has every decision."""
+    decisions, refusals = AuditTrail(tmp_path), AuditTrail(tmp_path / DIRECTORY, bounds=BOUNDS)
+    for number in range(50):
+        decisions.append("limit", "eth0", {"number": number})
+    for _ in range(20):
+        for _ in range(500):
+            refusals.append("refused", "eth0", {"text": "x" * 1000})
+        refusals.wait(20)
+    assert refusals.close(20)
+    assert decisions.close(20)
+    size = sum(path.stat().st_size for path in (tmp_path / DIRECTORY).iterdir())
+    assert size <= BOUNDS.file_bytes * (BOUNDS.kept_files + 1)
+    assert len(decisions.read(limit=100)) == 50

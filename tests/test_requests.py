@@ -27,7 +27,7 @@ from tests.smalldisk import fill, on_tmpfs
 
 NOW = 1_795_435_200_000_000_000
 DAY = 86_400 * 10**9
-WISH = RequestInput("eth0", 2 * 10**9, NOW + DAY, "nightly backup", 1000, "alice", {"mean_bps": 1_200_000_000})
+WISH = RequestInput("eth0", 2 * 10**9, NOW + DAY, "nightly backup", 1000, "alice", 1000, {"mean_bps": 1_200_000_000})
 
 
 def store_in(directory: Path, bounds: Bounds | None = None) -> RequestStore:
@@ -161,14 +161,14 @@ def test_a_senseless_wish_is_refused(tmp_path: Path, change: dict[str, object], 
 
 def test_pending_requests_are_bounded_for_one_user_and_for_all(tmp_path: Path) -> None:
     """One user cannot crowd out others, all together cannot fill the disk; a decision makes room."""
-    store = store_in(tmp_path, Bounds(pending_per_uid=2, pending=3))
+    store = store_in(tmp_path, Bounds(pending_per_account=2, pending=3))
     first = store.add(WISH, NOW)
     store.add(WISH, NOW)
     with pytest.raises(PeerError, match="you have 2 pending"):
         store.add(WISH, NOW)
-    store.add(replace(WISH, uid=1001), NOW)
+    store.add(replace(WISH, uid=1001, account=1001), NOW)
     with pytest.raises(PeerError, match="3 requests are pending"):
-        store.add(replace(WISH, uid=1002), NOW)
+        store.add(replace(WISH, uid=1001, account=1001), NOW)
     store.decide(first.id, RequestState.DENIED, by="ops", wall_ns=NOW, reason="no")
     store.add(WISH, NOW)
     assert store.pending == 3

@@ -25,6 +25,8 @@ DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1000
 HASH_DIGITS: Final = 64
 _MOST_BYTES: Final = 64 << 20
+_REFUSED: Final = "refused"
+"""The directory with the trail of what was refused."""
 KINDS: Final = frozenset(EventKind) - {EventKind.EPOCH} | {
     "start",
     "stop",
@@ -187,8 +189,15 @@ def _searched(trail: Trail, args: Data, told: Data) -> Data:
     )
     newer = entries(told)
     lacking = int(str(args["limit"])) - len(newer)
-    older = chain.read(trail, wanted, waiting={}, limit=lacking, max_bytes=_MOST_BYTES)
-    return {"entries": [*newer, *map(jsonsafe.encode, older)], "head": told.get("head")}
+    older = [*chain.read(trail, wanted, waiting={}, limit=lacking, max_bytes=_MOST_BYTES)]
+    if isinstance(trail, Path) and (wanted.kinds is None or "refused" in wanted.kinds):
+        older += chain.read(trail / _REFUSED, wanted, waiting={}, limit=lacking, max_bytes=_MOST_BYTES)
+    found = [*newer, *map(jsonsafe.encode, older)]
+    return {"entries": sorted(found, key=_wall, reverse=True)[: len(newer) + lacking], "head": told.get("head")}
+
+
+def _wall(entry: Data) -> str:
+    return str(entry.get("wall"))
 
 
 def verified(trail: Trail, head: str | None, told: Data) -> Data:

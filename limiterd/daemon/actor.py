@@ -15,6 +15,10 @@ class Actor(Protocol):
         """The effective user id."""
 
     @property
+    def account(self) -> int:
+        """The user id of the account that this one belongs to."""
+
+    @property
     def name(self) -> str:
         """The user's name."""
 

@@ -100,7 +100,7 @@ class Approvals:
                 decided = self._approval(request.id, record, record.approved_by)
                 self.requests.note(decided)
                 if not self._is_told(request):
-                    act = _approved(decided, record.approved_by)
+                    act = _approved(decided)
                     self._daemon.tell(act.kind, act.interface, f"{act.text}, as its override says", act.fields)
                 self._decisions.poke()
         return troubles
@@ -236,8 +236,10 @@ class Approvals:
     def file(self, asked: RequestInput) -> object:
         """Record an increase request."""
         taken = {one.id for one in self._daemon.rules.overrides}
-        request = self.requests.add(asked, time.time_ns(), taken, audit=lambda made: self._daemon.durability.record(_filed(made)))
-        return jsonsafe.encode(request)
+        return jsonsafe.encode(self.requests.add(asked, time.time_ns(), taken, audit=self._audit))
+
+    def _audit(self, requests: Sequence[Request]) -> None:
+        self._daemon.durability.record(*map(_act_of, requests))
 
     def listed(self) -> list[object]:
         """Every request that is kept."""
@@ -251,7 +253,7 @@ class Approvals:
             limit_bps = self._limit_bps(request.interface)
             record = _record_of(_granted(request, approval, self._daemon.rules, actor, limit_bps))
             decided = self._approval(identifier, record, by(actor), approval.reason)
-            kept = self._keep(record, by(actor), _approved(decided, by(actor)))
+            kept = self._keep(record, by(actor), _approved(decided))
             self.requests.note(decided)
             self._decisions.poke()
         return {"request": jsonsafe.encode(decided), **kept}
@@ -268,15 +270,9 @@ class Approvals:
 
     def deny(self, identifier: str, reason: str, actor: str) -> object:
         """Deny a request."""
-
-        def audit(decided: Request) -> None:
-            text = f"{actor} denied request {identifier} of {decided.user}: {reason}"
-            fields = {"by": actor, "id": identifier, "reason": reason}
-            self._daemon.durability.record(Act("request_denied", decided.interface, text, fields))
-
         with self._daemon.reloading.lock:
             denied = self.requests.decide(
-                identifier, RequestState.DENIED, by=actor, wall_ns=time.time_ns(), reason=reason, audit=audit
+                identifier, RequestState.DENIED, by=actor, wall_ns=time.time_ns(), reason=reason, audit=self._audit
             )
         return jsonsafe.encode(denied)
 
@@ -348,9 +344,27 @@ def _filed(request: Request) -> Act:
     return Act("request", request.interface, text, fields)
 
 
-def _approved(decided: Request, actor: str) -> Act:
+def _approved(decided: Request) -> Act:
+    actor = decided.decided_by
     text = f"{actor} approved request {decided.id} of {decided.user}: {decided.granted}"
     return Act("request_approved", decided.interface, text, {"by": actor, "id": decided.id, "granted": decided.granted})
+
+
+def _denied(decided: Request) -> Act:
+    actor, reason = decided.decided_by, decided.decision_reason
+    text = f"{actor} denied request {decided.id} of {decided.user}: {reason}"
+    return Act("request_denied", decided.interface, text, {"by": actor, "id": decided.id, "reason": reason})
+
+
+_ACTS: Final[Mapping[RequestState, Callable[[Request], Act]]] = {
+    RequestState.PENDING: _filed,
+    RequestState.APPROVED: _approved,
+    RequestState.DENIED: _denied,
+}
+
+
+def _act_of(request: Request) -> Act:
+    return _ACTS[request.state](request)
 
 
 def _granted(request: Request, approval: Approval, rules: Rules, actor: Actor, limit_bps: int) -> dict[str, object]:

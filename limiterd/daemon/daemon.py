@@ -27,6 +27,7 @@ from limiterd.core.histogram import Buckets
 from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, PolicyMode, Rules, Status
 from limiterd.core.state import Output, State
 from limiterd.core.status import DaemonInfo, StatusSnapshot
+from limiterd.daemon import denials
 from limiterd.daemon import summary as words
 from limiterd.daemon.approvals import Approvals
 from limiterd.daemon.controller import Controller, Ports
@@ -73,10 +74,11 @@ class Daemon:
         state_directory = Path(settings.state.directory)
         self.problems = Health(time.time_ns, self._tell_problem)
         self.notifier = Notifier()
-        self.denials = Denials(self.tell)
+        self.refusals = AuditTrail(state_directory / denials.DIRECTORY, name="refusals", bounds=denials.BOUNDS)
+        self.denials = Denials(partial(tell, log, self.refusals))
         self.control = ControlServer(settings.control, self._answer, denied=self.denials.note)
         self.control.lock()
-        self.audit = AuditTrail(state_directory)
+        self.audit = AuditTrail(state_directory, name="audit")
         self.last_firings = LastFirings(state_directory, self.audit)
         self.journal = JournalStore(state_directory)
         self.kernel = open_kernel(settings.sampling.source, settings.sampling.interval_ns)
@@ -166,6 +168,7 @@ class Daemon:
         self.audit.append("stop", "", {"text": standing})
         self.log.info("stopped", text=standing)
         self.audit.close(0.3)
+        self.refusals.close(0.1)
         self.journal.save(self.state.journal())
         self.journal.close(0.3)
         self.loop.close()
@@ -216,6 +219,7 @@ class Daemon:
             ("metrics", self.metrics.problem),
             ("journal", self.journal.problem),
             ("audit", self.audit.problem),
+            ("refusals", self.refusals.problem),
             ("control", self.control.problem),
             ("systemd", self.notifier.problem),
             ("evidence", self.evidence.problem or None),
@@ -254,7 +258,7 @@ class Daemon:
             last_tick_age_ns=self._tick_age_ns(),
             missed_ticks=pace.missed,
             netlink_resyncs=self.kernel.events.resyncs,
-            audit_errors=self.audit.errors,
+            audit_errors=self.audit.errors + self.refusals.errors,
             dropped_snapshots=self.kernel.sampler.dropped,
             kernel_errors=dict(self.controller.executor.errors),
             control_requests=counts,

@@ -1,7 +1,8 @@
-"""Refused questions in the audit trail and the log: every one that people send, no flood that a program sends.
+"""Refused questions in the log and in a trail of their own: every one that people send, no flood that a program sends.
 
-Of each user the first few of a minute are told one by one, the rest of them as one line when the minute is over. Whoever may
-read the socket is refused as often as they like; without a bound their refusals would push everything else out of the trail.
+Of each account the first few of a minute are told one by one, the rest of them as one line when the minute is over. Whoever
+may read the socket is refused as often as they like: their entries have files of their own (BOUNDS), so that no number of them
+moves a decision out of the audit trail.
 """
 
 from __future__ import annotations
@@ -15,19 +16,24 @@ from typing import Final
 
 from limiterd.daemon.actor import by
 from limiterd.serve.protocol import Call
+from limiterd.store.audit import Bounds
 
 SPAN_S: Final = 60.0
 AT_ONCE: Final = 16
-MOST_USERS: Final = 256
+MOST_ACCOUNTS: Final = 256
 _OTHERS: Final = -1
-"""Stands for all users beyond MOST_USERS, together."""
+"""Stands for all accounts beyond MOST_ACCOUNTS, together."""
+
+DIRECTORY: Final = "refused"
+"""Where the trail of refusals stands, under the state directory."""
+BOUNDS: Final = Bounds(file_bytes=1 << 20, kept_files=3, queued_lines=512, queued_bytes=1 << 20)
 
 Tell = Callable[[str, str, str, Mapping[str, object], str], None]
 
 
 @dataclass(slots=True)
 class _Tally:
-    """One user's refusals since the first of this span."""
+    """One account's refusals since the first of this span."""
 
     actor: str
     since_s: float
@@ -53,11 +59,11 @@ class Denials:
 
     def _is_told(self, call: Call) -> bool:
         with self._lock:
-            uid = call.peer.uid
-            if uid not in self._tallies and len(self._tallies) >= MOST_USERS:
-                uid = _OTHERS
-            actor = "further users" if uid == _OTHERS else by(call.peer)
-            counters = self._tallies.setdefault(uid, _Tally(actor, self._clock_s()))
+            account = call.peer.account
+            if account not in self._tallies and len(self._tallies) >= MOST_ACCOUNTS:
+                account = _OTHERS
+            actor = "further users" if account == _OTHERS else by(call.peer)
+            counters = self._tallies.setdefault(account, _Tally(actor, self._clock_s()))
             if counters.told < AT_ONCE:
                 counters.told += 1
                 return True
@@ -68,8 +74,8 @@ class Denials:
         """Tell of the spans that are over, or of all; once a second, and at the end."""
         now_s = self._clock_s()
         with self._lock:
-            over = [uid for uid, counters in self._tallies.items() if everything or now_s - counters.since_s >= SPAN_S]
-            ended = [self._tallies.pop(uid) for uid in over]
+            over = [account for account, counters in self._tallies.items() if everything or now_s - counters.since_s >= SPAN_S]
+            ended = [self._tallies.pop(account) for account in over]
         for counters in ended:
             if counters.more:
                 verbs = ", ".join(f"{verb} {count}" for verb, count in counters.more.most_common())

@@ -26,7 +26,7 @@ from limiterd.daemon.durability import Durability
 from limiterd.daemon.reload import Reloading
 from limiterd.serve.protocol import Answer
 from limiterd.store.audit import AuditTrail
-from limiterd.store.hash_chain import Filter
+from limiterd.store.hash_chain import Filter, Found
 from limiterd.store.request_store import Approval, RequestInput, check_increase
 
 _HASH: Final = re.compile("[0-9a-f]{64}")
@@ -41,6 +41,10 @@ class DaemonPort(Protocol):
     @property
     def audit(self) -> AuditTrail:
         """The audit trail."""
+
+    @property
+    def refusals(self) -> AuditTrail:
+        """The trail of what was refused."""
 
     @property
     def approvals(self) -> Approvals:
@@ -177,10 +181,14 @@ def _history(daemon: DaemonPort, args: Args, _: Actor) -> Data:
         since_wall_ns=moment(args, "since"),
         until_wall_ns=moment(args, "until"),
     )
-    head = daemon.audit.head
-    found = daemon.audit.newest(wanted, min(number(args, "limit") or 50, 1000))
-    data: dict[str, object] = {"entries": [jsonsafe.encode(entry) for entry in found.entries], "head": head}
-    return data if found.before_seq is None else _with_files(daemon, data | {"before_seq": found.before_seq})
+    head, limit = daemon.audit.head, min(number(args, "limit") or 50, 1000)
+    found = Found(()) if wanted.kinds == {"refused"} else daemon.audit.newest(wanted, limit)
+    refused = daemon.refusals.newest(wanted, limit).entries if wanted.kinds is None or "refused" in wanted.kinds else ()
+    merged = sorted((*found.entries, *refused), key=lambda entry: entry.wall, reverse=True)[:limit]
+    data: dict[str, object] = {"entries": [jsonsafe.encode(entry) for entry in merged], "head": head}
+    if found.before_seq is None or len(merged) == limit:
+        return data
+    return _with_files(daemon, data | {"before_seq": found.before_seq})
 
 
 def _with_files(daemon: DaemonPort, data: Mapping[str, object]) -> Answer:
@@ -272,7 +280,7 @@ def _request_add(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     rate_bps = number(args, "rate_bps")
     check_increase(interface, rate_bps, view.applying_limit_bps)
     request_input = RequestInput(
-        interface, rate_bps, until_wall_ns, text(args, "reason", default=""), actor.uid, actor.name, evidence
+        interface, rate_bps, until_wall_ns, text(args, "reason", default=""), actor.uid, actor.name, actor.account, evidence
     )
     return daemon.approvals.file(request_input)
 

@@ -36,6 +36,7 @@ from limiterd.core.errors import (
     PeerError,
 )
 from limiterd.core.model import ControlConfig
+from limiterd.serve.accounts import Accounts
 from limiterd.serve.job_queue import JobQueue
 from limiterd.serve.peer_groups import peer_groups
 from limiterd.serve.protocol import (
@@ -55,7 +56,7 @@ from limiterd.serve.protocol import (
 from limiterd.serve.unix_listener import InstanceLock, OwnedSocket
 
 MAX_CLIENTS: Final = 32
-MAX_CLIENTS_OF_ONE_UID: Final = 16
+MAX_CLIENTS_OF_ONE_ACCOUNT: Final = 16
 RESERVED_FOR_ADMINS: Final = 4
 MAX_HOLDERS: Final = 8
 """So many clients, beside administrators, may hold files that they were sent."""
@@ -96,14 +97,15 @@ def _credentials(connection: socket.socket) -> tuple[int, int, int]:
     return struct.Struct("3i").unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
 
 
-def _peer(connection: socket.socket) -> Peer:
+def _peer(connection: socket.socket, accounts: Accounts) -> Peer:
     """Everything about the peer; may ask the user database, so not for the sockets' thread."""
     pid, uid, gid = _credentials(connection)
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = str(uid)
-    return Peer(pid, uid, frozenset({gid, *peer_groups(connection)}), name)
+    accounts.refresh()
+    return Peer(pid, uid, frozenset({gid, *peer_groups(connection)}), name, accounts.of(uid))
 
 
 # ---- the server ----------------------------------------------------------------------------------
@@ -131,6 +133,7 @@ class _Client:
 
     connection: socket.socket
     uid: int
+    account: int
     deadline_s: float
     received: bytearray = field(default_factory=bytearray)
     answer: memoryview = field(default_factory=lambda: memoryview(b""))
@@ -168,6 +171,8 @@ class ControlServer:
         self._owned = OwnedSocket(config.socket, self._lock)
         self._owned_admin = OwnedSocket(admin_path(config.socket), self._lock, private=True)
         self._access = Access(None, None, os.geteuid())
+        self._accounts = Accounts()
+        self._accounts.refresh()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._count_lock = threading.Lock()
         self._rendering = threading.Lock()
@@ -369,10 +374,10 @@ class ControlServer:
     def _admit(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         _pid, uid, gid = _credentials(connection)
-        client = _Client(connection, uid, time.monotonic() + self._read_deadline_s)
+        client = _Client(connection, uid, self._accounts.of(uid), time.monotonic() + self._read_deadline_s)
         client.admin = self._access.role_of(uid, frozenset({gid, *peer_groups(connection)})) is Role.ADMIN
         if not self._has_room(client):
-            silent = self._longest_silent(uid)
+            silent = self._longest_silent(client.account)
             self._send_away(silent or client)
             if silent is None:
                 return
@@ -382,13 +387,13 @@ class ControlServer:
     def _has_room(self, client: _Client) -> bool:
         held = [other for other in self._clients if not other.holds_files]
         limit = MAX_CLIENTS if client.admin else MAX_CLIENTS - RESERVED_FOR_ADMINS
-        of_this_uid = sum(other.uid == client.uid for other in held)
-        return len(held) < limit and (client.uid == 0 or of_this_uid < MAX_CLIENTS_OF_ONE_UID)
+        theirs = sum(other.account == client.account for other in held)
+        return len(held) < limit and (client.uid == 0 or theirs < MAX_CLIENTS_OF_ONE_ACCOUNT)
 
-    def _longest_silent(self, uid: int) -> _Client | None:
-        """The client of this user that has waited longest without a byte; the newcomer takes its place, and nobody else's."""
+    def _longest_silent(self, account: int) -> _Client | None:
+        """The client of this account that has waited longest without a byte; the newcomer takes its place, and nobody else's."""
         latest_s = time.monotonic() + self._read_deadline_s - _SILENCE_S
-        silent = [c for c in self._clients if c.uid == uid and not (c.received or c.answer or c.at_work or c.holds_files)]
+        silent = [c for c in self._clients if c.account == account and not (c.received or c.answer or c.at_work or c.holds_files)]
         return min((c for c in silent if c.deadline_s < latest_s), key=lambda c: c.deadline_s, default=None)
 
     def _send_away(self, client: _Client) -> None:
@@ -413,7 +418,7 @@ class ControlServer:
             self._selector.unregister(client.connection)
             client.at_work = True
             self._staff()
-            self._jobs.put(client, client.uid, first=client.admin)
+            self._jobs.put(client, client.account, first=client.admin)
         elif not data:
             self._end(client)
         elif len(client.received) > MAX_REQUEST_BYTES:
@@ -515,7 +520,7 @@ class ControlServer:
             self._count(verb, result)
 
     def _answer(self, client: _Client, verb: str, args: Mapping[str, object]) -> Answer:
-        peer = _peer(client.connection)
+        peer = _peer(client.connection, self._accounts)
         call = Call(verb, args, peer, self._access.role_of(peer.uid, peer.gids))
         refused = refusal(call, self._config)
         if refused is None:

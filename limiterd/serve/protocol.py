@@ -54,12 +54,16 @@ VERBS: Final[Mapping[str, Role]] = {
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who asks, as the kernel tells it; gids are all groups of the process, name is the user's or the uid as text."""
+    """Who asks, as the kernel tells it; gids are all groups of the process, name is the user's or the uid as text.
+
+    account is the uid, or that of the account to which it is a subordinate one: what somebody may use up is counted by it.
+    """
 
     pid: int
     uid: int
     gids: frozenset[int]
     name: str
+    account: int
 
 
 @dataclass(frozen=True, slots=True)

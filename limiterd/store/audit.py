@@ -61,11 +61,12 @@ class AuditTrail:
         self,
         directory: str | Path,
         *,
+        name: str = "audit",
         bounds: Bounds = Bounds(),
         retry_s: tuple[float, float] = RETRY_S,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Find where the chain goes on. A trail that cannot be read now is tried again, see `problem`."""
+        """Find where the chain goes on; name is the thread's. A trail that cannot be read now is tried again, see `problem`."""
         self._directory = Path(directory)
         self._path = self._directory / chain.FILE_NAME
         self._bounds = bounds
@@ -86,7 +87,7 @@ class AuditTrail:
         self._progress = _Progress()
         self._grows: str | None = None
         """Why the newest file could not be rotated."""
-        self._writer = Background("audit", self._write_out, retry_s)
+        self._writer = Background(name, self._write_out, retry_s)
         if not self._open() or self._lines:
             self._writer.poke()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -41,7 +41,7 @@ class RequestState(StrEnum):
 class Bounds:
     """How much may be kept; texts in characters, evidence as JSON in bytes."""
 
-    pending_per_uid: int = 8
+    pending_per_account: int = 8
     pending: int = 256
     decided: int = 256
     text: int = 500
@@ -58,6 +58,7 @@ class RequestInput:
     reason: str
     uid: int
     user: str
+    account: int
     evidence: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -73,6 +74,8 @@ class Request:
     uid: int
     user: str
     filed_wall_ns: int
+    account: int | None = None
+    """The account that uid belongs to; None: the uid itself."""
     evidence: Mapping[str, object] = field(default_factory=dict)
     state: RequestState = RequestState.PENDING
     decided_by: str = ""
@@ -96,8 +99,8 @@ class Approval:
     """Who decided, where the peer's own user (root, under sudo) does not say it."""
 
 
-Audit = Callable[[Request], None]
-"""Puts a request into the audit trail; raises EnvironmentFault where that is not on the disk."""
+Audit = Callable[[Sequence[Request]], None]
+"""Puts requests, filed or decided, into the audit trail; raises EnvironmentFault where that is not on the disk."""
 
 
 # ---- rules: pure ---------------------------------------------------------------------------------
@@ -156,13 +159,31 @@ def check_wish(wish: RequestInput, wall_ns: int, bounds: Bounds) -> None:
         raise PeerError(f"until {exact_wall(wish.until_wall_ns)} is in the past; name a later time", exit_code=EXIT_USAGE)
 
 
-def check_room(requests: Iterable[Request], uid: int, bounds: Bounds) -> None:
-    """Raises PeerError where too many requests are pending already."""
-    pending = Counter(request.uid for request in requests if request.state is RequestState.PENDING)
-    if pending[uid] >= bounds.pending_per_uid:
-        raise PeerError(f"you have {pending[uid]} pending requests, the most one user may have; wait for a decision")
-    if pending.total() >= bounds.pending:
-        raise PeerError(f"{pending.total()} requests are pending, the most there may be; ask an administrator to decide some")
+def _account_of(request: Request) -> int:
+    return request.uid if request.account is None else request.account
+
+
+def check_room(requests: Iterable[Request], account: int, bounds: Bounds) -> Request | None:
+    """Which pending request gives way to a new one of that account; None while there is room for both.
+
+    Where all places are taken, the account with the most of them gives way with its newest, as long as it has more than the
+    newcomer would. Raises PeerError where too many requests are pending.
+    """
+    pending = [request for request in requests if request.state is RequestState.PENDING]
+    counts = Counter(map(_account_of, pending))
+    if counts[account] >= bounds.pending_per_account:
+        raise PeerError(f"you have {counts[account]} pending requests, the most one account may have; wait for a decision")
+    if len(pending) < bounds.pending:
+        return None
+    heaviest, most = counts.most_common(1)[0]
+    if most <= counts[account] + 1:
+        raise PeerError(f"{len(pending)} requests are pending, the most there may be; ask an administrator to decide some")
+    return next(request for request in reversed(pending) if _account_of(request) == heaviest)
+
+
+def _given_way(request: Request, wall_ns: int) -> Request:
+    why = "all places for requests were taken, and most of them by this account; file it again once some are decided"
+    return replace(request, state=RequestState.DENIED, decided_by="limiterd", decided_wall_ns=wall_ns, decision_reason=why)
 
 
 def remembered(requests: tuple[Request, ...], bounds: Bounds) -> tuple[Request, ...]:
@@ -260,7 +281,7 @@ class RequestStore:
         """
         check_wish(asked, wall_ns, self._bounds)
         with self._lock:
-            check_room(self._requests, asked.uid, self._bounds)
+            ousted = check_room(self._requests, asked.account, self._bounds)
             number, identifier = next_number(self._number, wall_ns, taken)
             request = Request(
                 id=identifier,
@@ -271,9 +292,12 @@ class RequestStore:
                 uid=asked.uid,
                 user=asked.user[:64],
                 filed_wall_ns=wall_ns,
+                account=asked.account,
                 evidence=_bounded_evidence(asked.evidence, self._bounds.evidence_bytes),
             )
-            self._commit((*self._requests, request), number, lambda: audit(request))
+            changed = ([] if ousted is None else [_given_way(ousted, wall_ns)]) + [request]
+            others = self._requests if ousted is None else self._with(changed[0])
+            self._commit((*others, request), number, lambda: audit(changed))
         return request
 
     def decision(
@@ -304,7 +328,7 @@ class RequestStore:
         """Take a decision; raises as `decision` does, and EnvironmentFault(operation="write") when the disk refuses."""
         with self._lock:
             decided = self.decision(identifier, state, by=by, wall_ns=wall_ns, reason=reason, granted=granted)
-            self._commit(self._with(decided), self._number, lambda: audit(decided))
+            self._commit(self._with(decided), self._number, lambda: audit([decided]))
         return decided
 
     def note(self, decided: Request) -> None:
