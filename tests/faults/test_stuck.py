@@ -32,6 +32,7 @@ def test_sampling_goes_on_while_tc_is_stuck(lab: PrivateNet, pair: Pair, tmp_pat
         reading.off()
         daemon.wait_phase("limited")
         assert daemon.metrics()[GAPS] == gaps, daemon.log()
-        samples = daemon.ask("history", interface="eth0", kinds=["limit"])["entries"][0]["fields"]["samples"]
+        entries = wait_for(lambda: daemon.ask("history", interface="eth0", kinds=["limit"])["entries"], "the entry in the trail")
+        samples = entries[0]["fields"]["samples"]
         stamps = [t_ns for t_ns, _ in samples]
         assert max(b - a for a, b in pairwise(stamps)) < 500_000_000

