@@ -17,12 +17,13 @@ from pathlib import Path
 from limiterd.config import load as config
 from limiterd.core import engine
 from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, ConfigError, EnvironmentFault
-from limiterd.core.model import Config, Event, EventKind, Journal, Rules, Snapshot
+from limiterd.core.model import Config, Event, EventKind, Journal, Rules, Snapshot, StateConfig
 from limiterd.core.state import Inputs, State
 from limiterd.daemon.event_log import sentence
 from limiterd.daemon.executor import Executor
 from limiterd.daemon.host import hostname
 from limiterd.daemon.loop import clocks
+from limiterd.kernel.instance_mark import InstanceMark
 from limiterd.kernel.links import LinkTable
 from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.tc import TcKernel
@@ -69,9 +70,12 @@ def _tell(events: Sequence[Event]) -> None:
 def clean_up(path: str) -> int:
     """Lift every limit of ours; 0 when none is left, 1 when one could not be removed in time, or where a daemon runs."""
     settings = _settings(path)
-    if is_owned(settings.control.socket):
-        _say(f"a daemon runs ({settings.control.socket}) and would put its limits back; stop it first")
-        return EXIT_FAILED
+    mark = InstanceMark(settings.control.socket, (settings.state.directory, StateConfig().directory))
+    mark.take()  # held to the end of the process: no daemon starts meanwhile
+    if mark.problem:
+        _say(mark.problem)
+    if is_owned(settings.control.socket):  # in another network namespace, or beside a mark that does not count
+        raise EnvironmentFault(f"a daemon runs ({settings.control.socket}) and uses the same files; stop that one first")
     rules = Rules(config=Config(policies=(), enforcement=settings.enforcement))
     store = JournalStore(settings.state.directory)
     kept, troubles = store.load()

@@ -24,7 +24,7 @@ from limiterd.config.override_files import Store
 from limiterd.core import status
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
 from limiterd.core.histogram import Buckets
-from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, PolicyMode, Rules, Status
+from limiterd.core.model import Config, Event, FaultReason, Now, OnExit, PolicyMode, Rules, StateConfig, Status
 from limiterd.core.state import Output, State
 from limiterd.core.status import DaemonInfo, StatusSnapshot
 from limiterd.daemon import denials
@@ -41,6 +41,7 @@ from limiterd.daemon.loss_warnings import LossWarnings
 from limiterd.daemon.reload import Reloading
 from limiterd.daemon.standby_sampler import StandbySampler
 from limiterd.daemon.verbs import VERBS
+from limiterd.kernel.instance_mark import InstanceMark
 from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.top_talkers import EvidenceSampler
 from limiterd.log import Log
@@ -74,6 +75,8 @@ class Daemon:
         state_directory = Path(settings.state.directory)
         self.problems = Health(time.time_ns, self._tell_problem)
         self.notifier = Notifier()
+        self.mark = InstanceMark(settings.control.socket, (state_directory, StateConfig().directory))
+        self.mark.take()
         self.refusals = AuditTrail(state_directory / denials.DIRECTORY, name="refusals", bounds=denials.BOUNDS)
         self.denials = Denials(partial(tell, log, self.refusals))
         self.control = ControlServer(settings.control, self._answer, denied=self.denials.note)
@@ -172,6 +175,7 @@ class Daemon:
         self.journal.save(self.state.journal())
         self.journal.close(0.3)
         self.loop.close()
+        self.mark.close()
         self.standby.close()
         self.kernel.close()
         self.notifier.close()
@@ -192,6 +196,7 @@ class Daemon:
             text = f"the loop stood still for {late_ns / 1e9:.1f} s; time that was not sampled meanwhile is no evidence"
             self.log.warning("stalled", text=text)
         self.controller.tick()
+        self.mark.answer()
         now_ns = boottime_ns()
         self.notifier.tick(now_ns)
         self.tick_duration.observe((now_ns - self.loop.pace.last_ns) / 1e9)
@@ -214,7 +219,9 @@ class Daemon:
         hindered = FaultReason.PERMISSION if enforces else FaultReason.OTHER  # who only observes needs no tc
         self.problems.note("netlink", words.refused(self.kernel.refusal), hindered)
         self.denials.reconcile()
+        self.mark.retry()
         for topic, trouble in (
+            ("instance mark", self.mark.problem),
             ("psutil", words.fallback(self.kernel.refusal, self.kernel.sampler.why)),
             ("metrics", self.metrics.problem),
             ("journal", self.journal.problem),

@@ -12,6 +12,7 @@ from typing import Final
 TC: Final = "tests/kernel/test_tc_contract.py"
 ENGINE: Final = "tests/core/test_engine.py"
 SYSTEM: Final = "tests/system/test_recovery.py"
+INSTANCES: Final = "tests/system/test_instances.py"
 SHAPING: Final = "tests/kernel/test_shaping.py"
 LINKS: Final = "tests/kernel/test_links.py"
 EVENTS: Final = "tests/kernel/test_events.py"
@@ -201,7 +202,11 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "state of another boot": (f"{JOURNAL}::test_saved_roots_end_with_their_boot",),
     },
     "Process and sockets": {
-        "second instance": (f"{SYSTEM}::test_second_instance_refuses",),
+        "second instance": (
+            f"{SYSTEM}::test_second_instance_refuses",
+            f"{INSTANCES}::test_a_second_instance_of_every_kind_refuses_and_touches_nothing",
+        ),
+        "a stranger holds the instances' mark": (f"{INSTANCES}::test_who_does_not_count_holds_the_mark",),
         "SIGTERM under traffic": (f"{HERE}/test_process.py::test_sigterm_under_traffic",),
         "signals during the start": (f"{HERE}/test_process.py::test_signals_while_it_starts",),
         "restart": (f"{SYSTEM}::test_restart_adopts_without_a_gap",),

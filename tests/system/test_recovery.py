@@ -202,7 +202,7 @@ def test_cleanup_beside_a_daemon_is_refused(pair: Pair, tmp_path: Path) -> None:
         limited(daemon)
         done = cleaned_up(daemon, check=False)
         assert done.returncode == 1
-        assert "stop it first" in done.stderr
+        assert "stop that one first" in done.stderr
         assert daemon.phase() == "limited"
         assert "repair" not in daemon.log()
 

@@ -465,7 +465,7 @@ def live_second_daemon_is_refused() -> None:
     for how in (as_its_user, ""):
         said = sh(f"{how} limiterd --config {CONFIG}", code=1, timeout=60)
         assert len(said.strip().splitlines()) == 1, said
-        assert "another limiterd is running already" in said
+        assert "another limiterd is running in this network namespace: PID" in said
         print(f"      {said.strip()}")
     assert phase() == "limited"
     assert limited()
