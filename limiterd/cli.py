@@ -18,7 +18,8 @@ from typing import Final, NamedTuple, cast
 from limiterd import __version__
 from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, LimiterdError
 from limiterd.ctl.connect import common_arguments
-from limiterd.ctl.terminal import complain, discard_output, tolerant_streams
+from limiterd.ctl.terminal import PREFIX, begin_output, complain, deliver, discard_output, tolerant_streams
+from limiterd.streams import settle
 
 EXIT_INTERRUPTED: Final = 130
 
@@ -149,26 +150,30 @@ def run_verb(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry of limiterctl: an exit code for everything that can happen, and never a traceback for what was foreseen."""
+    settle()
     tolerant_streams()
-    code = EXIT_DONE  # of a verb that broke off because nobody reads on
+    begin_output()
     try:
-        code = run_verb(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
+        return deliver(_code(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as ended:  # help, or a usage error
+        raise SystemExit(deliver(ended.code if isinstance(ended.code, int) else EXIT_DONE)) from None
+
+
+def _code(arguments: Sequence[str]) -> int:
+    try:
+        return run_verb(arguments)
     except LimiterdError as error:
-        if error.exit_code == EXIT_CONFIG:
-            complain(str(error), prefix="")
-        else:
-            complain(str(error))
+        complain(str(error), prefix="" if error.exit_code == EXIT_CONFIG else PREFIX)
         return error.exit_code
-    except BrokenPipeError:
+    except BrokenPipeError:  # nobody reads on
         discard_output()
+        return EXIT_DONE
     except OSError as error:  # a full disk behind standard output, most of all
         discard_output()
         complain(f"{error.filename or 'the output cannot be written'}: {error.strerror or error}")
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    return code
 
 
 if __name__ == "__main__":

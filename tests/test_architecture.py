@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "json_codec": set(),
     "log": {"json_codec"},
+    "streams": set(),
     "systemd": set(),
     "trusted_files": set(),
     "config": {"files", "trusted_files"},
@@ -34,11 +35,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": {"files", "json_codec"},
     "sim": set(),
     "recording": set(),
-    "daemon": {"background", "config", "files", "json_codec", "kernel", "log", "serve", "store", "systemd"},
-    "ctl": {"config", "json_codec", "kernel", "recording", "serve", "store"},
+    "daemon": {"background", "config", "files", "json_codec", "kernel", "log", "serve", "store", "streams", "systemd"},
+    "ctl": {"config", "json_codec", "kernel", "recording", "serve", "store", "streams"},
     "replay": {"config", "ctl", "daemon", "recording", "sim"},
     "demo": {"config", "ctl", "daemon", "kernel", "serve", "sim"},
-    "cli": {"ctl"},
+    "cli": {"ctl", "streams"},
 }
 """The layers: which package may know which. No adapter (config, store, kernel, serve, sim, recording) knows the wiring."""
 

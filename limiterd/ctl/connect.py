@@ -16,7 +16,7 @@ from typing import Final
 
 from limiterd import DEFAULT_CONFIG
 from limiterd.core.errors import EXIT_NOPERM, EXIT_UNREACHABLE, LimiterdError, NotDurableError, PeerError
-from limiterd.ctl.terminal import complain, say_json
+from limiterd.ctl.terminal import complain, output_is_extra, say_json
 
 DEFAULT_SOCKET: Final = "/run/limiterd/control.sock"
 ASK_TIMEOUT_S: Final = 5.0
@@ -101,15 +101,19 @@ def ask_for_files(
 ) -> tuple[dict[str, object], list[int]]:
     """As `ask`, with the files that came along, to be closed."""
     from limiterd.serve.control_client import call_for_files  # noqa: PLC0415 - not for help and usage errors
+    from limiterd.serve.protocol import CHANGING  # noqa: PLC0415 - likewise
 
     try:
         data, descriptors = call_for_files(socket_path(ns), verb, dict(args or {}), timeout_s)
     except PeerError as error:
         raise PeerError(advise(str(error), error.exit_code), exit_code=error.exit_code) from error
     except NotDurableError as error:
+        output_is_extra()
         if getattr(ns, "json", False):
             say_json({"durable": False, "error": str(error)})
         raise
+    if verb in CHANGING:
+        output_is_extra()
     return dict(data) if isinstance(data, Mapping) else {"data": data}, descriptors
 
 

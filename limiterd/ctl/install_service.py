@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from limiterd.core.errors import EnvironmentFault, PermissionFault
-from limiterd.ctl.terminal import say
+from limiterd.ctl.terminal import output_is_extra, say
 
 MARK: Final = "# Written by `limiterctl install-service`; `limiterctl uninstall-service` takes it away."
 UNIT: Final = Path("/etc/systemd/system/limiterd.service")
@@ -92,6 +92,7 @@ def run(ns: argparse.Namespace) -> int:
     if ns.dry_run:
         say(describe(step) for step in steps)
         return 0
+    output_is_extra()  # no step is left out because nobody reads of it
     for step in steps:
         say([describe(step, brief=True)], flush=True)
         perform(step)

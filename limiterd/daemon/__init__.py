@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from limiterd.core.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, EXIT_NOPERM, ConfigError, LimiterdError
 from limiterd.core.model import PolicyMode, Rules
+from limiterd.streams import settle
 
 if TYPE_CHECKING:
     from limiterd.config.load import Loaded
@@ -31,8 +32,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the daemon, validate, or clean up; ends the process with the documented exit status."""
     from limiterd.daemon.entry import parser  # noqa: PLC0415 - argparse is not needed once the loop runs
 
-    arguments = parser().parse_args(argv)
-    faulthandler.enable()
+    settle()
+    try:
+        arguments = parser().parse_args(argv)
+    except SystemExit as ended:  # help, or a usage error
+        os._exit(int(ended.code or EXIT_DONE) or (EXIT_DONE if _flushed() else EXIT_FAILED))
+    faulthandler.enable(2)
     try:
         status = _run(arguments.config, check=arguments.check, cleanup=arguments.cleanup)
     except ConfigError as error:
@@ -49,15 +54,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print_exc()
         _say(f"limiterd: stopped by a defect: {type(error).__name__}: {error}; limits stay as they are in the kernel")
         status = EXIT_FAILED
-    if not _flushed() and status == EXIT_DONE:
+    if not _flushed() and status == EXIT_DONE and not arguments.cleanup:  # what is cleaned up is, told or not
         status = EXIT_FAILED
     os._exit(status)  # threads that wait for a disk must not hold up a restart
 
 
 def _flushed() -> bool:
-    """Write out what is buffered, which os._exit would drop; False where stdout does not take it."""
+    """Write out what is buffered, which os._exit would drop; False where stdout does not take it. A reader may go."""
     try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        return True
     except OSError as error:
         _say(f"limiterd: the output could not be written: {error.strerror}")
         return False

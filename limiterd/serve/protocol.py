@@ -51,6 +51,9 @@ VERBS: Final[Mapping[str, Role]] = {
 }
 """Every verb and the least role that may use it."""
 
+CHANGING: Final = frozenset(verb for verb, role in VERBS.items() if role is Role.ADMIN) | {"request.add"}
+"""The verbs that change something."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
