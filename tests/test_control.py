@@ -314,7 +314,7 @@ def test_answers_that_wait_are_bounded_in_memory(daemon: Daemon, path: str) -> N
     for client in clients:
         client.sendall(line("status"))
     wait_for(lambda: sum(server.counts.values()) == 8, "all answered")
-    wait_for(lambda: sum(bool(client.answer) for client in server._clients) >= 3, "answers wait")
+    wait_for(lambda: sum(client.stage is control.Stage.TAKING for client in tuple(server._clients)) >= 3, "answers wait")
     assert server._outstanding_bytes <= 32 << 20
     answers = [json.loads(read_all(client))["ok"] for client in clients]
     assert answers.count(False) >= 4
@@ -410,7 +410,7 @@ def test_the_client_tries_again_while_it_is_busy(daemon: Daemon, path: str) -> N
 def test_out_of_descriptors_is_a_problem_that_passes(server: ControlServer, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """EMFILE at accept is shown, does not spin, and ends by itself."""
     attempts: list[float] = []
-    real = server._listener
+    real = server._everybody.listener
     assert real is not None
     number = real.fileno()
 
@@ -422,12 +422,12 @@ def test_out_of_descriptors_is_a_problem_that_passes(server: ControlServer, path
         def fileno(self) -> int:
             return number
 
-    server._listener = Exhausted()  # type: ignore[assignment]  # what a full descriptor table makes of it
+    server._everybody.listener = Exhausted()  # type: ignore[assignment]  # what a full descriptor table makes of it
     with connect(path) as client:
         wait_for(lambda: len(attempts) >= 3, "it is tried again")
         assert "Too many open files" in str(server.problem)
         assert attempts[-1] - attempts[0] >= 0.9 * control._BREATHER_S * (len(attempts) - 1)
-        server._listener = real
+        server._everybody.listener = real
         client.send(line("status"))
         assert json.loads(read_all(client))["ok"] is True
     assert server.problem is None
@@ -718,8 +718,6 @@ def test_a_socket_left_by_a_killed_daemon_is_taken_over(path: str) -> None:
 def test_a_removed_socket_is_made_anew(server: ControlServer, path: str) -> None:
     """When somebody cleans up the run directory the daemon is reachable again by itself."""
     Path(path).unlink()
-    server._check_s = 0.0  # do not wait for the next look
-    server._poke()
 
     def reachable() -> bool:
         try:
@@ -878,8 +876,6 @@ def test_the_administrators_socket_follows_their_group(path: str) -> None:
 def test_the_administrators_socket_is_made_anew(server: ControlServer, path: str) -> None:
     """It comes back by itself as the other one does."""
     Path(protocol.admin_path(path)).unlink()
-    server._check_s = 0.0
-    server._poke()
     wait_for(lambda: os.path.lexists(protocol.admin_path(path)), "it is there again")
     assert mode_of(protocol.admin_path(path))[0] == 0o600
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
@@ -26,7 +27,8 @@ from hypothesis import strategies as st
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import MetricsConfig, Tls
 from limiterd.serve import http_server as server_module
-from limiterd.serve.exchange import Limits, Route
+from limiterd.serve.http_connections import Limits, Route
+from limiterd.serve.http_negotiation import coding, media_type
 from limiterd.serve.http_server import HttpServer
 from limiterd.serve.http_wire import BadRequestError, Request, Response, encode_head, parse_request
 from limiterd.serve.listen import Certificate, parse_listen
@@ -133,7 +135,7 @@ def status_of(answer: bytes) -> int:
 
 def open_connections(server: HttpServer) -> int:
     """How many connections the server holds."""
-    return len(server._exchange)
+    return len(server._connections)
 
 
 # ---- requests and answers ------------------------------------------------------------------------------
@@ -209,16 +211,22 @@ def test_one_connection_serves_many_requests() -> None:
         assert bodies == [b"page", b"ok", b"page"]
 
 
+def counted_turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a loop has turned from now on."""
+    turns = [0]
+    turn = asyncio.SelectorEventLoop._run_once  # type: ignore[attr-defined]  # asyncio's own; there is no other way to count
+
+    def counted(self: asyncio.SelectorEventLoop) -> None:
+        turns[0] += 1
+        turn(self)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "_run_once", counted)
+    return turns
+
+
 def test_a_client_in_a_hurry_has_its_turn_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many requests sent at once the loop answers one a turn, so that others come in between; all are answered."""
-    turns = [0]
-    context = HttpServer._turn
-
-    def counted(self: HttpServer) -> None:
-        turns[0] += 1
-        context(self)
-
-    monkeypatch.setattr(HttpServer, "_turn", counted)
+    turns = counted_turns(monkeypatch)
     with serving() as server, connect(server) as sock:
         sock.sendall(b"GET /quick HTTP/1.1\r\n\r\n" * 299 + b"GET /quick HTTP/1.0\r\n\r\n")
         assert everything(sock).count(b"\r\n\r\nok") == 300
@@ -245,6 +253,71 @@ def test_headers_given_by_an_answer_win() -> None:
     head = encode_head(Response(b"", headers=(("Content-Security-Policy", "mine"),)), keep_alive=True)
     assert head.count(b"Content-Security-Policy") == 1
     assert b"Content-Security-Policy: mine" in head
+
+
+PLAIN, OPEN = ("text/plain", "0.0.4"), ("application/openmetrics-text", "1.0.0")
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("header", "chosen"),
+    [
+        ("", PLAIN),
+        ("*/*", PLAIN),
+        ("text/html, */*;q=0.1", PLAIN),
+        ("application/openmetrics-text", OPEN),
+        ("APPLICATION/OpenMetrics-Text ; Q=0.9, text/plain;q=0.5", OPEN),
+        ("application/openmetrics-text;q=0.5, text/plain", PLAIN),
+        ("application/openmetrics-text;q=0, */*", PLAIN),
+        ("application/openmetrics-text;q=0", PLAIN),
+        ("text/plain;q=0, */*;q=0.1", OPEN),
+        ("text/*;q=0.1, */*;q=0.2", OPEN),
+        ("application/*", OPEN),
+        ("application/openmetrics-text;version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", PLAIN),
+        ('application/openmetrics-text;version="1.0.0"', OPEN),
+        (PROMETHEUS, OPEN),
+        ("application/openmetrics-text;q=2, text/plain;q=0.1", PLAIN),
+        ("application/openmetrics-text;q=nonsense", PLAIN),
+        ("image/png", PLAIN),
+        (",,;q=1,", PLAIN),
+    ],
+)
+def test_the_best_media_type(header: str, chosen: tuple[str, str]) -> None:
+    """The highest weight wins, of equals the first offer; the most specific range counts; 0 refuses; nonsense is left out."""
+    offers = (PLAIN, OPEN)
+    assert offers[media_type(header, offers)] == chosen
+
+
+@pytest.mark.parametrize(
+    ("header", "chosen"),
+    [
+        ("", "identity"),
+        ("gzip", "gzip"),
+        ("x-gzip", "gzip"),
+        ("GZIP;q=0.1", "gzip"),
+        ("gzip;q=0", "identity"),
+        ("gzip;q=0.000, *", "identity"),
+        ("gzip;q=0.5, identity", "identity"),
+        ("gzip;q=0.5, identity;q=0.5", "gzip"),
+        ("*", "gzip"),
+        ("*;q=0", "identity"),
+        ("deflate, br", "identity"),
+        ("gzip;q=1.001", "identity"),
+    ],
+)
+def test_the_best_coding(header: str, chosen: str) -> None:
+    """Weights decide; q=0 is a refusal, and what is not named is not forced on anybody."""
+    assert coding(header) == chosen
+
+
+@given(st.text(max_size=200) | st.lists(st.sampled_from([*"/*;,q=.015 ", "gzip", "text/plain", "identity"])).map("".join))
+def test_any_header_gets_a_choice(header: str) -> None:
+    """Whatever a client sends, there is an answer, and it is one of the offers."""
+    assert media_type(header, (PLAIN, OPEN)) in {0, 1}
+    assert coding(header) in {"gzip", "identity"}
 
 
 # ---- clients that do harm ------------------------------------------------------------------------------
@@ -281,9 +354,9 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
     """An answer that nobody reads costs its memory until the deadline and no longer."""
     with serving(limits=Limits(send_s=0.3)) as server, connect(server) as sock:
         sock.sendall(b"GET /big HTTP/1.1\r\n\r\n")
-        until(lambda: server._exchange._unread_bytes == len(BIG), "the answer waits to be read")
+        until(lambda: server._connections._unread_bytes == len(BIG), "the answer waits to be read")
         until(lambda: open_connections(server) == 0, "the client was cut off")
-        assert server._exchange._unread_bytes == 0
+        assert server._connections._unread_bytes == 0
 
 
 def test_a_large_answer_arrives_whole() -> None:
@@ -300,7 +373,7 @@ def test_unread_answers_are_bounded_together() -> None:
             sock.sendall(b"GET /big HTTP/1.1\r\n\r\n")
             dropped, unread = max(0, count - 2), min(2, count) * len(BIG)
             until(lambda n=5 - dropped: open_connections(server) == n, "the slowest reader went")  # type: ignore[misc]
-            until(lambda n=unread: server._exchange._unread_bytes == n, "the answer waits")  # type: ignore[misc]
+            until(lambda n=unread: server._connections._unread_bytes == n, "the answer waits")  # type: ignore[misc]
         assert open_connections(server) == 2
         assert get(server, "/").endswith(b"page")
 
@@ -350,14 +423,7 @@ def descriptors(limit: int) -> Iterator[None]:
 def test_running_out_of_descriptors_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without free descriptors the server says so, rests between attempts, and serves again when there are some."""
     monkeypatch.setattr(server_module, "ACCEPT_PAUSE_S", 0.1)
-    turns = [0]
-    context = HttpServer._turn
-
-    def counted(self: HttpServer) -> None:
-        turns[0] += 1
-        context(self)
-
-    monkeypatch.setattr(HttpServer, "_turn", counted)
+    turns = counted_turns(monkeypatch)
     with serving() as server, ExitStack() as stack:
         assert server.address is not None
         sock = stack.enter_context(socket.socket())
@@ -377,6 +443,17 @@ def test_running_out_of_descriptors_is_survived(monkeypatch: pytest.MonkeyPatch)
             assert turns[0] - before <= 6 + 4 * (time.monotonic() - began) / 0.1, "a busy loop"
         assert everything(sock).endswith(b"ok")
         assert server.problem is None
+
+
+def test_tls_to_the_plain_port_is_told_so_at_once() -> None:
+    """A TLS hello is answered in the clear with a 400, long before any deadline."""
+    with serving(limits=Limits(request_s=PATIENCE_S * 3)) as server:
+        context = ssl.create_default_context()
+        with pytest.raises(ssl.SSLError, match=r"WRONG_VERSION_NUMBER|wrong version number"), connect(server) as sock:
+            context.wrap_socket(sock, server_hostname="x")
+        answer = exchange(server, b"\x16\x03\x01\x02\x00\x01\x00")
+        assert status_of(answer) == 400
+        assert b"plain HTTP, not HTTPS" in answer
 
 
 # ---- the worker ----------------------------------------------------------------------------------------
@@ -402,7 +479,7 @@ def test_waiting_requests_share_one_answer_that_began_after_them() -> None:
         assert site.entered.acquire(timeout=PATIENCE_S)
         for sock in socks[1:]:
             sock.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
-        until(lambda: sum(len(job.waiters) for job in server._exchange._open_jobs.values()) == 19, "all have asked")
+        until(lambda: sum(len(answer.waiters) for answer in server._connections._open_answers.values()) == 19, "all have asked")
         site.gate.set()
         assert [everything(sock)[-6:] for sock in socks] == [b"made 1"] + [b"made 2"] * 19
 
@@ -563,7 +640,7 @@ def _descriptors() -> set[str]:
 
 
 def _threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("limiterd-http")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("serve")]
 
 
 def test_an_internal_error_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -711,6 +788,16 @@ def test_a_bad_rotation_keeps_the_previous_pair(tls: Tls, pairs: list[Tls]) -> N
         install(pairs[1], tls)
         until(lambda: server.problem is None, "the problem is over")
         assert secure_get(server, pairs[1]).endswith(b"page")
+
+
+def test_plain_http_to_the_tls_port_is_told_so_at_once(tls: Tls) -> None:
+    """It gets a sentence in the clear, and nothing else is ever served so."""
+    with serving(config_of(tls), Limits(request_s=PATIENCE_S * 3)) as server:
+        for said in (b"GET / HTTP/1.1\r\n\r\n", b"G", b"\r\n"):
+            answer = exchange(server, said)
+            assert status_of(answer) == 400
+            assert b"HTTPS, not plain HTTP" in answer
+            assert b"page" not in answer
 
 
 def test_an_encrypted_key_asks_nobody(pairs: list[Tls], tmp_path: Path) -> None:

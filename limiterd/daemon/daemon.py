@@ -46,6 +46,7 @@ from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.top_talkers import EvidenceSampler
 from limiterd.log import Log
 from limiterd.serve.control import ControlServer
+from limiterd.serve.io_thread import IoThread
 from limiterd.serve.metrics import MetricsServer
 from limiterd.serve.protocol import Answer, Call
 from limiterd.store.audit import AuditTrail
@@ -79,7 +80,8 @@ class Daemon:
         self.mark.take()
         self.refusals = AuditTrail(state_directory / denials.DIRECTORY, name="refusals", bounds=denials.BOUNDS)
         self.denials = Denials(partial(tell, log, self.refusals))
-        self.control = ControlServer(settings.control, self._answer, denied=self.denials.note)
+        self.serving = IoThread()
+        self.control = ControlServer(settings.control, self._answer, self.serving, denied=self.denials.note)
         self.control.lock()
         self.audit = AuditTrail(state_directory, name="audit")
         self.last_firings = LastFirings(state_directory, self.audit)
@@ -113,7 +115,7 @@ class Daemon:
             ),
         )
         self.loss_warnings = LossWarnings(self.problems, lambda text: log.warning("lost", text=text))
-        self.metrics = MetricsServer(settings.metrics, self.status, self.alive, newest=self.controller.newest)
+        self.metrics = MetricsServer(settings.metrics, self.status, self.alive, self.serving, newest=self.controller.newest)
         self.reloading = Reloading(config_path, loaded, self.controller, self, log, self.audit, self.problems, clocks)
         for topic, damage in (("journal", troubles), ("requests", self.approvals.load())):
             text = f"{'; '.join(damage)} (shown until the next start)"
@@ -164,6 +166,7 @@ class Daemon:
             self.lift_all_for_exit()
         self.control.close()
         self.metrics.close()
+        self.serving.close()
         self.evidence.close()
         self.event_log.close(0.3)
         self.denials.reconcile(everything=True)

@@ -33,11 +33,6 @@ class Request:
     headers: Mapping[str, str]
     keep_alive: bool
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Requests with the same key get the same answer."""
-        return self.path, self.headers.get("accept", ""), self.headers.get("accept-encoding", "")
-
 
 @dataclass(frozen=True, slots=True)
 class Response:

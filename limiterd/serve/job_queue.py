@@ -1,52 +1,64 @@
 """What waits for a worker: administrators' work first, then everybody else's in turn.
 
-Rule: nobody's questions, however many, stand before an administrator's, or before another user's next one.
+Rule: nobody's work, however much, stands before an administrator's, or before somebody else's next piece. Pages and questions
+take turns; among questions the users do.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
+PAGES: Final = "pages"
+"""Who asks where it is not a user: whoever reads the metrics."""
 
-class JobQueue(Generic[T]):
-    """Filled by one thread, emptied by others; any may close it."""
+
+class _Turns(Generic[T]):
+    """Queues by who asks, of which each in turn gives one."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._first: deque[T] = deque()
-        self._others: dict[Hashable, deque[T]] = {}
-        """By who asks; in the order in which it is their turn."""
-        self._closed = False
+        self._queues: dict[Hashable, deque[T]] = {}
 
-    def put(self, job: T, who: Hashable, *, first: bool = False) -> None:
-        """Add a job, as an administrator's where it is to be done first."""
-        with self._changed:
-            (self._first if first else self._others.setdefault(who, deque())).append(job)
-            self._changed.notify_all()
+    def __bool__(self) -> bool:
+        return bool(self._queues)
 
-    def get(self, *, first_only: bool = False) -> T | None:
-        """The next job, waited for; of the administrators alone, if so wanted. None once the queue is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._first or (self._others and not first_only))
-            if self._closed:
-                return None
-            return self._first.popleft() if self._first else self._next()
+    def put(self, item: T, who: Hashable) -> None:
+        self._queues.setdefault(who, deque()).append(item)
 
-    def _next(self) -> T:
-        who = next(iter(self._others))
-        theirs = self._others.pop(who)
-        job = theirs.popleft()
+    def pop(self) -> T:
+        who = next(iter(self._queues))
+        theirs = self._queues.pop(who)
+        item = theirs.popleft()
         if theirs:
-            self._others[who] = theirs  # at the end: the others come first
-        return job
+            self._queues[who] = theirs  # at the end: the others come first
+        return item
 
-    def close(self) -> None:
-        """Let every `get` end; what waits stays undone."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+
+class JobQueue(Generic[T]):
+    """The queue; one thread at a time."""
+
+    def __init__(self) -> None:
+        self._first: deque[T] = deque()
+        self._pages: _Turns[T] = _Turns()
+        self._questions: _Turns[T] = _Turns()
+        self._pages_next = False
+
+    def put(self, job: T, who: Hashable, *, first: bool) -> None:
+        """Add a job of who asks, as an administrator's where it is to be done first."""
+        if first:
+            self._first.append(job)
+        else:
+            (self._pages if who == PAGES else self._questions).put(job, who)
+
+    def pop(self, *, first_only: bool) -> T | None:
+        """The next job, of the administrators alone if so wanted; None where there is none."""
+        if self._first:
+            return self._first.popleft()
+        if first_only or not (self._pages or self._questions):
+            return None
+        self._pages_next = not self._pages_next
+        side, other = (self._pages, self._questions) if self._pages_next else (self._questions, self._pages)
+        return (side or other).pop()

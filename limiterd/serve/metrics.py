@@ -25,7 +25,7 @@ from typing import Final
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from limiterd.core.model import (
@@ -41,13 +41,17 @@ from limiterd.core.model import (
     Status,
 )
 from limiterd.core.units import NS_PER_SECOND
-from limiterd.serve.exchange import Limits, Route
+from limiterd.serve.http_connections import Limits, Route
+from limiterd.serve.http_negotiation import coding, media_type
 from limiterd.serve.http_server import Chore, HttpServer
 from limiterd.serve.http_wire import Request, Response
 from limiterd.serve.index_page import CONTENT_TYPE, HEADERS, SAMPLE_PERIOD_S, History, page
+from limiterd.serve.io_thread import IoThread
 
 PREFIX: Final = "limiterd_"
 OPENMETRICS: Final = "application/openmetrics-text"
+_FORMATS: Final = (("text/plain", "0.0.4"), (OPENMETRICS, "1.0.0"))
+"""What a scrape may be; the first where the client does not mind."""
 GZIP_FROM_BYTES: Final = 1024
 GZIP_LEVEL: Final = 1
 LINES_A_BLOCK: Final = 512
@@ -337,7 +341,7 @@ class StatusFamilies(Collector):
 
 def render(status: Status, accept: str = "", process: Collector | None = None) -> tuple[bytes, str]:
     """A whole scrape and its content type: OpenMetrics 1.0 where the client takes it, the text format 0.0.4 otherwise."""
-    openmetrics = OPENMETRICS in accept
+    openmetrics = media_type(accept, _FORMATS) == 1
     encode, content_type = choose_encoder(f"{OPENMETRICS}; version=1.0.0" if openmetrics else "")
     blocks = list(link_blocks(status, openmetrics=openmetrics))
     # The library's part comes last: in OpenMetrics it ends with the end mark.
@@ -345,6 +349,11 @@ def render(status: Status, accept: str = "", process: Collector | None = None) -
 
 
 # ---- the server ----------------------------------------------------------------------------------------
+
+
+def _variant(request: Request) -> tuple[int, str]:
+    """Requests that get the same scrape."""
+    return media_type(request.headers.get("accept", ""), _FORMATS), coding(request.headers.get("accept-encoding", ""))
 
 
 class MetricsServer:
@@ -359,23 +368,25 @@ class MetricsServer:
         config: MetricsConfig,
         status: Callable[[], Status],
         alive: Callable[[], bool],
+        thread: IoThread | None = None,
         *,
         newest: Callable[[], Snapshot | None] | None = None,
         limits: Limits | None = None,
     ) -> None:
+        """Name what is served. Without a thread to share it has its own."""
         self._status = status
         self._alive = alive
         self._process = ProcessCollector(registry=None)
         self._history = History()
         routes: Mapping[str, Route] = {
             "/": Route(self._landing),
-            "/metrics": Route(self._metrics),
+            "/metrics": Route(self._metrics, variant=_variant),
             "/healthz": Route(self._healthz, quick=True),
         }
         chore = None
         if newest is not None:
             chore = Chore("the periodic sample of the landing page", partial(self._remember, newest), SAMPLE_PERIOD_S)
-        self._http = HttpServer(config, routes, chore=chore, limits=limits)
+        self._http = HttpServer(config, routes, thread, chore=chore, limits=limits)
 
     def start(self) -> None:
         """Serve from now on; a port that is taken is a `problem`, retried, and no exception."""
@@ -410,7 +421,7 @@ class MetricsServer:
     def _metrics(self, request: Request) -> Response:
         body, content_type = render(self._status(), request.headers.get("accept", ""), self._process)
         headers: tuple[tuple[str, str], ...] = (("Vary", "Accept, Accept-Encoding"),)
-        if len(body) >= GZIP_FROM_BYTES and gzip_accepted(request.headers.get("accept-encoding", "")):
+        if len(body) >= GZIP_FROM_BYTES and coding(request.headers.get("accept-encoding", "")) == "gzip":
             body = gzip.compress(body, GZIP_LEVEL, mtime=0)
             headers += (("Content-Encoding", "gzip"),)
         return Response(body, content_type, headers=headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -107,6 +108,8 @@ DEFECT: Final = Answer.failed("the daemon met a defect of its own in this; its l
 
 def parse_request(line: bytes) -> tuple[str, Mapping[str, object]]:
     """The verb and its arguments. Raises PeerError(exit_code=2) that says what is wrong."""
+    if len(line) > MAX_REQUEST_BYTES:
+        raise PeerError(f"a request has at most {MAX_REQUEST_BYTES} bytes", exit_code=EXIT_USAGE)
     try:
         value = jsonsafe.parse(line)
     except ValueError as error:
@@ -125,10 +128,11 @@ def parse_request(line: bytes) -> tuple[str, Mapping[str, object]]:
     return verb, args
 
 
-def render(answer: Answer) -> bytes:
-    """The answer as a line; other threads get a turn while it is made."""
+def render(answer: Answer, *, wanted: object = True) -> bytes:
+    """The answer as a line; other threads get a turn while it is made. Cut short once it is no longer wanted."""
     if answer.ok:
-        text = "".join(('{"ok":true,"data":', *jsonsafe.pieces(answer.data), "}\n"))
+        pieces = itertools.takewhile(lambda _: wanted, jsonsafe.pieces(answer.data))
+        text = "".join(('{"ok":true,"data":', *pieces, "}\n"))
         return text.encode() if len(text) <= MAX_ANSWER_BYTES else render(Answer.failed("the answer is too large; ask for less"))
     shown: dict[str, object] = {"ok": False, "exit": answer.exit_code, "error": answer.error}
     shown |= {"busy": True} if answer.busy else {}

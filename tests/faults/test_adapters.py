@@ -243,7 +243,7 @@ def test_a_server_that_a_defect_ends_takes_nothing_with_it(pair: Pair, tmp_path:
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         pages, questions = (
             Spoilt(daemon, target, DEFECT)
-            for target in ("limiterd.serve.exchange:Exchange.deliver", "limiterd.serve.control:ControlServer._on_time")
+            for target in ("limiterd.serve.http_server:HttpServer._admit", "limiterd.serve.control:ControlServer._look_after")
         )
         daemon.start()
         daemon.ask("limit", interface="eth0", reason="test")
@@ -252,7 +252,7 @@ def test_a_server_that_a_defect_ends_takes_nothing_with_it(pair: Pair, tmp_path:
             get(daemon, "/healthz")
         wait_for(lambda: tells(daemon, "the metrics server ended on an internal error"), "the defect in status")
         questions.on()
-        wait_for(lambda: logs(daemon, "the control socket's thread ended by a defect"), "the defect in the log")
+        wait_for(lambda: logs(daemon, "the control socket ended by a defect"), "the defect in the log")
         run(pair.near.namespace, ["tc", "qdisc", "del", "dev", "eth0", "root"])
         wait_for(lambda: daemon.root() == "htb 1d1d:", "the limit is repaired")
         assert daemon.stop(within_s=2) == 0
