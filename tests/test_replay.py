@@ -43,14 +43,14 @@ def config(path: Path, text: str = "", *, overrides: str = "") -> str:
     return str(file)
 
 
-def recording(path: Path, rates: Sequence[tuple[int, int]], *, header: str = HEADER) -> str:
-    """A recording of eth0 at 10 Hz from (Mbit/s, ticks) pieces."""
+def recording(path: Path, rates: Sequence[tuple[int, int]], *, header: str = HEADER, apart_ns: int = TENTH) -> str:
+    """A recording of eth0, at 10 Hz, from (Mbit/s, ticks) pieces."""
     lines, t_ns, counter = [header], 10**9, 0
     lines.append(json.dumps({"t": t_ns, "links": [[2, "eth0", counter]]}))
     for mbps, ticks in rates:
         for _ in range(ticks):
-            t_ns += TENTH
-            counter += mbps * GBIT_TENTH // 1000
+            t_ns += apart_ns
+            counter += mbps * apart_ns // 8000
             lines.append(json.dumps({"t": t_ns, "links": [[2, "eth0", counter]]}))
     file = path / "recording.jsonl"
     file.write_text("\n".join(lines) + "\n")
@@ -114,6 +114,35 @@ def test_auto_release_sees_the_modelled_demand(tmp_path: Path, capsys: pytest.Ca
     assert isinstance(released_s, float)
     assert 32.0 <= released_s <= 33.2
     assert events[5][0] == 46.2
+
+
+@pytest.mark.parametrize("apart_ms", [100, 250, 600, 700, 800, 950, 990, 1000, 1010, 1400])
+def test_quiet_is_judged_as_in_the_daemon_whatever_the_samples(
+    apart_ms: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit ends within a slice of when its hold and its quiet are over, with samples up to 1.5 s apart."""
+    busy, silent = 20_000 // apart_ms, 20_000 // apart_ms
+    file = recording(tmp_path, [(1200, busy), (0, silent)], apart_ns=apart_ms * 10**6)
+    (released,) = [at for at, kind, _ in told(replayed(capsys, file, "--config", config(tmp_path, AUTO))) if kind == "released"]
+    assert isinstance(released, float)
+    assert 2 - 1.5 <= released - busy * apart_ms / 1000 <= 2 + 2 * 1.5
+
+
+def test_seconds_of_silence_between_loud_ones_are_no_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """110 of 200 Mbit/s in every other sample, 0.99 s apart: no two make a quiet slice, and the limit stays."""
+    file = recording(tmp_path, [(1200, 15), *[(110, 1), (0, 1)] * 20], apart_ns=990 * 10**6)
+    events = replayed(capsys, file, "--config", config(tmp_path, AUTO))
+    assert [event["event"] for event in events] == ["epoch", "limit", "limited"]
+
+
+def test_samples_too_far_apart_prove_no_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples 2 s apart can fire, and no limit of theirs ends by itself, which a note says."""
+    file = recording(tmp_path, [(1200, 20), (0, 30)], apart_ns=2 * 10**9)
+    assert main(["replay", file, "--config", config(tmp_path, AUTO)]) == 0
+    captured = capsys.readouterr()
+    shown = " ".join((captured.out + captured.err).split())
+    assert "released" not in shown
+    assert "further than the 1.5 s that quiet can be judged by: no limit ends by itself here (release: auto)" in shown
 
 
 def test_below_the_limit_but_above_quiet_is_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,9 @@
 The hold is min_hold · multiplier^(strikes−1), capped at max_hold. Demand has ended after quiet_for of unbroken quiet
 slices of one second: the shaped classes carried less than quiet_rate of the limit, dropped nothing, and their queues were
 empty at the slice's end. The device counter alone cannot show demand behind a shaper, and the overlimits counter moves
-for harmless traffic: neither is asked. A slice that nobody observed is not quiet.
+for harmless traffic: neither is asked. A slice that nobody observed is not quiet, and no slice is so long that it averages
+quiet with loud time: it ends with the reading that is nearest to its second, and one of more than LONGEST_SLICE_NS was not
+observed.
 """
 
 from __future__ import annotations
@@ -15,12 +17,8 @@ from limiterd.core.model import SECOND, ClassStats, Release, ReleaseReason
 from limiterd.core.units import NS_PER_SECOND, PPM
 
 SLICE_NS: Final = 1 * SECOND
-LONGEST_SLICE_NS: Final = 3 * SECOND
-"""A reading that comes later than this leaves unobserved time behind it, and breaks the quiet.
-
-A slice ends with the first reading after its second. One that comes just before (a tick that is early, a tc event) is
-followed by the next a second and up to half of the longest interval later.
-"""
+LONGEST_SLICE_NS: Final = 1_500_000_000
+"""A reading that comes later than this leaves unobserved time behind it, and breaks the quiet."""
 
 
 def hold(release: Release, strikes: int) -> tuple[int, ReleaseReason]:
@@ -38,19 +36,22 @@ def hold(release: Release, strikes: int) -> tuple[int, ReleaseReason]:
 
 @dataclass(slots=True)
 class IdleSlices:
-    """Follows the shaped classes' counters, one slice of at least a second after the other."""
+    """Follows the shaped classes' counters, one slice of about a second after the other."""
 
     stats: ClassStats | None = None
     t_ns: int = 0
+    """Where the slice begins."""
+    read_ns: int = 0
     since_ns: int | None = None
 
     def read(self, stats: ClassStats, t_ns: int, limit_bps: int, quiet_rate_ppm: int) -> None:
-        """Take a reading. It ends a slice when a second has passed since the last one that did."""
+        """Take a reading. It ends the slice unless the next one, as far away as the last, will be nearer to a second."""
         if self.stats is None:
             self._begin(stats, t_ns)
             return
-        elapsed_ns = t_ns - self.t_ns
-        if elapsed_ns < SLICE_NS:
+        elapsed_ns, apart_ns = t_ns - self.t_ns, t_ns - self.read_ns
+        self.read_ns = t_ns
+        if 2 * elapsed_ns + apart_ns < 2 * SLICE_NS:
             return
         sent_bytes = stats.sent_bytes - self.stats.sent_bytes
         quiet = (
@@ -69,7 +70,11 @@ class IdleSlices:
 
     def _begin(self, stats: ClassStats, t_ns: int) -> None:
         self.stats = stats
-        self.t_ns = t_ns
+        self.t_ns = self.read_ns = t_ns
+
+    def due_ns(self) -> int:
+        """When the slice should end; 0 before the first one."""
+        return 0 if self.stats is None else self.t_ns + SLICE_NS
 
     def lasted_ns(self) -> int:
         """How long it has been quiet without a break, up to the last reading."""

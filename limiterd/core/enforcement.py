@@ -259,15 +259,16 @@ def _read_due(context: StepContext, limit_state: LimitState) -> bool:
     A limit that has just come to stand is looked at in the next tick, whatever the period: does traffic go through it?
     """
     slack_ns = context.state.rules.config.sampling.interval_ns // 2
-    return limit_state.awaiting or (
-        context.ticking and context.now.boot_ns + slack_ns >= limit_state.read_t_ns + _read_period_ns(context, limit_state)
-    )
+    return limit_state.awaiting or (context.ticking and context.now.boot_ns + slack_ns >= _read_due_ns(context, limit_state))
 
 
-def _read_period_ns(context: StepContext, limit_state: LimitState) -> int:
-    if limit_state.stage in LEAVING or (limit_state.stage is Stage.STANDING and not limit_state.bypass.began):
-        return 0
-    return min(context.state.rules.config.enforcement.read_back_ns, COUNTERS_NS)
+def _read_due_ns(context: StepContext, limit_state: LimitState) -> int:
+    standing = limit_state.stage is Stage.STANDING
+    if limit_state.stage in LEAVING or (standing and not limit_state.bypass.began):
+        return limit_state.read_t_ns
+    period_ns = min(context.state.rules.config.enforcement.read_back_ns, COUNTERS_NS)
+    due_ns = limit_state.read_t_ns + period_ns
+    return min(due_ns, limit_state.quiet.due_ns()) if standing else due_ns
 
 
 def _plan(context: StepContext, limit_state: LimitState, wanted: TcTree | None) -> Plan:

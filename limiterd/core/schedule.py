@@ -156,15 +156,15 @@ def put_under(context: StepContext, link: Link, before: Effective | None, after:
 
 
 def _starts_afresh(before: Effective, after: Effective) -> bool:
-    """Whether detection starts afresh: other rules, or an override that ended, so that nothing is limited retroactively."""
+    """Whether detection starts afresh: another policy, or an override that begins or ends; nothing is limited retroactively.
+
+    The begin of an exemption is no reason: nothing is limited while it applies, and its end is one.
+    """
+    if before.policy.name != after.policy.name:
+        return True
     old, new = before.override, after.override
     ended = old is not None and (new is None or new.id != old.id)
-    return ended or _epoch_fields(before) != _epoch_fields(after)
-
-
-def _epoch_fields(applies: Effective) -> tuple[object, ...]:
-    """What starts detection afresh when it changes, beside the detector's own parameters."""
-    return (applies.policy.name, applies.exempt, override_key(applies))
+    return not after.exempt and (ended or before.exempt or override_key(before) != override_key(after))
 
 
 def tell_override(context: StepContext, link: Link, before: Effective | None, after: Effective | None) -> None:

@@ -18,6 +18,7 @@ from itertools import pairwise
 from statistics import median_low
 from typing import Final, NamedTuple
 
+from limiterd.core.auto_release import LONGEST_SLICE_NS
 from limiterd.core.engine import start
 from limiterd.core.limit_state import Stage, calm_phase
 from limiterd.core.model import (
@@ -30,7 +31,9 @@ from limiterd.core.model import (
     Link,
     Now,
     Phase,
+    PolicyMode,
     Reason,
+    ReleaseMode,
     Rules,
     Snapshot,
 )
@@ -198,8 +201,9 @@ class _SourceRun:
     def _rules_of(self, source: Source) -> Rules:
         """The rules as they hold in this source: its host, and repeats of scraped counters dropped."""
         rules = self._run.by_device if source.key else self._run.rules
-        sampling = rules.config.sampling
         spacing_ns = max(source.resolution_ns.values(), default=0)
+        rules = _at_interval(rules, min(source.resolution_ns.values(), default=0))
+        sampling = rules.config.sampling
         if sampling.counter_refresh_ns < spacing_ns < sampling.max_gap_ns:
             rules = replace(rules, config=replace(rules.config, sampling=replace(sampling, counter_refresh_ns=spacing_ns)))
         return replace(rules, host=source.host or rules.host)
@@ -228,6 +232,7 @@ class _SourceRun:
         if self._early is not None:
             self._spacing_ns = _spacings(self._early)
             self._usual_ns = min(self._spacing_ns.values(), default=0)
+            self._rules = _at_interval(self._rules, self._usual_ns)
             self._early = None
 
     def tick(self, snapshot: Snapshot) -> Sequence[Told]:
@@ -351,6 +356,9 @@ class _SourceRun:
             unseen = "what happened between them was not observed, so an excess is reported as possible at most"
             self._run.note(name, f"{apart} {beyond}: {unseen}")
             return Possible(policy.detect, spacing_ns, scraped=scraped)
+        if spacing_ns > LONGEST_SLICE_NS and policy.mode is PolicyMode.ENFORCE and policy.release.mode is ReleaseMode.AUTO:
+            longest = f"{LONGEST_SLICE_NS / 1e9:g} s that quiet can be judged by"
+            self._run.note(name, f"{apart} {longest}: no limit ends by itself here (release: auto)")
         if spacing_ns > slice_ns:
             self._run.note(name, f"{apart} slice of {slice_ns / 1e9:g} s: each slice of the rule is then a single interval")
         return None
@@ -369,6 +377,13 @@ class _SourceRun:
                 detail = {"mean_bps": mean_bps}
                 events.append(Event(EventKind.POSSIBLE, snapshot.t_ns, name, Reason.SUSTAINED, applies.policy.name, detail))
         return events
+
+
+def _at_interval(rules: Rules, interval_ns: int) -> Rules:
+    """The rules for samples so far apart (0: as configured): limits are read at ticks, as in a daemon of that interval."""
+    if not interval_ns:
+        return rules
+    return replace(rules, config=replace(rules.config, sampling=replace(rules.config.sampling, interval_ns=interval_ns)))
 
 
 def _spacings(snapshots: Sequence[Snapshot]) -> dict[str, int]:

@@ -40,6 +40,28 @@ def firing_tick() -> int:
     return START.wall_ns + next(e.t_ns for e in world.events if e.kind is EventKind.LIMIT) - START.boot_ns
 
 
+@pytest.mark.parametrize("threshold_bps", [None, 500 * MBIT])
+def test_the_begin_of_an_exemption_opens_no_epoch(threshold_bps: int | None) -> None:
+    """On an unlimited link the window that had begun goes on and is noted in its time; the end opens an epoch, once."""
+    begin, end = START.wall_ns + 1500 * MS, START.wall_ns + 5 * SECOND
+    record = override(not_before_wall_ns=begin, expires_wall_ns=end, threshold_bps=threshold_bps)
+    world = World(rules_of(overrides=[record]))
+    world.fire()
+    assert world.told(EventKind.NOTED) == [(EventKind.NOTED, "sustained")]
+    assert [reason for _, reason in world.told(EventKind.EPOCH)] == ["new"]
+    world.run(3)
+    assert [reason for _, reason in world.told(EventKind.EPOCH)] == ["new", "reload"]
+
+
+def test_an_exemption_after_the_other_opens_no_epoch() -> None:
+    """One exemption gives way to another one: the link was exempt all the time."""
+    first = override(expires_wall_ns=START.wall_ns + SECOND)
+    world = World(rules_of(overrides=[first, replace(first, id="REQ-0", expires_wall_ns=START.wall_ns + HOUR)]))
+    world.run(3)
+    assert world.view().override == "REQ-0"
+    assert [reason for _, reason in world.told(EventKind.EPOCH)] == ["new"]
+
+
 def test_an_override_that_begins_at_the_firing_holds_for_it() -> None:
     """not_before = the firing sample's instant: the link is exempt at that sample, no limit comes and goes."""
     world = World(rules_of(overrides=[override(not_before_wall_ns=firing_tick())]))
@@ -158,11 +180,27 @@ def test_a_limit_is_read_once_a_period_whatever_the_jitter() -> None:
 def test_a_reading_in_the_midst_of_a_slice_does_not_break_the_quiet() -> None:
     """A tc event reads just before the slice's second is over; the next reading ends the slice, and it is quiet."""
     quiet = IdleSlices()
-    for t_ns in (0, 950 * MS, 2100 * MS, 3 * SECOND, 3950 * MS, 5 * SECOND):
+    for t_ns in (0, 460 * MS, SECOND, 1950 * MS, 1960 * MS, 3 * SECOND):
         quiet.read(ClassStats(), t_ns, 20 * MBIT, 500_000)
-    assert quiet.lasted_ns() == 5 * SECOND
-    quiet.read(ClassStats(), 8 * SECOND + 1, 20 * MBIT, 500_000)
-    assert quiet.lasted_ns() == 0, "nobody looked for longer than three seconds"
+    assert quiet.lasted_ns() == 3 * SECOND
+    quiet.read(ClassStats(), 4501 * MS, 20 * MBIT, 500_000)
+    assert quiet.lasted_ns() == 0, "nobody looked for longer than 1.5 s"
+
+
+def test_a_tc_event_does_not_delay_the_end_of_a_slice() -> None:
+    """Foreign tc changes read the limit at any moment: the slices still end after their second, and the release is on time."""
+    world = World(rules_of(replace(POLICY, release=AUTO)))
+    world.fire()
+    world.run(3)
+    world.kernel.offer(world.link().ifindex, 0)
+    begun_ns = world.now.boot_ns
+    for step in range(100):
+        world.tick()
+        if step % 9 == 4:
+            world.touch()
+        if world.told(EventKind.RELEASED):
+            break
+    assert world.now.boot_ns - begun_ns <= AUTO.quiet_for_ns + 2 * SECOND
 
 
 # ---- samples -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from limiterd.core.limit_state import TRANSITIONS, LimitState, Signal, Stage
 from limiterd.core.model import (
     HOUR,
     MINUTE,
+    MS,
     SECOND,
     Action,
     ActionKind,
@@ -74,8 +75,28 @@ def test_quiet_is_unbroken_slices_below_the_quiet_rate() -> None:
     assert read(6, backlog_bytes=0) == SECOND
     assert read(7, sent_bytes=5_000_000) == 0
     assert read(8) == SECOND
-    assert read(11.5) == 0
-    assert read(12.5, sent_bytes=0) == 0
+    assert read(9.6) == 0, "nobody looked for longer than 1.5 s"
+    assert read(11) == 1400 * MS
+    assert read(12, sent_bytes=0) == 0
+
+
+def test_a_slice_ends_with_the_reading_nearest_to_its_second() -> None:
+    """Readings 0.6 to 1.4 s apart, a little early or late: no slice is longer than 1.5 s, and no quiet one is lost."""
+    for apart_ms in range(50, 1500, 10):
+        quiet = IdleSlices()
+        readings = range(0, 20_000, apart_ms)
+        for t_ms in readings:
+            quiet.read(ClassStats(), t_ms * MS, 8 * MBIT, 500_000)
+        assert quiet.lasted_ns() >= (readings[-1] - 1500) * MS, apart_ms
+
+
+def test_quiet_time_is_not_averaged_with_loud_time() -> None:
+    """Alternating seconds at 55 % of the limit and silence are never two quiet ones, a little early or late."""
+    quiet, sent_bytes = IdleSlices(), 0
+    for second in range(40):
+        sent_bytes += 550_000 if second % 2 else 0
+        quiet.read(ClassStats(sent_bytes=sent_bytes), second * 990 * MS, 8 * MBIT, 500_000)
+        assert quiet.lasted_ns() <= SECOND
 
 
 def test_backoff_doubles_to_a_minute() -> None:
