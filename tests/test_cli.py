@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from hypothesis import strategies as st
 
 from limiterd import cli
 from limiterd.core.model import EventKind
-from limiterd.ctl import connect, effect, history, top
+from limiterd.ctl import connect, effect, history, top, watch
 from limiterd.ctl import override as overrides
 from limiterd.ctl import request as requests
 from limiterd.ctl import show_explain as explain
 from limiterd.ctl import show_status as status
 from limiterd.ctl.format import PLAIN, display_width
-from limiterd.ctl.terminal import Terminal
+from limiterd.ctl.terminal import CLEAR_SCREEN, Terminal
 from limiterd.store.audit import AuditTrail
 from tests.ctl_server import ControlStub, Refusal
 from tests.netns import wait_for
@@ -352,7 +353,7 @@ def test_status_shows_each_phase_truthfully() -> None:
             link("eth6", mode="observe"),
         )
     )
-    fields = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    fields = {line.split()[0]: line.split()[1:] for line in lines if line}
     assert fields["eth0"] == ["conforming", "94mbit", "-", "-", "-", "-", "-"]
     assert fields["eth1"][:3] == ["limited", "200mbit", "200mbit"]
     assert fields["eth1"][-4:] == ["(4m)", "2", "-", "sustained"]
@@ -361,6 +362,50 @@ def test_status_shows_each_phase_truthfully() -> None:
     assert fields["eth4"][:4] == ["fault", "94mbit", "due", "200mbit"]
     assert fields["eth5"] == ["absent", "-", "-", "-", "-", "-", "-"]
     assert fields["eth6"][2] == "observe"
+
+
+def rows_of(lines: list[str]) -> list[str]:
+    """The interfaces of the table's rows, in their order."""
+    header = next(place for place, line in enumerate(lines) if line.startswith("INTERFACE"))
+    return [line.split()[0] for line in lines[header + 1 :] if line and not line.startswith((" ", "…"))]
+
+
+def test_status_begins_with_what_runs_and_the_policy() -> None:
+    """The head says which limiterd, where, since when, how many links are in which phase, and the policy in words."""
+    lines = status.render(document(link(policy_limit_bps=200_000_000), link("eth1", **LIMITED), link("eth2")))
+    assert lines[0] == "limiterd 0.1.0 on gpu-7, up 3h: 3 links: 1 limited, 2 conforming"
+    assert lines[1] == "fair-use: 1gbit or more for more than 10s is limited to 200mbit"
+
+
+def test_status_shows_problems_first_and_names_in_their_order() -> None:
+    """Faults, limits and pending links stand above the rest; eth2 stands before eth10."""
+    links = [link("eth10"), link("eth2"), link("eth11", **LIMITED), link("eth3", phase="pending"), link("eth12", phase="fault")]
+    assert rows_of(status.render(document(*links))) == ["eth12", "eth11", "eth3", "eth2", "eth10"]
+
+
+def test_many_conforming_links_are_folded_into_a_line() -> None:
+    """Above 20 rows the conforming ones give way to one line that names the fastest; --all and --phase show them."""
+    links = [link(f"eth{i}", rate_bps=i * 10**6) for i in range(40)]
+    data = document(*links, link("tap7", **LIMITED))
+    lines = status.render(data)
+    assert rows_of(lines[:-1]) == ["tap7"]
+    assert lines[-1] == "40 conforming links not shown, the fastest eth39 at 39mbit (--all)"
+    assert len(rows_of(status.render(data, every=True))) == 41
+    assert rows_of(status.render(data, phases=["limited"])) == ["tap7"]
+    assert len(rows_of(status.render(data, phases=["conforming"]))) == 40
+    assert status.render(data, phases=["fault"])[-1] == "No link is in phase fault."
+    assert len(rows_of(status.render(document(*links[:20])))) == 20
+
+
+def test_a_watched_screen_keeps_its_head(capsys: pytest.CaptureFixture[str]) -> None:
+    """Under --watch what does not fit on the screen is counted in its last line, and the head stays."""
+    ns = argparse.Namespace(watch=1.0, json=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "terminal", lambda: replace(SCREEN, height=10))
+        watch.show(ns, {}, lambda _: [f"line {i}" for i in range(30)])
+    shown = capsys.readouterr().out.removeprefix(CLEAR_SCREEN).splitlines()
+    assert len(shown) == 9
+    assert (shown[0], shown[-1]) == ("line 0", "… 22 more lines: make the window taller, or ask for less (--phase, IFACE)")
 
 
 NAMES = st.text(st.characters(exclude_characters="/"), min_size=1, max_size=15)
@@ -474,7 +519,7 @@ def test_each_round_of_watch_reaches_a_pipe_at_once(verb: tuple[str, ...], stub:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     with limiterctl(*verb, "--watch", "3600", "--socket", str(stub.path), env=environment) as process:
         assert process.stdout is not None
-        assert "eth0" in "".join(process.stdout.readline() for _ in range(2))
+        assert any("eth0" in line for line in iter(process.stdout.readline, ""))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
 

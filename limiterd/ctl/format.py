@@ -215,12 +215,11 @@ def both(at: float | None, now: float) -> str:
 
 
 def brief(at: float | None, now: float) -> str:
-    """A time for a narrow column: "14:03 (4m)" today, "11-21 (2d)" in this half-year, "2025-11 (1y)" before."""
+    """A time for a narrow column: "14:03 (4m)" within a day, "11-21 (2d)" in this half-year, "2025-11-21" before."""
     if at is None:
         return NOTHING
-    then, today = local(at), local(now)
-    age = max(0.0, now - at)
-    if then.date() == today.date():
+    then, age = local(at), max(0.0, now - at)
+    if age < 86_400:
         return f"{then:%H:%M} ({short_span(age)})"
     if age < 180 * 86_400:
         return f"{then:%m-%d} ({short_span(age)})"

@@ -1,4 +1,4 @@
-"""`limiterctl status`: one row a link, then everything that is not as it should be, in sentences.
+"""`limiterctl status`: what runs here, what is not as it should be, in sentences, then one row a link (status_rows).
 
 What is printed is what the daemon says, and it says `limited` only of what it read back from the kernel. The table fits
 80 columns; what does not fit is in `status IFACE` and in --json.
@@ -15,6 +15,7 @@ from limiterd.core.errors import EXIT_DONE, EXIT_FAILED
 from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import Data, ask, figure, json_argument, number, record, records, texts
 from limiterd.ctl.format import NOTHING, PHASE_STYLES, PLAIN, Cell, Column, Palette, clean
+from limiterd.ctl.status_rows import FOLD_ABOVE, PHASES, folded, head, ordered
 from limiterd.ctl.terminal import complain
 from limiterd.ctl.watch import repeated, show, watch_argument
 
@@ -27,7 +28,7 @@ COLUMNS: Final = (
     Column("LIMIT/TIMER"),
     Column("SINCE"),
     Column("STRIKES", right=True, short="STR"),
-    Column("OVERRIDE", least=4, short="OVER"),
+    Column("OVERRIDE", least=10),
     Column("REASON"),
 )
 
@@ -35,6 +36,10 @@ COLUMNS: Final = (
 def status_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `status`."""
     parser.add_argument("interface", nargs="?", metavar="IFACE", help="show this link in detail")
+    parser.add_argument(
+        "--all", action="store_true", help=f"show conforming links too where there are more than {FOLD_ABOVE} rows"
+    )
+    parser.add_argument("--phase", choices=PHASES, action="append", help="show only links in this phase (may be repeated)")
     watch_argument(parser)
     json_argument(parser)
 
@@ -46,7 +51,13 @@ def status(ns: argparse.Namespace) -> int:
 
 def _once(ns: argparse.Namespace) -> int:
     data = ask(ns, "status", {"interface": ns.interface} if ns.interface else {})
-    show(ns, data, lambda screen: render(data, interface=ns.interface, width=screen.width, palette=screen.palette))
+    show(
+        ns,
+        data,
+        lambda screen: render(
+            data, interface=ns.interface, width=screen.width, palette=screen.palette, every=ns.all, phases=ns.phase or ()
+        ),
+    )
     if ns.interface and not records(data.get("links")):
         complain(unwatched(ns.interface))
         return EXIT_FAILED
@@ -62,9 +73,19 @@ def unwatched(interface: str) -> str:
 
 
 def render(
-    data: Data, *, interface: str | None = None, width: int = 80, palette: Palette = PLAIN, now: float | None = None
+    data: Data,
+    *,
+    interface: str | None = None,
+    width: int = 80,
+    palette: Palette = PLAIN,
+    now: float | None = None,
+    every: bool = False,
+    phases: Sequence[str] = (),
 ) -> list[str]:
-    """Status as lines of at most width columns: a table, or one link in detail. now is Unix seconds."""
+    """Status as lines of at most width columns: head, problems, table; or one link in detail. now is Unix seconds.
+
+    Without every and phases, conforming links are folded into one line where there are many rows.
+    """
     at = now if now is not None else fmt.moment(data.get("wall")) or time.time()
     links = records(data.get("links"))
     notes = notices(data, at, width, palette)
@@ -73,7 +94,13 @@ def render(
         return [*detail, *notes] or [f"no link {clean(interface)}"]
     if not links:
         return ["No link is watched: no policy's `interfaces` matches a link of this machine.", *notes]
-    return [*fmt.table(COLUMNS, [_row(link, at) for link in links], width, palette), *notes]
+    rows = ordered(link for link in links if not phases or link.get("phase") in phases)
+    shown, rest = (rows, "") if every or phases else folded(rows)
+    top = [line for text in head(data, links, at) for line in fmt.wrap(text, width, "  ", first="")]
+    table = fmt.table(COLUMNS, [_row(link, at) for link in shown], width, palette) if shown else []
+    below = fmt.wrap(rest, width, "  ", first="") if rest else []
+    lines = ["", *table, *below] if rows else ["", f"No link is in phase {' or '.join(phases)}."]
+    return [*top, *notes, *lines]
 
 
 def _row(link: Data, now: float) -> list[Cell]:

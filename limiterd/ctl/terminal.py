@@ -28,15 +28,18 @@ class Terminal:
     width: int
     palette: Palette
     unicode: bool
+    height: int = 24
 
 
 def terminal() -> Terminal:
     """Look at standard output as it is now."""
     is_terminal = sys.stdout.isatty()
     dumb = os.environ.get("TERM") == "dumb"
+    size = shutil.get_terminal_size((PIPE_WIDTH, 24))
     return Terminal(
         is_terminal=is_terminal,
-        width=shutil.get_terminal_size((PIPE_WIDTH, 24)).columns if is_terminal else PIPE_WIDTH,
+        width=size.columns if is_terminal else PIPE_WIDTH,
+        height=size.lines,
         palette=Palette(enabled=is_terminal and not dumb and not os.environ.get("NO_COLOR")),
         unicode=(sys.stdout.encoding or "").lower().replace("-", "") == "utf8",
     )

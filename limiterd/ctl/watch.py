@@ -61,5 +61,13 @@ def show(ns: argparse.Namespace, data: Data, render: Callable[[Terminal], Sequen
     screen = terminal()
     lines = render(screen)
     if again:
-        lines = [CLEAR_SCREEN + lines[0], *lines[1:]] if screen.is_terminal else [*lines, ""]
+        lines = _on_one_screen(lines, screen.height) if screen.is_terminal else [*lines, ""]
     say(lines)
+
+
+def _on_one_screen(lines: Sequence[str], height: int) -> list[str]:
+    """The beginning of what is shown stays in sight; what does not fit is counted in the last line."""
+    if len(lines) >= height:
+        shown = max(1, height - 2)
+        lines = [*lines[:shown], f"… {len(lines) - shown} more lines: make the window taller, or ask for less (--phase, IFACE)"]
+    return [CLEAR_SCREEN + lines[0], *lines[1:]]

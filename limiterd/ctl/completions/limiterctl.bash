@@ -8,7 +8,7 @@
 _shtab_limiterctl_override_subparsers=(add list revoke)
 _shtab_limiterctl_subparsers=(status top explain history reload limit release pause resume override request requests approve deny check replay record demo install-service uninstall-service completion)
 
-_shtab_limiterctl_status_option_strings=(-h --help --config --socket --watch --json)
+_shtab_limiterctl_status_option_strings=(-h --help --config --socket --all --phase --watch --json)
 _shtab_limiterctl_top_option_strings=(-h --help --config --socket --sort --json)
 _shtab_limiterctl_explain_option_strings=(-h --help --config --socket --watch --json)
 _shtab_limiterctl_history_option_strings=(-h --help --config --socket --interface --kind --since --until --limit --verify --head --json)
@@ -100,6 +100,7 @@ _shtab_limiterctl_uninstall_service___root_COMPGEN=_shtab_compgen_dirs
 _shtab_limiterctl_completion___config_COMPGEN=_shtab_compgen_files
 _shtab_limiterctl_completion___socket_COMPGEN=_shtab_compgen_files
 
+_shtab_limiterctl_status___phase_choices=(fault limited pending absent exempt conforming)
 _shtab_limiterctl_top___sort_choices=(n p r)
 _shtab_limiterctl_override_pos_0_choices=(add list revoke)
 _shtab_limiterctl_completion_pos_0_choices=(bash fish zsh)
@@ -107,6 +108,7 @@ _shtab_limiterctl_pos_0_choices=(status top explain history reload limit release
 
 _shtab_limiterctl_status__h_nargs=0
 _shtab_limiterctl_status___help_nargs=0
+_shtab_limiterctl_status___all_nargs=0
 _shtab_limiterctl_status___watch_nargs='?'
 _shtab_limiterctl_status___json_nargs=0
 _shtab_limiterctl_top__h_nargs=0

@@ -51,7 +51,7 @@ function _shtab_limiterctl_using
 end
 
 set -g _shtab_limiterctl_commands status top explain history reload limit release pause resume override 'override add' 'override list' 'override revoke' request requests approve deny check replay record demo install-service uninstall-service completion
-set -g _shtab_limiterctl_opts_with_value --approved-by --ca --compare --config --duration --from --head --header --host --id --interface --kind --label --limit --output --plot --query --rate --reason --root --since --socket --sort --step --threshold --timeout --to --token-file --until --watch
+set -g _shtab_limiterctl_opts_with_value --approved-by --ca --compare --config --duration --from --head --header --host --id --interface --kind --label --limit --output --phase --plot --query --rate --reason --root --since --socket --sort --step --threshold --timeout --to --token-file --until --watch
 
 complete -c limiterctl -e
 complete -c limiterctl -f
@@ -62,6 +62,8 @@ complete -c limiterctl -n '_shtab_limiterctl_using; and test $_shtab_limiterctl_
 complete -c limiterctl -n '_shtab_limiterctl_using status' -s h -l help -d 'show this help message and exit'
 complete -c limiterctl -n '_shtab_limiterctl_using status' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s configuration: it names the socket and the directories (default: /etc/limiterd/limiterd.yaml)'
 complete -c limiterctl -n '_shtab_limiterctl_using status' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s control socket (default: the one that --config names)'
+complete -c limiterctl -n '_shtab_limiterctl_using status' -l all -d 'show conforming links too where there are more than 20 rows'
+complete -c limiterctl -n '_shtab_limiterctl_using status' -l phase -xka "fault limited pending absent exempt conforming" -d 'show only links in this phase (may be repeated)'
 complete -c limiterctl -n '_shtab_limiterctl_using status' -l watch -x -d 'refresh every SECONDS (default: 2) until Ctrl-C'
 complete -c limiterctl -n '_shtab_limiterctl_using status' -l json -d 'print JSON (see docs/cli.md for its schema)'
 complete -c limiterctl -n '_shtab_limiterctl_using status; and test $_shtab_limiterctl_npos -eq 0' -ka "(command ls /sys/class/net)" -d 'show this link in detail'
