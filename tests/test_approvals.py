@@ -237,7 +237,7 @@ def test_an_id_of_another_hosts_record_is_taken(daemon: Daemon) -> None:
     elsewhere = replace(record_from_mapping(EXEMPT), hosts=("elsewhere",))
     (daemon.home / "overrides.d" / "fleet.yaml").write_text(to_yaml([elsewhere]))
     daemon.reloading.reload("root")
-    with pytest.raises(PeerError, match=r"override A exists already, in .*/fleet.yaml:\d+"):
+    with pytest.raises(PeerError, match=r"override A exists already, in .*/fleet.yaml"):
         daemon.approvals.add(EXEMPT, "root")
 
 

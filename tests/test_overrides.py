@@ -293,7 +293,7 @@ def test_an_id_given_twice_names_both_places(tmp_path: Path) -> None:
     """In one file or in two, the later place holds the problem and its text both."""
     (tmp_path / "a.yaml").write_text(flow())
     (tmp_path / "b.yaml").write_text(flow(id="REQ-2") + flow().partition("\n")[2])
-    (problem,) = overrides.duplicates(overrides.read_directory(str(tmp_path)).ids)
+    (problem,) = overrides.read_directory(str(tmp_path)).problems
     assert str(problem) == (
         f"{tmp_path}/b.yaml:8:9: overrides[1].id: REQ-1 is given twice, in {tmp_path}/a.yaml:2 and in {tmp_path}/b.yaml:8; "
         "rename or remove one"
@@ -431,7 +431,7 @@ def valid_records(draw: st.DrawFn) -> Override:
     )
 
 
-@given(st.lists(valid_records(), max_size=3))
+@given(st.lists(valid_records(), max_size=3, unique_by=lambda record: record.id))
 def test_what_is_written_reads_back(records: list[Override]) -> None:
     """The YAML of records is read by the same loader as exactly these."""
     found = overrides.parse(overrides.to_yaml(records).encode(), "o.yaml", origin="state")

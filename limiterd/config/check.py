@@ -27,7 +27,8 @@ from limiterd.config.load import (
     store_directory,
     unknown_groups,
 )
-from limiterd.config.override_files import Found, Spot, Store
+from limiterd.config.override_files import Found, Store
+from limiterd.config.record_ids import Ids, Spot, duplicates
 from limiterd.config.yaml_reader import Items, Problems, Table, compose, decode, read_bytes, shown
 from limiterd.core.errors import ConfigError, Problem
 from limiterd.core.model import Config, Rules
@@ -74,7 +75,7 @@ def _check_these(paths: Sequence[str], host: str, default: str) -> Verdict:
     judge = config or installed
     rules = replace(Rules(host=host), config=judge or Config())
     around = _around(paths, judge) if judge is not None else []
-    whole.problems += overrides.duplicates([*around, *whole.ids])
+    whole.problems += duplicates(around, whole.ids)
     now_ns = time.time_ns()
     if judge is not None:
         whole.problems += clashes(whole.records, rules, now_ns)
@@ -106,7 +107,7 @@ def _around(paths: Sequence[str], config: Config) -> list[Spot]:
     inside = {path for path in checked if directory in (path, path.parent)}
     if not inside:
         return []
-    others = [] if directory in checked else overrides.read_directory(config.overrides.directory).ids
+    others = Ids() if directory in checked else overrides.read_directory(config.overrides.directory).ids
     return [*Store(store_directory(config)).load().ids, *(spot for spot in others if _resolved(spot.file) not in checked)]
 
 

@@ -12,7 +12,7 @@ import grp
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -21,6 +21,7 @@ from limiterd.config.conditions import ACROSS
 from limiterd.config.context import Context
 from limiterd.config.override_files import Placed, Store
 from limiterd.config.reader import read
+from limiterd.config.record_ids import Taken, duplicates
 from limiterd.config.yaml_reader import Place, Problems, compose, decode, read_bytes, shown
 from limiterd.core.errors import ConfigError, Problem
 from limiterd.core.keys import Section
@@ -39,8 +40,8 @@ class Loaded:
     """Where the configuration's keys are."""
     digest: hashlib._Hash
     """Of the configuration and the operator's records; the daemon's own records come after them."""
-    theirs: Mapping[str, str]
-    """Where each id of the operator's records stands, also of those that are for other hosts."""
+    theirs: Taken
+    """The ids of the operator's records, also of those that are for other hosts."""
     notes: tuple[str, ...] = ()
     damaged: tuple[Problem, ...] = ()
     blank: bool = False
@@ -148,7 +149,7 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
         host=host,
         sha256=digest.hexdigest(),
     )
-    wrong = [*parsed.problems, *theirs.problems, *overrides.duplicates([*own.ids, *theirs.ids])]
+    wrong = [*parsed.problems, *theirs.problems, *duplicates(own.ids, theirs.ids)]
     if paced:
         wrong += unknown_groups(config, parsed.context)
     if parsed.context.is_valid("policies"):
@@ -158,7 +159,7 @@ def load_all(config_path: str | os.PathLike[str], *, host: str, wall_ns: int | N
     notes = [*theirs.notes, *policy_remarks(shown(name), rules)]
     notes += record_remarks(rules.overrides, rules, now_ns, configured=True)
     notes += [str(problem) for problem in clashes(own.records, rules, now_ns)]
-    taken = {spot.id: f"{spot.file}:{spot.place.line}" for spot in theirs.ids}
+    taken = Taken(theirs.ids)
     return Loaded(rules, parsed.context, before_own, taken, tuple(notes), tuple(own.problems), blank=not data.strip())
 
 

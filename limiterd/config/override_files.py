@@ -11,16 +11,18 @@ look at. Ids are unique over both.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from limiterd.config.context import Context
-from limiterd.config.reader import read
+from limiterd.config.reader import is_null, read
+from limiterd.config.record_ids import LIST, Ids, Spot, Taken
 from limiterd.config.yaml_reader import (
     ENDS_MARKED,
     MAX_DEPTH,
@@ -59,15 +61,6 @@ OWN: Final = "state"
 """The origin of the daemon's own records."""
 
 
-class Spot(NamedTuple):
-    """Where an id stands: what is needed to tell of a second one."""
-
-    id: str
-    file: str
-    place: Place
-    path: str
-
-
 class Placed(NamedTuple):
     """A record with the file that it stands in, its path there, and where its keys are."""
 
@@ -90,16 +83,16 @@ class Found:
     """
 
     records: list[Placed] = field(default_factory=list)
-    ids: list[Spot] = field(default_factory=list)
+    ids: Ids = field(default_factory=Ids)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     elsewhere: int = 0
 
     def add(self, other: Found) -> None:
-        """Take in what another file held."""
+        """Take in what another file held; an id that was known already is a problem."""
         self.records += other.records
-        self.ids += other.ids
         self.problems += other.problems
+        self.problems += self.ids.add(other.ids)
         self.notes += other.notes
         self.elsewhere += other.elsewhere
 
@@ -107,43 +100,83 @@ class Found:
 # ---- reading ---------------------------------------------------------------------------------------
 
 
-def parse(data: bytes, file: str, *, origin: str | None = None, host: str | None = None) -> Found:
+def parse(data: bytes, file: str, *, origin: str | None = None, host: str | None = None, only_valid: bool = False) -> Found:
     """Read the bytes of an override file. Never raises: what is wrong is in the answer, beside the records that are right.
 
     origin is what the records carry; by default the file and the line. host: only records that can apply there are kept.
+    only_valid: ids of records that are wrong otherwise do not count.
     """
-    found = Found()
-    context = Context(Problems(file))
+    problems = Problems(file)
+    records = _Records(problems, origin, host, only_valid=only_valid)
     try:
-        root = compose(decode(data, file), context.problems)
+        root = compose(decode(data, file), problems, taken_from=LIST, take=records.take)
         if root is None:
-            context.problems.add(START, "overrides", "no record is in this file; write `overrides: []` for none, or remove it")
+            problems.add(START, LIST, "no record is in this file; write `overrides: []` for none, or remove it")
         else:
-            read(_FILE, root, "", context)
-        context.problems.raise_if_any()
+            read(_FILE, root, "", Context(problems))
     except ConfigError as error:
-        found.problems.extend(error.problems)
-    for path, record in context.entries.items():
-        if context.is_read(f"{path}.id"):
-            found.ids.append(Spot(record.id, file, context.place_of(f"{path}.id"), path))
+        return Found(problems=list(error.problems))
+    records.found.problems += problems.take()
+    return records.found
+
+
+class _Records:
+    """Judges one record after the other while their file is read, so that a file of thousands is never held whole."""
+
+    def __init__(self, problems: Problems, origin: str | None, host: str | None, *, only_valid: bool) -> None:
+        self.found = Found()
+        self._problems = problems
+        self._origin = origin
+        self._host = host
+        self._only_valid = only_valid
+        self._rested = time.monotonic()
+
+    def take(self, node: Node, path: str) -> Node:
+        """Read a record. What is not read is left to the list's reader, which says why."""
+        self._rest()
+        if is_null(node):
+            return node
+        context = Context(self._problems)
+        context.places[path] = node.place
+        read(Section(Override), node, path, context)
+        record = context.entries.get(path)
+        if record is not None:
+            self._keep(record, path, context)
+        return Refused(node.place)
+
+    def _rest(self) -> None:
+        """Leave the interpreter to other threads for a while: a sampling loop can take a whole turn then."""
+        if time.monotonic() - self._rested > _STRETCH_S:
+            time.sleep(_REST_S)
+            self._rested = time.monotonic()
+
+    def _keep(self, record: Override, path: str, context: Context) -> None:
+        found, file = self.found, self._problems.file
+        if context.is_valid(path) if self._only_valid else context.is_read(f"{path}.id"):
+            number = int(path.removeprefix(f"{LIST}[").removesuffix("]"))
+            found.problems += found.ids.add([Spot(record.id, file, *context.place_of(f"{path}.id"), number)])
         if not context.is_valid(path):
-            continue
-        if host is not None and not host_matches(record.hosts, host):
+            return
+        if self._host is not None and not host_matches(record.hosts, self._host):
             found.elsewhere += 1
-            continue
-        placed = _placed(record, path, context, origin)
+            return
+        placed = _placed(record, path, context, self._origin)
         if _has_idle_rates(record):
             found.notes.append(f"{placed.record.origin}: override {record.id}: {_IDLE_RATES}")
             placed = placed._replace(record=replace(placed.record, threshold_bps=None, limit_bps=None))
         found.records.append(placed)
-    return found
+
+
+_STRETCH_S: Final = 0.004
+"""Longer than the interpreter's switch interval: else a thread that waits would never get to insist."""
+_REST_S: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class _OverrideFile:
     """The whole of an override file."""
 
-    overrides: tuple[Override, ...] = field(metadata=key("overrides", ListOf(Section(Override), what="record", most=MAX_RECORDS)))
+    overrides: tuple[Override, ...] = field(metadata=key(LIST, ListOf(Section(Override), what="record", most=MAX_RECORDS)))
 
 
 _FILE: Final = Section(_OverrideFile)
@@ -168,11 +201,12 @@ def read_directory(
     owners: Collection[int] = (),
     digest: Callable[[bytes], object] = lambda _: None,
     host: str | None = None,
+    only_valid: bool = False,
 ) -> Found:
     """Read every *.yaml and *.yml of a directory in the order of their names; names that begin with "." are left out.
 
-    A directory that is not there holds no records, which is noted. digest gets the bytes of each file; host as parse()
-    takes it. Never raises for what it finds.
+    A directory that is not there holds no records, which is noted. digest gets the bytes of each file; host and only_valid
+    as parse() takes them. Never raises for what it finds.
     """
     name = shown(directory)
     try:
@@ -185,7 +219,7 @@ def read_directory(
         reason = error.strerror if isinstance(error, OSError) else "it holds a NUL"
         return Found(problems=list(refuse(name, f"the overrides directory cannot be read: {reason}").problems))
     try:
-        found = _read_entries(descriptor, name, owners, digest, host)
+        found = _read_entries(descriptor, name, owners, digest, partial(parse, host=host, only_valid=only_valid))
     except OSError as error:
         return Found(problems=list(refuse(name, f"the overrides directory cannot be read: {error.strerror}").problems))
     finally:
@@ -201,7 +235,7 @@ def _names_of(directory: int) -> list[str]:
 
 
 def _read_entries(
-    descriptor: int, directory: str, owners: Collection[int], digest: Callable[[bytes], object], host: str | None
+    descriptor: int, directory: str, owners: Collection[int], digest: Callable[[bytes], object], judge_file: Callable[..., Found]
 ) -> Found:
     if (reason := distrust(descriptor, owners)) is not None:
         return Found(problems=list(refuse(directory, f"the overrides directory {reason}").problems))
@@ -218,7 +252,7 @@ def _read_entries(
             continue
         size += len(data)
         digest(data)
-        whole.add(parse(data, file, host=host))
+        whole.add(judge_file(data, file))
         if size > MAX_TOTAL_BYTES or len(whole.ids) > MAX_RECORDS:
             most = f"more than {MAX_TOTAL_BYTES >> 20} MiB or {MAX_RECORDS} records; remove what has expired"
             whole.problems += refuse(directory, f"the files up to {shown(name)} hold {most}").problems
@@ -227,17 +261,6 @@ def _read_entries(
 
 
 # ---- judging a set ---------------------------------------------------------------------------------
-
-
-def duplicates(ids: Iterable[Spot]) -> Iterator[Problem]:
-    """Yield a problem for every id that was seen before, naming both places; it stands at the later of the two."""
-    first: dict[str, Spot] = {}
-    for spot in ids:
-        before = first.setdefault(spot.id, spot)
-        if before is not spot:
-            here, there = (f"{one.file}:{one.place.line}" for one in (spot, before))
-            message = f"{spot.id} is given twice, in {there} and in {here}; rename or remove one"
-            yield Problem(spot.file, spot.place.line, spot.place.column, f"{spot.path}.id", message)
 
 
 def conflicts(record: Override, rules: Rules, wall_ns: int) -> Iterator[tuple[str, str]]:
@@ -329,12 +352,15 @@ def record_from_mapping(mapping: Mapping[str, object], origin: str = OWN) -> Ove
     return replace(record, origin=origin)
 
 
-def judge(record: Override, rules: Rules, wall_ns: int, theirs: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Judge a new record beside the rules, and the operator's ids with their places.
+_NOTHING_TAKEN: Final = Taken()
+
+
+def judge(record: Override, rules: Rules, wall_ns: int, theirs: Taken = _NOTHING_TAKEN) -> None:
+    """Judge a new record beside the rules, and the operator's ids with their files.
 
     Raises PeerError: the id is taken, or a policy contradicts it.
     """
-    known = theirs.get(record.id) or next((one.origin for one in rules.overrides if one.id == record.id), None)
+    known = next((one.origin for one in rules.overrides if one.id == record.id), theirs.file_of(record.id))
     if known is not None:
         where = "in the daemon's own store" if known == OWN else f"in {known}"
         raise PeerError(f"override {record.id} exists already, {where}; choose another id, or revoke that one first")
@@ -356,12 +382,6 @@ def to_yaml(records: Iterable[Override]) -> str:
     return "\n".join([*lines, "...", ""])
 
 
-def _ids_of(found: Found) -> list[Spot]:
-    """The ids of the records that count."""
-    valid = {(placed.file, placed.path) for placed in found.records}
-    return [spot for spot in found.ids if (spot.file, spot.path) in valid]
-
-
 class Store:
     """The daemon's own records under `<state>/overrides.d`, one file each. Every call reads the disk; none keeps a copy.
 
@@ -376,12 +396,9 @@ class Store:
 
         digest gets the bytes of each file.
         """
-        found = read_directory(str(self._directory), owners=self._owners(), digest=digest)
-        found.ids = _ids_of(found)
-        found.problems += duplicates(found.ids)
+        found = read_directory(str(self._directory), owners=self._owners(), digest=digest, only_valid=True)
         once = {placed.record.id: placed for placed in reversed(found.records)}
         found.records = [placed._replace(record=replace(placed.record, origin=OWN)) for placed in reversed(once.values())]
-        found.ids = _ids_of(found)
         found.notes.clear()
         return found
 

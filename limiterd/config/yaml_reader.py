@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -212,8 +212,12 @@ def _place_after(text: str) -> Place:
 # ---- the YAML --------------------------------------------------------------------------------------
 
 
-def compose(text: str, problems: Problems) -> Node | None:
-    """Fold a text into nodes; None where it holds no content at all.
+Take = Callable[["Node", str], "Node"]
+"""Takes an entry of a list with its path as soon as it is read; what is returned stands in its place."""
+
+
+def compose(text: str, problems: Problems, *, taken_from: str = "", take: Take | None = None) -> Node | None:
+    """Fold a text into nodes; None where it holds no content at all. take gets each entry of the list at `taken_from`.
 
     What is wrong is added to `problems`, and a Refused stands in its place, so that the caller can go on to find more.
     Raises ConfigError where reading on makes no sense: a syntax error, or a limit passed.
@@ -227,7 +231,7 @@ def compose(text: str, problems: Problems) -> Node | None:
             problems.add(_place_after(text), "file", "ends within a comment; end its last line with a newline")
             problems.raise_if_any()
         return None
-    return _Composer(text, problems).run()
+    return _Composer(text, problems, taken_from, take).run()
 
 
 def _ends_marked(text: str) -> bool:
@@ -259,9 +263,11 @@ def _end(event: yaml.Event) -> int:
 class _Composer:
     """Reads events into nodes, one level of the text a call. An event is judged before the next one is asked for."""
 
-    def __init__(self, text: str, problems: Problems) -> None:
+    def __init__(self, text: str, problems: Problems, taken_from: str, take: Take | None) -> None:
         self._text = text
         self._problems = problems
+        self._taken_from = taken_from
+        self._take = take
         self._events = _events(text)
         self._nodes = 0
         self._last: tuple[int, bool] = (0, True)
@@ -333,7 +339,9 @@ class _Composer:
     def _items(self, place: Place, path: str, depth: int) -> Items:
         node = Items(place)
         for event in self._inner("SequenceEndEvent"):
-            node.items.append(self._node(event, f"{path}[{len(node.items)}]", depth))
+            where = f"{path}[{len(node.items)}]"
+            item = self._node(event, where, depth)
+            node.items.append(item if self._take is None or path != self._taken_from else self._take(item, where))
         return node
 
     def _table(self, place: Place, path: str, depth: int) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -63,6 +64,8 @@ _LOOK_NS: Final = 1_000_000_000
 """How long people wait for the loop before they are shown its last frame."""
 _SOME: Final = 10
 """So many within a minute are worth a warning, where a few are everyday."""
+_SWITCH_S: Final = 0.001
+"""How long a thread that reads or renders may keep the interpreter from the loop at a stretch (Python's own 5 ms add up)."""
 _EXIT_NS: Final = 1_200_000_000
 _SETTLE_PAUSE_S: Final = 0.02
 
@@ -150,6 +153,7 @@ class Daemon:
         self.loop.watch(self._event_descriptor, self.controller.take_events)
         self.notifier.ready(self.summary())
         self.log.info("started", text=words.inventory(self.state, self.rules, self.kernel.sampler.name), version=__version__)
+        sys.setswitchinterval(_SWITCH_S)
         gc.collect()
         gc.freeze()  # what stands now stands for long: walking it again would take up to 80 ms in the middle of a tick
         asked = False

@@ -1,0 +1,101 @@
+"""One overrides.d for a whole fleet: what is for other hosts costs this one nearly nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Final, Self
+
+import pytest
+
+from limiterd.sim.netns import Pair
+from tests.rig import FAST, Rig, rig
+
+pytestmark = [pytest.mark.root, pytest.mark.serial]
+
+RECORD: Final = """\
+  - id: REQ-{number}
+    interfaces: ["eth0", "bond*"]
+    hosts: ["gpu-{number}.example.net", "gpu-{number}-spare"]
+    action: limit
+    limit: 50mbit
+    expires: 2999-12-31T00:00:00Z
+    approved_by: ops@example.net
+    reason: nightly backup window of machine {number}
+"""
+RECORDS: Final = 5000
+FILES: Final = 25
+MIB: Final = 1 << 20
+INTERVAL_S: Final = 0.1
+
+
+def rss_bytes(daemon: Rig) -> int:
+    """What the daemon's process holds."""
+    assert daemon.process is not None
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text(encoding="utf-8")
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def fill(directory: Path) -> None:
+    """Write the fleet's records."""
+    each = RECORDS // FILES
+    for file in range(FILES):
+        texts = (RECORD.format(number=number) for number in range(file * each, (file + 1) * each))
+        (directory / f"{file:02}.yaml").write_text("overrides:\n" + "".join(texts))
+
+
+def late_ticks(daemon: Rig) -> float:
+    """How many ticks came later than an interval, or not at all."""
+    metrics = daemon.metrics()
+    name = "limiterd_tick_lateness_seconds"
+    return metrics[f"{name}_count"] - metrics[f'{name}_bucket{{le="0.1"}}'] + metrics["limiterd_missed_ticks_total"]
+
+
+class Yardstick(threading.Thread):
+    """Ticks as the daemon does, and does nothing else: what comes late here is the machine's doing."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.late = 0.0
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Count the intervals by which ticks come late."""
+        due_s = time.monotonic()
+        while not self._done.is_set():
+            due_s += INTERVAL_S
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            late = (time.monotonic() - due_s) // INTERVAL_S
+            self.late += late
+            due_s += late * INTERVAL_S
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self._done.set()
+        self.join()
+
+
+def test_records_of_other_hosts_cost_nearly_nothing(pair: Pair, tmp_path: Path) -> None:
+    """5 000 of them: at most 2 MiB more, no tick later than an interval while they are read, no series, and no effect."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        daemon.start()
+        for _ in range(3):  # what any reload and any scrape costs once
+            daemon.ctl("reload")
+            daemon.metrics()
+        before, late = rss_bytes(daemon), late_ticks(daemon)
+        fill(daemon.overrides)
+        with Yardstick() as yardstick:
+            for _ in range(3):
+                daemon.ctl("reload")
+        assert late_ticks(daemon) - late <= yardstick.late
+        assert not [name for name in daemon.metrics() if "override" in name]
+        assert daemon.ask("override.list")["overrides"] == []
+        assert f"{RECORDS} records are for other hosts" in daemon.log()
+        more = rss_bytes(daemon) - before
+        assert more <= 2 * MIB, f"{more / MIB:.1f} MiB more"
