@@ -1,6 +1,7 @@
 """`python -m tests.attacker KIND THREADS PATH UID GID`: a tenant who means harm to a unix socket, until its standard input ends.
 
-It says "ready" once its threads are at it. KIND echo is no attacker: it is a server that answers each line with itself.
+It says "ready" once its threads are at it. Two kinds are no attackers: echo is a server that answers each line with itself, pace
+does nothing but sleep for a tenth of a second at a time, and tells in the end how late it woke up.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ def line(verb: str, **args: object) -> bytes:
 
 
 def connected(path: str) -> socket.socket:
-    """A connection; OSError where the queue is full."""
+    """A connection; waits for a place in the queue."""
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(5)
     sock.connect(path)
+    sock.settimeout(5)
     return sock
 
 
@@ -109,13 +110,29 @@ class EchoServer(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
 
+def pace() -> None:
+    """Write down each wake-up's lateness, in seconds."""
+    due = time.monotonic()
+    while True:
+        due += 0.1
+        time.sleep(max(0.0, due - time.monotonic()))
+        lateness.append(time.monotonic() - due)
+        due = max(due, time.monotonic() - 0.1)
+
+
+lateness: list[float] = []
+
+
 def main(kind: str, threads: int, path: str, uid: int, gid: int) -> None:
     """Attack."""
     threading.stack_size(THREAD_BYTES)
+    begin = threading.Event()
     if kind == "echo":
         server = EchoServer(path, Echo)
         os.chmod(path, 0o666)  # noqa: PTH101, S103  # anybody may
         threading.Thread(target=server.serve_forever, daemon=True).start()
+    elif kind == "pace":
+        threading.Thread(target=pace, daemon=True).start()
     else:
         for limit in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
             resource.setrlimit(limit, (resource.getrlimit(limit)[1],) * 2)
@@ -124,6 +141,7 @@ def main(kind: str, threads: int, path: str, uid: int, gid: int) -> None:
         os.setuid(uid)
 
         def run() -> None:
+            begin.wait()
             while True:
                 try:
                     ATTACKS[kind](path)
@@ -134,7 +152,10 @@ def main(kind: str, threads: int, path: str, uid: int, gid: int) -> None:
             threading.Thread(target=run, daemon=True).start()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
+    begin.set()
     sys.stdin.read()
+    sys.stdout.write(f"{json.dumps(lateness)}\n")
+    sys.stdout.flush()
     os._exit(0)
 
 

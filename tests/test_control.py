@@ -27,7 +27,8 @@ from limiterd.core.model import ControlConfig
 from limiterd.serve import control, peer_groups, protocol
 from limiterd.serve.control import ControlServer
 from limiterd.serve.control_client import call, call_for_files
-from limiterd.serve.protocol import Access, Answer, Call, Peer, Role
+from limiterd.serve.messages import Role
+from limiterd.serve.protocol import Access, Answer, Call, Peer
 from tests.netns import wait_for
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from limiterd.daemon.denials import AT_ONCE, BOUNDS, DIRECTORY, MOST_ACCOUNTS, Denials
-from limiterd.serve.protocol import Call, Peer, Role
+from limiterd.serve.messages import Role
+from limiterd.serve.protocol import Call, Peer
 from limiterd.store.audit import AuditTrail
 
 

@@ -17,6 +17,7 @@ from typing import Final
 from limiterd import DEFAULT_CONFIG
 from limiterd.core.errors import EXIT_NOPERM, EXIT_UNREACHABLE, LimiterdError, NotDurableError, PeerError
 from limiterd.ctl.terminal import complain, output_is_extra, say_json
+from limiterd.serve.messages import Message
 
 DEFAULT_SOCKET: Final = "/run/limiterd/control.sock"
 ASK_TIMEOUT_S: Final = 5.0
@@ -84,27 +85,24 @@ def _configured_socket(config: str) -> str:
         return DEFAULT_SOCKET
 
 
-def ask(ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_s: float = ASK_TIMEOUT_S) -> dict[str, object]:
-    """The daemon's data for one verb. Raises PeerError with the exit code and one sentence that says what to do.
-
-    Raises NotDurableError where it took effect and is not on the disk yet.
-    """
+def ask(ns: argparse.Namespace, message: Message, *, timeout_s: float = ASK_TIMEOUT_S) -> dict[str, object]:
+    """The daemon's data for one question. Raises PeerError with the exit code and one sentence that says what to do."""
     from limiterd.serve.control_client import close_all  # noqa: PLC0415 - not for help and usage errors
 
-    data, descriptors = ask_for_files(ns, verb, args, timeout_s=timeout_s)
+    data, descriptors = ask_for_files(ns, message, timeout_s=timeout_s)
     close_all(descriptors)
     return data
 
 
 def ask_for_files(
-    ns: argparse.Namespace, verb: str, args: Data | None = None, *, timeout_s: float = ASK_TIMEOUT_S
+    ns: argparse.Namespace, message: Message, *, timeout_s: float = ASK_TIMEOUT_S
 ) -> tuple[dict[str, object], list[int]]:
     """As `ask`, with the files that came along, to be closed."""
     from limiterd.serve.control_client import call_for_files  # noqa: PLC0415 - not for help and usage errors
     from limiterd.serve.protocol import CHANGING  # noqa: PLC0415 - likewise
 
     try:
-        data, descriptors = call_for_files(socket_path(ns), verb, dict(args or {}), timeout_s)
+        data, descriptors = call_for_files(socket_path(ns), message.verb, message.args(), timeout_s)
     except PeerError as error:
         raise PeerError(advise(str(error), error.exit_code), exit_code=error.exit_code) from error
     except NotDurableError as error:
@@ -112,7 +110,7 @@ def ask_for_files(
         if getattr(ns, "json", False):
             say_json({"durable": False, "error": str(error)})
         raise
-    if verb in CHANGING:
+    if message.verb in CHANGING:
         output_is_extra()
     return dict(data) if isinstance(data, Mapping) else {"data": data}, descriptors
 

@@ -15,6 +15,7 @@ from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import Data, ask, number, records, texts
 from limiterd.ctl.format import clean
 from limiterd.ctl.terminal import say, say_json
+from limiterd.serve import messages as msg
 
 PATIENCE_S: Final = 2.0
 POLL_S: Final = 0.05
@@ -25,7 +26,7 @@ Rows = Mapping[str, Data]
 
 def rows(ns: argparse.Namespace) -> Rows:
     """The status rows by interface."""
-    return {str(link.get("interface")): link for link in records(ask(ns, "status").get("links"))}
+    return {str(link.get("interface")): link for link in records(ask(ns, msg.GetStatus()).get("links"))}
 
 
 def await_effect(

@@ -19,6 +19,7 @@ from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask_for_files, json_argu
 from limiterd.ctl.format import PLAIN, Palette, clean
 from limiterd.ctl.terminal import complain, say, say_json, terminal
 from limiterd.ctl.values import past
+from limiterd.serve import messages as msg
 from limiterd.store import hash_chain as chain
 
 DEFAULT_LIMIT: Final = 50
@@ -118,11 +119,14 @@ def history(ns: argparse.Namespace) -> int:
     """Print the trail, or the verdict on it."""
     if ns.verify or ns.head:
         return _verify(ns)
-    args: dict[str, object] = {"limit": ns.limit}
-    interface = ns.link or ns.interface
-    filters = {"interface": interface, "kinds": ns.kind, "since": ns.since, "until": ns.until}
-    args.update({key: value for key, value in filters.items() if value})
-    data = _asked(ns, "history", args, lambda trail, told: _searched(trail, args, told))
+    wanted = msg.GetHistory(
+        interface=ns.link or ns.interface or None,
+        kinds=ns.kind or None,
+        since=ns.since or None,
+        until=ns.until or None,
+        limit=ns.limit,
+    )
+    data = _asked(ns, wanted, lambda trail, told: _searched(trail, wanted, told))
     if ns.json:
         say_json(data)
         return EXIT_DONE
@@ -137,13 +141,13 @@ def history(ns: argparse.Namespace) -> int:
 Trail = Path | Sequence[chain.Part]
 
 
-def _asked(ns: argparse.Namespace, verb: str, args: Data, read: Callable[[Trail, Data], Data]) -> Data:
+def _asked(ns: argparse.Namespace, message: msg.Message, read: Callable[[Trail, Data], Data]) -> Data:
     """The daemon's answer; `read` completes it from the files that came along.
 
     Where there is no daemon `read` makes it of what the files hold, if --config names them.
     """
     try:
-        data, descriptors = ask_for_files(ns, verb, args, timeout_s=APPLY_TIMEOUT_S)
+        data, descriptors = ask_for_files(ns, message, timeout_s=APPLY_TIMEOUT_S)
     except PeerError as error:
         directory = _state_directory(ns) if error.exit_code == EXIT_UNREACHABLE else None
         if directory is None:
@@ -177,18 +181,18 @@ def _state_directory(ns: argparse.Namespace) -> Path | None:
     return directory if (directory / chain.FILE_NAME).exists() else None
 
 
-def _searched(trail: Trail, args: Data, told: Data) -> Data:
+def _searched(trail: Trail, asked: msg.GetHistory, told: Data) -> Data:
     """The entries that the daemon told, and older ones of the trail's files, as many as are wanted."""
-    kinds, since, until, before = texts(args.get("kinds")), args.get("since"), args.get("until"), told.get("before_seq")
+    before = told.get("before_seq")
     wanted = chain.Filter(
-        interface=str(args["interface"]) if "interface" in args else None,
-        kinds=kinds or None,
-        since_wall_ns=None if since is None else parse_wall(str(since)),
-        until_wall_ns=None if until is None else parse_wall(str(until)),
+        interface=asked.interface,
+        kinds=asked.kinds,
+        since_wall_ns=None if asked.since is None else parse_wall(asked.since),
+        until_wall_ns=None if asked.until is None else parse_wall(asked.until),
         before_seq=before if isinstance(before, int) else None,
     )
     newer = entries(told)
-    lacking = int(str(args["limit"])) - len(newer)
+    lacking = (asked.limit or DEFAULT_LIMIT) - len(newer)
     older = [*chain.read(trail, wanted, waiting={}, limit=lacking, max_bytes=_MOST_BYTES)]
     if isinstance(trail, Path) and (wanted.kinds is None or "refused" in wanted.kinds):
         older += chain.read(trail / _REFUSED, wanted, waiting={}, limit=lacking, max_bytes=_MOST_BYTES)
@@ -300,7 +304,7 @@ def _field(key: str, value: object) -> str:
 
 
 def _verify(ns: argparse.Namespace) -> int:
-    data = _asked(ns, "history.verify", {"head": ns.head} if ns.head else {}, lambda trail, told: verified(trail, ns.head, told))
+    data = _asked(ns, msg.VerifyHistory(head=ns.head or None), lambda trail, told: verified(trail, ns.head, told))
     if ns.json:
         say_json(data)
     else:

@@ -11,6 +11,7 @@ from limiterd.ctl.effect import Rows, await_effect, report, rows
 from limiterd.ctl.format import clean, rate
 from limiterd.ctl.terminal import complain
 from limiterd.ctl.values import rate_bps
+from limiterd.serve import messages as msg
 
 _REASON_HELP = "why, for the audit trail and for whoever asks later"
 
@@ -22,7 +23,7 @@ def reload_arguments(parser: argparse.ArgumentParser) -> None:
 
 def reload(ns: argparse.Namespace) -> int:
     """Apply the files as they are now; a ConfigError's exit code (78) comes back through the daemon's refusal."""
-    data = ask(ns, "reload", timeout_s=APPLY_TIMEOUT_S)
+    data = ask(ns, msg.Reload(), timeout_s=APPLY_TIMEOUT_S)
     report(ns, data, (), "reloaded: nothing changed")
     return EXIT_DONE
 
@@ -38,13 +39,9 @@ def limit_arguments(parser: argparse.ArgumentParser) -> None:
 
 def limit(ns: argparse.Namespace) -> int:
     """Limit one link and wait until the kernel shows it."""
-    args: dict[str, object] = {"interface": ns.interface, "reason": ns.reason}
-    if ns.rate is not None:
-        args["rate_bps"] = ns.rate
-    if ns.force:
-        args["force"] = True
+    order = msg.Limit(interface=ns.interface, reason=ns.reason, rate_bps=ns.rate, force=ns.force)
     before, started = rows(ns), time.monotonic()
-    data = ask(ns, "limit", args, timeout_s=APPLY_TIMEOUT_S)
+    data = ask(ns, order, timeout_s=APPLY_TIMEOUT_S)
 
     def settled(now: Rows) -> bool:
         row = now.get(ns.interface, {})
@@ -77,9 +74,9 @@ def release_arguments(parser: argparse.ArgumentParser) -> None:
 
 def release(ns: argparse.Namespace) -> int:
     """Lift one limit or all, and wait until the kernel shows it."""
-    args: dict[str, object] = {"reason": ns.reason, **({"all": True} if ns.all else {"interface": ns.interface})}
+    order = msg.Release(reason=ns.reason, all=ns.all, interface=None if ns.all else ns.interface)
     before, started = rows(ns), time.monotonic()
-    data = ask(ns, "release", args, timeout_s=APPLY_TIMEOUT_S)
+    data = ask(ns, order, timeout_s=APPLY_TIMEOUT_S)
 
     def standing(now: Rows) -> list[str]:
         concerned = now if ns.all else {ns.interface: now.get(ns.interface, {})}
@@ -98,7 +95,7 @@ def pause_arguments(parser: argparse.ArgumentParser) -> None:
 
 def pause(ns: argparse.Namespace) -> int:
     """Impose no new limits."""
-    data = ask(ns, "pause", {"reason": ns.reason} if ns.reason else {})
+    data = ask(ns, msg.Pause(reason=ns.reason))
     report(ns, data, (), "paused: no new limit is imposed until `limiterctl resume`; those in force stay")
     return EXIT_DONE
 
@@ -108,6 +105,6 @@ resume_arguments = pause_arguments
 
 def resume(ns: argparse.Namespace) -> int:
     """End a pause."""
-    data = ask(ns, "resume", {"reason": ns.reason} if ns.reason else {})
+    data = ask(ns, msg.Resume(reason=ns.reason))
     report(ns, data, (), "resumed: links are limited again when their policy says so")
     return EXIT_DONE

@@ -18,6 +18,7 @@ from limiterd.ctl.effect import PATIENCE_S, Rows, await_effect, report, rows
 from limiterd.ctl.format import NOTHING, PLAIN, Cell, Column, Palette, clean
 from limiterd.ctl.terminal import say, say_json, terminal
 from limiterd.ctl.values import future, rate_text, sudo_user
+from limiterd.serve import messages as msg
 
 STATE_STYLES: Final = {"active": "cyan", "pending": "yellow", "expired": "dim", "other-host": "dim"}
 COLUMNS: Final = (
@@ -116,7 +117,7 @@ def add(ns: argparse.Namespace) -> int:
     """Add a record, then say what became of the links that it matches."""
     checked_grant(ns, "override add")
     before, started = rows(ns), time.monotonic()
-    data = ask(ns, "override.add", {"record": the_record(ns)}, timeout_s=APPLY_TIMEOUT_S)
+    data = ask(ns, msg.AddOverride(record=the_record(ns)), timeout_s=APPLY_TIMEOUT_S)
     effects = observe(ns, before, started, ns.id, texts(data.get("in_force_on")))
     report(ns, data, effects, f"override {clean(ns.id)} added")
     return EXIT_DONE
@@ -152,10 +153,9 @@ def _shape(row: Data) -> tuple[object, object]:
 
 def revoke(ns: argparse.Namespace) -> int:
     """Take a record away. Nothing is limited retroactively: detection starts afresh under the policy."""
-    args = {"id": ns.id, **({"reason": ns.reason} if ns.reason else {})}
     before, started = rows(ns), time.monotonic()
     held = [name for name, row in before.items() if row.get("override") == ns.id]
-    data = ask(ns, "override.revoke", args, timeout_s=APPLY_TIMEOUT_S)
+    data = ask(ns, msg.RevokeOverride(id=ns.id, reason=ns.reason or ""), timeout_s=APPLY_TIMEOUT_S)
     effects = await_effect(ns, before, started, lambda now: all(now.get(name, {}).get("override") != ns.id for name in held))
     report(ns, data, effects, f"override {clean(ns.id)} revoked")
     return EXIT_DONE
@@ -163,7 +163,7 @@ def revoke(ns: argparse.Namespace) -> int:
 
 def show(ns: argparse.Namespace) -> int:
     """List every record."""
-    data = ask(ns, "override.list")
+    data = ask(ns, msg.ListOverrides())
     if ns.json:
         say_json(data)
         return EXIT_DONE

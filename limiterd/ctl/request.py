@@ -19,6 +19,7 @@ from limiterd.ctl.format import NOTHING, PLAIN, Cell, Column, Palette, clean
 from limiterd.ctl.override import checked_grant, grant_arguments, observe, until_arguments
 from limiterd.ctl.terminal import say, say_json, terminal
 from limiterd.ctl.values import future, rate_bps, sudo_user
+from limiterd.serve import messages as msg
 
 STATE_STYLES: Final = {"pending": "yellow", "approved": "green", "denied": "red"}
 COLUMNS: Final = (
@@ -51,8 +52,8 @@ def request_arguments(parser: argparse.ArgumentParser) -> None:
 
 def request(ns: argparse.Namespace) -> int:
     """Submit a request."""
-    args = {"interface": ns.interface, "until": ns.until, "reason": ns.reason}
-    data = ask(ns, "request.add", args if ns.rate is None else {**args, "rate_bps": ns.rate}, timeout_s=APPLY_TIMEOUT_S)
+    wish = msg.AddRequest(interface=ns.interface, until=ns.until, reason=ns.reason, rate_bps=ns.rate)
+    data = ask(ns, wish, timeout_s=APPLY_TIMEOUT_S)
     item = record(data.get("request")) or data
     name = clean(item.get("id", ""))
     report(ns, data, (), f"request {name} submitted; an administrator answers it with: limiterctl approve {name}")
@@ -67,7 +68,7 @@ def requests_arguments(parser: argparse.ArgumentParser) -> None:
 
 def requests(ns: argparse.Namespace) -> int:
     """List the requests."""
-    data = ask(ns, "request.list")
+    data = ask(ns, msg.ListRequests())
     if ns.json:
         say_json(data)
         return EXIT_DONE
@@ -89,16 +90,16 @@ def approve(ns: argparse.Namespace) -> int:
     """Turn a request into an override, then say what became of its link."""
     checked_grant(ns, "approve", required=False)
     before, started = rows(ns), time.monotonic()
-    grant: dict[str, object] = {"exempt": True} if ns.exempt else {}
-    if (who := sudo_user()) is not None:  # the daemon sees root, and would write down that root approved it
-        grant["approved_by"] = who
-    if ns.never or ns.until:
-        grant["until"] = "never" if ns.never else ns.until
-    for key in ("threshold", "limit"):
-        if getattr(ns, key):
-            grant[f"{key}_bps"] = parse_rate(getattr(ns, key))
-    args = {"id": ns.id, **grant, **({"reason": ns.reason} if ns.reason else {})}
-    data = ask(ns, "request.approve", args, timeout_s=APPLY_TIMEOUT_S)
+    approval = msg.ApproveRequest(
+        id=ns.id,
+        exempt=bool(ns.exempt),
+        threshold_bps=parse_rate(ns.threshold) if ns.threshold else None,
+        limit_bps=parse_rate(ns.limit) if ns.limit else None,
+        until="never" if ns.never else ns.until or None,
+        reason=ns.reason or "",
+        approved_by=sudo_user() or "",  # the daemon sees root, and would write down that root approved it
+    )
+    data = ask(ns, approval, timeout_s=APPLY_TIMEOUT_S)
     effects = observe(ns, before, started, ns.id, texts(data.get("in_force_on")))
     report(ns, data, effects, f"request {clean(ns.id)} approved")
     return EXIT_DONE
@@ -113,7 +114,7 @@ def deny_arguments(parser: argparse.ArgumentParser) -> None:
 
 def deny(ns: argparse.Namespace) -> int:
     """Turn a request down."""
-    data = ask(ns, "request.deny", {"id": ns.id, "reason": ns.reason}, timeout_s=APPLY_TIMEOUT_S)
+    data = ask(ns, msg.DenyRequest(id=ns.id, reason=ns.reason), timeout_s=APPLY_TIMEOUT_S)
     report(ns, data, (), f"request {clean(ns.id)} denied")
     return EXIT_DONE
 

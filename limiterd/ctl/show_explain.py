@@ -19,6 +19,7 @@ from limiterd.ctl.format import NOTHING, PHASE_STYLES, Cell, Column, Palette, cl
 from limiterd.ctl.show_status import headline, link_detail, notices
 from limiterd.ctl.terminal import Terminal
 from limiterd.ctl.watch import repeated, show, watch_argument
+from limiterd.serve import messages as msg
 
 CHART_COLUMNS: Final = 60
 TOP_FLOWS: Final = 5
@@ -43,7 +44,7 @@ def explain(ns: argparse.Namespace) -> int:
 
 
 def _once(ns: argparse.Namespace) -> int:
-    data = ask(ns, "explain", {"interface": ns.interface})
+    data = ask(ns, msg.Explain(interface=ns.interface))
     show(ns, data, lambda screen: render(data, screen))
     return EXIT_DONE
 

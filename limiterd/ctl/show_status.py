@@ -18,6 +18,7 @@ from limiterd.ctl.format import NOTHING, PHASE_STYLES, PLAIN, Cell, Column, Pale
 from limiterd.ctl.status_rows import FOLD_ABOVE, PHASES, folded, head, ordered
 from limiterd.ctl.terminal import complain
 from limiterd.ctl.watch import repeated, show, watch_argument
+from limiterd.serve import messages as msg
 
 EXPIRED_LATELY_S: Final = 7 * 86_400
 EXPIRES_SOON_S: Final = 86_400
@@ -50,7 +51,7 @@ def status(ns: argparse.Namespace) -> int:
 
 
 def _once(ns: argparse.Namespace) -> int:
-    data = ask(ns, "status", {"interface": ns.interface} if ns.interface else {})
+    data = ask(ns, msg.GetStatus(interface=ns.interface or None))
     show(
         ns,
         data,

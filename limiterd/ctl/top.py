@@ -27,6 +27,7 @@ from limiterd.ctl.connect import Data, ask, figure, json_argument, number, recor
 from limiterd.ctl.format import PHASE_STYLES, Cell, Column, clean
 from limiterd.ctl.show_status import notices, progress
 from limiterd.ctl.terminal import Terminal, say, say_json, terminal
+from limiterd.serve import messages as msg
 
 MEMORY: Final = 600
 PERIOD_S: Final = 1.0
@@ -230,11 +231,11 @@ def top(ns: argparse.Namespace) -> int:
     """Show the board until q or Ctrl-C; without a terminal one frame, and as JSON what `status --json` prints."""
     ns.socket = socket_path(ns)
     if ns.json:
-        say_json(ask(ns, "status"))
+        say_json(ask(ns, msg.GetStatus()))
         return EXIT_DONE
     board = Board()
     if not (sys.stdout.isatty() and sys.stdin.isatty()):
-        board.hear(ask(ns, "status"), time.monotonic(), time.time())
+        board.hear(ask(ns, msg.GetStatus()), time.monotonic(), time.time())
         say(frame(board, terminal(), 0, ns.sort, time.time()))
         return EXIT_DONE
     with _keyboard():
@@ -271,7 +272,7 @@ def _live(ns: argparse.Namespace, board: Board) -> int:
 def listen(ns: argparse.Namespace, board: Board) -> None:
     """Ask once. A daemon that is away is a gap; a refusal is the end (raises PeerError)."""
     try:
-        board.hear(ask(ns, "status", timeout_s=POLL_TIMEOUT_S), time.monotonic(), time.time())
+        board.hear(ask(ns, msg.GetStatus(), timeout_s=POLL_TIMEOUT_S), time.monotonic(), time.time())
     except PeerError as error:
         if error.exit_code != EXIT_UNREACHABLE:
             raise

@@ -24,6 +24,7 @@ from limiterd.daemon.actor import Actor, at_host, by
 from limiterd.daemon.approvals import Approvals
 from limiterd.daemon.durability import Durability
 from limiterd.daemon.reload import Reloading
+from limiterd.serve import messages as m
 from limiterd.serve.protocol import Answer
 from limiterd.store.audit import AuditTrail
 from limiterd.store.hash_chain import Filter, Found
@@ -75,44 +76,12 @@ class DaemonPort(Protocol):
         """Let an operator's command change the state; what was decided."""
 
 
-# ---- arguments -----------------------------------------------------------------------------------
-
-
-def text(args: Args, name: str, *, default: str | None = None, longest: int = 500) -> str:
-    """A text argument. Raises PeerError where it is missing, no text, empty or too long."""
-    value = args.get(name, default)
-    if not isinstance(value, str) or (value == "" and default is None):
-        raise PeerError(f"{name} must be a non-empty string", exit_code=EXIT_USAGE)
-    if len(value) > longest:
-        raise PeerError(f"{name} must have at most {longest} characters", exit_code=EXIT_USAGE)
-    return value
-
-
-def number(args: Args, name: str) -> int | None:
-    """A whole number ≥ 0, or None where it is missing. Raises PeerError for anything else."""
-    value = args.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise PeerError(f"{name} must be a whole number ≥ 0", exit_code=EXIT_USAGE)
-    return value
-
-
-def flag(args: Args, name: str) -> bool:
-    """A yes or no, no where it is missing."""
-    value = args.get(name, False)
-    if not isinstance(value, bool):
-        raise PeerError(f"{name} must be true or false", exit_code=EXIT_USAGE)
-    return value
-
-
-def moment(args: Args, name: str) -> int | None:
-    """A wall-clock time as RFC 3339 text, or None where it is missing."""
-    value = args.get(name)
+def moment(name: str, value: str | None) -> int | None:
+    """A wall-clock time as RFC 3339 text, or None where there is none. Raises PeerError."""
     if value is None:
         return None
     try:
-        return parse_wall(text(args, name))
+        return parse_wall(value)
     except ValueError as error:
         raise PeerError(f"{name}: {error}", exit_code=EXIT_USAGE) from error
 
@@ -120,10 +89,10 @@ def moment(args: Args, name: str) -> int | None:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def _status(daemon: DaemonPort, args: Args, _: Actor) -> Data:
+def _status(daemon: DaemonPort, asked: m.GetStatus, _: Actor) -> Data:
     status = daemon.status()
-    if args.get("interface") is not None:
-        status = replace(status, links=(_row(status, text(args, "interface")),))
+    if asked.interface is not None:
+        status = replace(status, links=(_row(status, asked.interface),))
     return document(status)
 
 
@@ -134,9 +103,9 @@ def _row(status: Status, interface: str) -> LinkView:
     return view
 
 
-def _explain(daemon: DaemonPort, args: Args, _: Actor) -> Data:
+def _explain(daemon: DaemonPort, asked: m.Explain, _: Actor) -> Data:
     status = daemon.status()
-    view = _row(status, text(args, "interface"))
+    view = _row(status, asked.interface)
     applies = effective(daemon.rules, view.interface, status.wall_ns)
     if applies is None:
         raise PeerError(f"{view.interface}: no policy watches it any more; ask again")
@@ -171,17 +140,14 @@ def _explain(daemon: DaemonPort, args: Args, _: Actor) -> Data:
     }
 
 
-def _history(daemon: DaemonPort, args: Args, _: Actor) -> Data:
-    kinds = args.get("kinds")
-    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
-        raise PeerError("kinds must be a list of strings", exit_code=EXIT_USAGE)
+def _history(daemon: DaemonPort, asked: m.GetHistory, _: Actor) -> Data:
     wanted = Filter(
-        interface=text(args, "interface") if args.get("interface") is not None else None,
-        kinds=frozenset(kinds) if kinds else None,
-        since_wall_ns=moment(args, "since"),
-        until_wall_ns=moment(args, "until"),
+        interface=asked.interface,
+        kinds=frozenset(asked.kinds) if asked.kinds else None,
+        since_wall_ns=moment("since", asked.since),
+        until_wall_ns=moment("until", asked.until),
     )
-    head, limit = daemon.audit.head, min(number(args, "limit") or 50, 1000)
+    head, limit = daemon.audit.head, min(asked.limit or 50, 1000)
     found = Found(()) if wanted.kinds == {"refused"} else daemon.audit.newest(wanted, limit)
     refused = daemon.refusals.newest(wanted, limit).entries if wanted.kinds is None or "refused" in wanted.kinds else ()
     merged = sorted((*found.entries, *refused), key=lambda entry: entry.wall, reverse=True)[:limit]
@@ -199,9 +165,8 @@ def _with_files(daemon: DaemonPort, data: Mapping[str, object]) -> Answer:
     )
 
 
-def _verify(daemon: DaemonPort, args: Args, _: Actor) -> Data:
-    head = text(args, "head") if args.get("head") is not None else None
-    if head is not None and not _HASH.fullmatch(head):
+def _verify(daemon: DaemonPort, asked: m.VerifyHistory, _: Actor) -> Data:
+    if asked.head is not None and not _HASH.fullmatch(asked.head):
         raise PeerError("head must be the 64 hexadecimal digits of an audit_head", exit_code=EXIT_USAGE)
     return _with_files(daemon, {"written": daemon.audit.written_head})  # the head is read first: the files then hold it
 
@@ -209,23 +174,24 @@ def _verify(daemon: DaemonPort, args: Args, _: Actor) -> Data:
 # ---- the operator's hand -------------------------------------------------------------------------
 
 
-def _reload(daemon: DaemonPort, _args: Args, actor: Actor) -> Data:
+def _reload(daemon: DaemonPort, _asked: m.Reload, actor: Actor) -> Data:
     with daemon.durability.command():
         return {"changes": list(daemon.reloading.reload(by(actor)))}
 
 
-def _limit(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
-    interface, rate_bps, reason = text(args, "interface"), number(args, "rate_bps"), text(args, "reason")
-    force = flag(args, "force")
+def _limit(daemon: DaemonPort, asked: m.Limit, actor: Actor) -> Data:
     daemon.command(
-        lambda state, now: commands.limit(state, now, interface, rate_bps=rate_bps, reason=reason, force=force, by=by(actor))
+        lambda state, now: commands.limit(
+            state, now, asked.interface, rate_bps=asked.rate_bps, reason=asked.reason, force=asked.force, by=by(actor)
+        )
     )
-    return {"link": link_document(_row(daemon.status(), interface))}
+    return {"link": link_document(_row(daemon.status(), asked.interface))}
 
 
-def _release(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
-    reason = text(args, "reason")
-    interface = "" if flag(args, "all") else text(args, "interface")
+def _release(daemon: DaemonPort, asked: m.Release, actor: Actor) -> Data:
+    reason, interface = asked.reason, "" if asked.all else asked.interface
+    if interface is None:
+        raise PeerError("say which interface, or all", exit_code=EXIT_USAGE)
     if interface:
         output = daemon.command(lambda state, now: commands.release(state, now, interface, reason=reason, by=by(actor)))
     else:
@@ -237,91 +203,94 @@ def _release(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
     }
 
 
-def _pause(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
-    reason = text(args, "reason", default="")
-    daemon.command(lambda state, now: commands.pause(state, now, reason=reason, by=by(actor)))
+def _pause(daemon: DaemonPort, asked: m.Pause, actor: Actor) -> Data:
+    daemon.command(lambda state, now: commands.pause(state, now, reason=asked.reason, by=by(actor)))
     return {"paused": True}
 
 
-def _resume(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
-    reason = text(args, "reason", default="")
-    daemon.command(lambda state, now: commands.resume(state, now, reason=reason, by=by(actor)))
+def _resume(daemon: DaemonPort, asked: m.Resume, actor: Actor) -> Data:
+    daemon.command(lambda state, now: commands.resume(state, now, reason=asked.reason, by=by(actor)))
     return {"paused": False}
 
 
 # ---- overrides and requests ----------------------------------------------------------------------
 
 
-def _override_list(daemon: DaemonPort, _args: Args, _: Actor) -> Data:
+def _override_list(daemon: DaemonPort, _asked: m.ListOverrides, _: Actor) -> Data:
     return {"overrides": [override_document(view) for view in daemon.status().overrides]}
 
 
-def _override_add(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
-    record = args.get("record")
-    if not isinstance(record, dict):
-        raise PeerError("record must be an object with the keys of an override", exit_code=EXIT_USAGE)
-    return daemon.approvals.add({"approved_by": at_host(actor), **record}, by(actor))
+def _override_add(daemon: DaemonPort, asked: m.AddOverride, actor: Actor) -> Data:
+    return daemon.approvals.add({"approved_by": at_host(actor), **asked.record}, by(actor))
 
 
-def _override_revoke(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
-    return daemon.approvals.revoke(text(args, "id"), text(args, "reason", default=""), by(actor))
+def _override_revoke(daemon: DaemonPort, asked: m.RevokeOverride, actor: Actor) -> Data:
+    return daemon.approvals.revoke(asked.id, asked.reason, by(actor))
 
 
-def _request_add(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
-    until_wall_ns = moment(args, "until")
+def _request_add(daemon: DaemonPort, asked: m.AddRequest, actor: Actor) -> Data:
+    until_wall_ns = moment("until", asked.until)
     if until_wall_ns is None:
         raise PeerError("until: say until when, as 2026-12-31 or 2026-12-31T00:00:00Z", exit_code=EXIT_USAGE)
-    interface = text(args, "interface")
-    view = _row(daemon.status(), interface)
-    firing = daemon.last_firing(interface)
+    view = _row(daemon.status(), asked.interface)
+    firing = daemon.last_firing(asked.interface)
     evidence = {"link": link_document(view)}
     if firing is not None and not view.manual:  # what a hand has limited no firing explains
         evidence["firing"] = {key: value for key, value in firing.items() if key != "samples"}
-    rate_bps = number(args, "rate_bps")
-    check_increase(interface, rate_bps, view.applying_limit_bps)
+    check_increase(asked.interface, asked.rate_bps, view.applying_limit_bps)
     request_input = RequestInput(
-        interface, rate_bps, until_wall_ns, text(args, "reason", default=""), actor.uid, actor.name, actor.account, evidence
+        asked.interface, asked.rate_bps, until_wall_ns, asked.reason, actor.uid, actor.name, actor.account, evidence
     )
     return daemon.approvals.file(request_input)
 
 
-def _request_list(daemon: DaemonPort, _args: Args, _: Actor) -> Data:
+def _request_list(daemon: DaemonPort, _asked: m.ListRequests, _: Actor) -> Data:
     return {"requests": daemon.approvals.listed()}
 
 
-def _request_approve(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
-    never = args.get("until") == "never"
+def _request_approve(daemon: DaemonPort, asked: m.ApproveRequest, actor: Actor) -> Data:
+    never = asked.until == "never"
     approval = Approval(
-        exempt=flag(args, "exempt"),
-        threshold_bps=number(args, "threshold_bps"),
-        limit_bps=number(args, "limit_bps"),
-        until_wall_ns=None if never else moment(args, "until"),
+        exempt=asked.exempt,
+        threshold_bps=asked.threshold_bps,
+        limit_bps=asked.limit_bps,
+        until_wall_ns=None if never else moment("until", asked.until),
         never=never,
-        reason=text(args, "reason", default=""),
-        approved_by=text(args, "approved_by", default=""),
+        reason=asked.reason,
+        approved_by=asked.approved_by,
     )
-    return daemon.approvals.approve(text(args, "id"), approval, actor)
+    return daemon.approvals.approve(asked.id, approval, actor)
 
 
-def _request_deny(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
-    return daemon.approvals.deny(text(args, "id"), text(args, "reason"), by(actor))
+def _request_deny(daemon: DaemonPort, asked: m.DenyRequest, actor: Actor) -> Data:
+    return daemon.approvals.deny(asked.id, asked.reason, by(actor))
 
 
-VERBS: Final[Mapping[str, Callable[[DaemonPort, Args, Actor], Data]]] = {
-    "status": _status,
-    "explain": _explain,
-    "history": _history,
-    "history.verify": _verify,
-    "reload": _reload,
-    "limit": _limit,
-    "release": _release,
-    "pause": _pause,
-    "resume": _resume,
-    "override.list": _override_list,
-    "override.add": _override_add,
-    "override.revoke": _override_revoke,
-    "request.add": _request_add,
-    "request.list": _request_list,
-    "request.approve": _request_approve,
-    "request.deny": _request_deny,
-}
+Act = Callable[[DaemonPort, Args, Actor], Data]
+
+
+def _verb(kind: type[m.M], act: Callable[[DaemonPort, m.M, Actor], Data]) -> tuple[str, Act]:
+    """A verb, and what it does with the arguments as they came."""
+    return kind.verb, lambda daemon, args, actor: act(daemon, m.decode(kind, args), actor)
+
+
+VERBS: Final[Mapping[str, Act]] = dict(
+    (
+        _verb(m.GetStatus, _status),
+        _verb(m.Explain, _explain),
+        _verb(m.GetHistory, _history),
+        _verb(m.VerifyHistory, _verify),
+        _verb(m.Reload, _reload),
+        _verb(m.Limit, _limit),
+        _verb(m.Release, _release),
+        _verb(m.Pause, _pause),
+        _verb(m.Resume, _resume),
+        _verb(m.ListOverrides, _override_list),
+        _verb(m.AddOverride, _override_add),
+        _verb(m.RevokeOverride, _override_revoke),
+        _verb(m.AddRequest, _request_add),
+        _verb(m.ListRequests, _request_list),
+        _verb(m.ApproveRequest, _request_approve),
+        _verb(m.DenyRequest, _request_deny),
+    )
+)

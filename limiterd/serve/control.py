@@ -38,6 +38,7 @@ from limiterd.core.errors import (
 from limiterd.core.model import ControlConfig
 from limiterd.serve.accounts import Accounts
 from limiterd.serve.io_thread import IoThread, Wanted, tell_defect
+from limiterd.serve.messages import Role
 from limiterd.serve.peer_groups import peer_groups
 from limiterd.serve.protocol import (
     BUSY,
@@ -47,7 +48,6 @@ from limiterd.serve.protocol import (
     Answer,
     Call,
     Peer,
-    Role,
     admin_path,
     parse_request,
     refusal,

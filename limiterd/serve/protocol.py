@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from limiterd import json_codec as jsonsafe
 from limiterd.core.errors import EXIT_FAILED, EXIT_NOPERM, EXIT_USAGE, PeerError
+from limiterd.serve.messages import MESSAGES, Role
 
 if TYPE_CHECKING:  # clients have no use for the model
     from limiterd.core.model import ControlConfig
@@ -25,31 +25,7 @@ def admin_path(socket_path: str) -> str:
     return f"{socket_path}.admin"
 
 
-class Role(StrEnum):
-    """What a peer may do: look and ask, or everything."""
-
-    READ = "read"
-    ADMIN = "admin"
-
-
-VERBS: Final[Mapping[str, Role]] = {
-    "status": Role.READ,
-    "explain": Role.READ,
-    "history": Role.READ,
-    "history.verify": Role.READ,
-    "override.list": Role.READ,
-    "request.add": Role.READ,
-    "request.list": Role.READ,
-    "request.approve": Role.ADMIN,
-    "request.deny": Role.ADMIN,
-    "reload": Role.ADMIN,
-    "limit": Role.ADMIN,
-    "release": Role.ADMIN,
-    "pause": Role.ADMIN,
-    "resume": Role.ADMIN,
-    "override.add": Role.ADMIN,
-    "override.revoke": Role.ADMIN,
-}
+VERBS: Final[Mapping[str, Role]] = {verb: kind.role for verb, kind in MESSAGES.items()}
 """Every verb and the least role that may use it."""
 
 CHANGING: Final = frozenset(verb for verb, role in VERBS.items() if role is Role.ADMIN) | {"request.add"}

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from limiterd import json_codec as jsonsafe
 from limiterd.core.model import EventKind, Reason
 from limiterd.store import hash_chain as chain
 from limiterd.store.audit import AuditTrail
@@ -18,6 +19,8 @@ FIRINGS: Final = (EventKind.LIMIT, EventKind.WOULD_LIMIT, EventKind.NOTED)
 MOST_LINKS: Final = 16_384
 """Of so many links the last firing is known; those that fired longest ago are forgotten first."""
 _MARKS: Final = tuple(f'"kind":"{kind}"'.encode() for kind in FIRINGS)
+
+_BY_HAND: Final = f'"reason":"{Reason.OPERATOR}"'.encode()
 
 
 class LastFirings:
@@ -52,10 +55,26 @@ class LastFirings:
                 if seq <= self._read_up_to or len(found) >= MOST_LINKS:
                     break
                 newest = max(newest, seq)
-                entry = chain.parse_line(line) if any(mark in line for mark in _MARKS) else None
-                if entry is not None and entry.kind in FIRINGS and entry.fields.get("reason") != Reason.OPERATOR:
-                    found.setdefault(entry.interface, entry.seq)
+                interface = _fired(line)
+                if interface is not None:
+                    found.setdefault(interface, seq)
         kept = {name: seq for name, seq in self._seqs.items() if name not in found}
         ordered = sorted((kept | found).items(), key=lambda item: item[1])
         self._seqs = dict(ordered[-MOST_LINKS:])
         self._read_up_to = newest
+
+
+def _fired(line: bytes) -> str | None:
+    """The link whose firing this line tells of. Only the line's head is parsed: what follows may be a thousand times as long."""
+    if not any(mark in line for mark in _MARKS):
+        return None
+    head, _, rest = line.partition(b',"fields":')
+    try:
+        value = jsonsafe.parse(head + b"}")
+    except ValueError:
+        return None
+    if not isinstance(value, dict) or value.get("kind") not in FIRINGS:
+        return None
+    by_hand = _BY_HAND in rest and (entry := chain.parse_line(line)) is not None and entry.fields.get("reason") == Reason.OPERATOR
+    interface = value.get("interface")
+    return interface if isinstance(interface, str) and not by_hand else None
