@@ -1,7 +1,7 @@
 """`python -m tests.attacker KIND THREADS PATH UID GID`: a tenant who means harm to a unix socket, until its standard input ends.
 
-It says "ready" once its threads are at it. Two kinds are no attackers: echo is a server that answers each line with itself, pace
-does nothing but sleep for a tenth of a second at a time, and tells in the end how late it woke up.
+It says "ready" once its threads are at it. Two kinds are no attackers: echo is a server that answers each line with itself; pace
+sleeps and works on the loop's grid, and tells in the end how late it was done with each turn.
 """
 
 from __future__ import annotations
@@ -111,13 +111,13 @@ class EchoServer(socketserver.ThreadingUnixStreamServer):
 
 
 def pace() -> None:
-    """Write down each wake-up's lateness, in seconds."""
+    """Sleep and work in turns, as the loop does; write down how late each turn ended, in seconds."""
     due = time.monotonic()
     while True:
-        due += 0.1
+        due = max(due + 0.1, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
+        sum(range(200_000))
         lateness.append(time.monotonic() - due)
-        due = max(due, time.monotonic() - 0.1)
 
 
 lateness: list[float] = []

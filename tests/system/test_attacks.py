@@ -82,7 +82,7 @@ def attacker(kind: str, path: str, uid: int = TENANT) -> Iterator[int]:
 
 @contextlib.contextmanager
 def pacer(lateness: list[float]) -> Iterator[None]:
-    """A process that only sleeps, on the loop's grid; how late it woke up is the machine's doing."""
+    """A process that sleeps and works on the loop's grid; how late it is with that is the machine's doing."""
     command = [sys.executable, "-m", "tests.attacker", "pace", "0", "", "0", "0"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -224,7 +224,7 @@ def test_root_and_administrators_are_answered(daemon: Rig, tmp_path: Path, kind:
     too_late, stalls = sum(one >= 0.1 for one in machine), sum(one >= 0.04 for one in machine)
     shown = (
         f"{kind}: p99 root {p99(root):.3f} s, administrator {p99(administrators):.3f} s, echo {p99(control):.3f} s; "
-        f"in {lasted:.1f} s {late:g} of {ticks:g} ticks late (a process that only sleeps: {too_late}), "
+        f"in {lasted:.1f} s {late:g} of {ticks:g} ticks late (of a process beside it: {too_late}), "
         f"{dropped:g} samples dropped ({stalls} stalls of the machine)"
     )
     sys.stderr.write(f"{shown}\n")
