@@ -15,12 +15,14 @@ import pytest
 
 from limiterd.cli import main
 from limiterd.config.load import load_rules
-from limiterd.core.model import Detect, Event, EventKind, Link, Phase, Snapshot
+from limiterd.core.model import Detect, Event, EventKind, Link, Phase, Reason, Snapshot
+from limiterd.ctl.format import PLAIN
 from limiterd.recording import open_recording
 from limiterd.replay import plot
 from limiterd.replay.curves import MAX_POINTS, Curves
 from limiterd.replay.plot import Curve, Level, Mark, Shade
 from limiterd.replay.possible import Possible
+from limiterd.replay.report import Clock, Report, Side, table
 from limiterd.replay.runner import LOOK_AHEAD, Look, Run, Told
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -565,7 +567,7 @@ def test_a_plot_has_the_phases_and_steps(tmp_path: Path) -> None:
     )
     plot._panel(axis, curve)
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels == ["recorded rate", "threshold", "pending", "limited", "exempt", "fault", "limit", "fires"]
+    assert labels == ["pending", "limited", "exempt", "fault", "recorded", "passes", "limit", "threshold", "fires"]
     drawn = {line.get_label(): line for line in axis.get_lines()}
     assert list(drawn["threshold"].get_ydata()) == [10**9, 10**9, 2 * 10**9, 2 * 10**9]
     assert list(drawn["limit"].get_xdata()) == [2, 3, 3, 4, 5]
@@ -627,3 +629,58 @@ def test_a_bad_configuration_is_not_replayed(tmp_path: Path) -> None:
     """An invalid policy ends with 78 before anything is read."""
     (tmp_path / "bad.yaml").write_text("policies: 7\n")
     assert main(["replay", str(tmp_path / "none"), "--config", str(tmp_path / "bad.yaml")]) == 78
+
+
+@pytest.mark.parametrize("days", [0, 3, 400])
+def test_the_table_fits_80_columns_with_whole_times(days: int) -> None:
+    """Whatever is in it, first and last keep their times; columns in which no row says anything are left out."""
+    report = Report("new.yaml")
+    start_ns, end_ns = 1_795_435_200 * 10**9, (days * 86_400 + 3600) * 10**9
+    for at_ns, kind in ((10**9, EventKind.LIMIT), (2 * 10**9, EventKind.LIMITED), (end_ns - 10**9, EventKind.LIMIT)):
+        report.add(Told(at_ns, Event(kind, at_ns, "10.123.45.67:9100/enp129s0f1", Reason.SUSTAINED, "fair-use-of-the-uplink")))
+    watched = dict.fromkeys(["10.123.45.67:9100/enp129s0f1", "10.123.45.67:9100/enp129s0f0"], "fair-use-of-the-uplink")
+    side = Side("A", report, watched, {"10.123.45.67:9100/enp129s0f1": 123_456_789_012}, end_ns)
+    clock = Clock(start_ns, end_ns)
+    head, first, idle = table([side], clock, 80, PLAIN)
+    assert max(map(len, (head, first, idle))) <= 80
+    assert head.split() == ["link", "policy", "limits", "first", "last", "limited", "over"]
+    assert clock.brief(10**9) in first
+    assert clock.brief(end_ns - 10**9) in first
+    assert "~" not in first.split("fair")[1].partition(" ")[2]
+    assert {0: "12:00:01", 3: "11-23 12:00:01", 400: "2026-11-23 12:00:01"}[days] == clock.brief(10**9)
+    assert [word for word in idle.split()[2:] if word != "-"] == []
+
+
+def test_what_passes_a_limit_is_drawn() -> None:
+    """Up to the limit while it stands, all of it before and after."""
+    second, gbit = 10**9, 125_000_000
+    stretches = tuple((k * second, (k + 1) * second, gbit) for k in range(4))
+    curve = Curve("eth0", stretches, (), (Level(second, 2 * second, 2 * 10**8), Level(3 * second, 4 * second, 5 * 10**9)))
+    assert plot.passing(curve)[::2] == [10**9, 2 * 10**8, 10**9, 10**9]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "started_s", "labels", "name"),
+    [
+        (90, 1_795_435_203.5, ["12:00:10", "12:00:20", "12:00:30", "12:00:40"], "UTC, 2026-11-23"),
+        (3 * 86_400, 1_795_435_200, ["11-23 12:00", "11-24 00:00"], "UTC, 2026-11-23 to 2026-11-26"),
+        (90, None, ["0", "10", "20", "30"], "seconds since the recording's first tick"),
+    ],
+)
+def test_the_time_axis_is_the_time_of_day(seconds: int, started_s: float | None, labels: list[str], name: str) -> None:
+    """Round times in UTC where the recording's beginning is known, else round seconds."""
+    axis = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    plot._time_axis(axis, seconds * 10**9, None if started_s is None else int(started_s * 10**9))
+    assert [text.get_text() for text in axis.get_xticklabels()][: len(labels)] == labels
+    assert axis.get_xlabel() == name
+
+
+def test_the_rate_axis_has_a_unit_and_the_legend_is_beside_the_data() -> None:
+    """Gbit/s for a gigabit threshold; the legend's left edge is right of the axes."""
+    figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+    axis = figure.subplots()
+    plot._panel(axis, Curve("eth0", ((0, 10**9, 125_000_000),), (Level(0, 10**9, 10**9),)))
+    figure.canvas.draw()
+    assert axis.get_ylabel() == "Gbit/s"
+    assert axis.yaxis.get_major_formatter()(1.5e9, 0) == "1.5"
+    assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1

@@ -251,11 +251,12 @@ class _Replay:
             Side(mark, report, policy.watched, policy.over_bytes, policy.end_ns)
             for mark, report, policy in zip(marks, self._reports, self._runs, strict=True)
         ]
-        ticks = f"{self._ticks} ticks over {span(max(side.end_ns for side in sides) / NS_PER_SECOND)}"
+        end_ns = max(side.end_ns for side in sides)
+        clock = Clock(self._recording.header.started_wall_ns, end_ns)
+        ticks = f"{self._ticks} ticks over {span(end_ns / NS_PER_SECOND)}{clock.since}"
         for side in sides:
             of = f"{side.mark}: " if len(sides) > 1 else ""
             yield shown.palette.paint(f"{of}{clean(side.report.title)}", "bold") + f": {clean(self._recording.name)}, {ticks}"
-        clock = Clock(self._recording.header.started_wall_ns)
         if any(side.watched for side in sides):
             yield from table(sides, clock, shown.width if shown.is_terminal else None, shown.palette)
         else:
@@ -278,6 +279,7 @@ class _Replay:
         """Write the picture of the first policy."""
         if self._curves is None:
             return
-        left_out = plot.draw(self._curves.curves(), path, title=self._recording.name)
+        header = self._recording.header
+        left_out = plot.draw(self._curves.curves(), path, title=self._recording.name, started_wall_ns=header.started_wall_ns)
         if left_out:
             complain(f"note: {left_out} links more are not drawn; {plot.MAX_PANELS} fit into a picture")

@@ -118,11 +118,13 @@ COLUMNS: Final = (
     Column("would limit", right=True, short="would"),
     Column("noted", right=True),
     Column("possible", right=True, short="poss."),
-    Column("first", least=8),
-    Column("last", least=8),
+    Column("first"),
+    Column("last"),
     Column("limited", right=True),
     Column("over", right=True),
 )
+ALWAYS: Final = ("link", "", "policy", "limits")
+"""The titles of the columns that are shown also where they say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,20 @@ class Clock:
     """How instants are shown: in UTC where the recording says when it was made, else in seconds since its first tick."""
 
     started_wall_ns: int | None
+    end_ns: int = 0
+
+    @property
+    def since(self) -> str:
+        """When the recording begins, for the heading."""
+        return "" if self.started_wall_ns is None else f", from {_utc(self.started_wall_ns):%Y-%m-%d %H:%M:%S}Z"
+
+    def brief(self, at_ns: int | None) -> str:
+        """An instant for a narrow column: no more of the date than tells the recording's days apart."""
+        if at_ns is None or self.started_wall_ns is None:
+            return self.shown(at_ns)
+        begin, end = _utc(self.started_wall_ns), _utc(self.started_wall_ns + self.end_ns)
+        date = "" if begin.date() == end.date() else "%m-%d " if begin.year == end.year else "%Y-%m-%d "
+        return f"{_utc(self.started_wall_ns + at_ns):{date}%H:%M:%S}"
 
     def shown(self, at_ns: int | None) -> str:
         """An instant for people."""
@@ -138,8 +154,11 @@ class Clock:
         if self.started_wall_ns is None:
             return f"{at_ns / NS_PER_SECOND:+.3f}s"
         wall_ns = self.started_wall_ns + at_ns
-        at = datetime.fromtimestamp(wall_ns // NS_PER_SECOND, UTC)
-        return f"{at:%Y-%m-%d %H:%M:%S}.{wall_ns % NS_PER_SECOND // 10**6:03d}Z"
+        return f"{_utc(wall_ns):%Y-%m-%d %H:%M:%S}.{wall_ns % NS_PER_SECOND // 10**6:03d}Z"
+
+
+def _utc(wall_ns: int) -> datetime:
+    return datetime.fromtimestamp(wall_ns // NS_PER_SECOND, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +181,8 @@ class Side:
         return [
             Cell(clean(self.watched[name])),
             *(Cell(str(line.counts[kind] or "-"), _STYLES[kind] if line.counts[kind] else "") for kind in FIRINGS),
-            Cell(clock.shown(line.first_ns)),
-            Cell(clock.shown(line.last_ns)),
+            Cell(clock.brief(line.first_ns)),
+            Cell(clock.brief(line.last_ns)),
             Cell(fmt.span(limited_ns / NS_PER_SECOND) if limited_ns else "-"),
             Cell(fmt.size(over) if over else "-"),
         ]
@@ -187,7 +206,8 @@ def table(sides: Sequence[Side], clock: Clock, width: int | None, palette: Palet
         else:
             rows += [[Cell(clean(name)), Cell(side.mark), *one] for side, one in zip(sides, cells, strict=True)]
     columns = COLUMNS if len(sides) == 1 else (COLUMNS[0], Column("", least=1), *COLUMNS[1:])
-    yield from fmt.table(columns, rows, width, palette)
+    told = [i for i, column in enumerate(columns) if column.title in ALWAYS or any(row[i].text != "-" for row in rows)]
+    yield from fmt.table([columns[i] for i in told], [[row[i] for i in told] for row in rows], width, palette)
     if len(sides) > 1:
         where = f"on {', '.join(map(clean, differing))}" if differing else "nowhere"
         yield f"the two differ {where}"
