@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 
@@ -684,3 +684,52 @@ def test_the_rate_axis_has_a_unit_and_the_legend_is_beside_the_data() -> None:
     assert axis.get_ylabel() == "Gbit/s"
     assert axis.yaxis.get_major_formatter()(1.5e9, 0) == "1.5"
     assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1
+
+
+def lazy(directory: Path, every_s: float, mbps: Callable[[float], float], seconds: int = 60) -> str:
+    """A recording of eth0 at 10 Hz whose counter is refreshed only so often."""
+    lines, total, shown_bytes = [HEADER], 0.0, 0
+    for k in range(seconds * 10):
+        total += mbps(k / 10) * 12_500
+        if every_s == 0 or k % round(every_s * 10) == 0:
+            shown_bytes = int(total)
+        lines.append(json.dumps({"t": k * TENTH, "links": [[2, "eth0", shown_bytes]]}))
+    file = directory / "lazy.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("every_s", "refresh"), [(2, "2500ms"), (1, "1250ms"), (0.5, "650ms"), (4, "5000ms and max_gap: 10000ms")]
+)
+def test_a_lazy_counter_is_named_with_the_setting_that_helps(
+    every_s: float, refresh: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """10 Gbit/s for a minute behind a counter that moves seldom is not limited in time; with the setting it is."""
+    file = lazy(tmp_path, every_s, lambda _: 10_000)
+    assert main(["replay", file, "--config", config(tmp_path), "--json"]) == 0
+    err = capsys.readouterr().err
+    assert f"eth0: its counter moves only every {every_s:g} s" in err
+    assert err.rstrip().endswith(f"set counter_refresh: {refresh}")
+    path = Path(config(tmp_path))
+    value, _, gap = refresh.partition(" and max_gap: ")
+    path.write_text(path.read_text() + f"sampling: {{counter_refresh: {value}, max_gap: {gap or '3s'}}}\n")
+    events = replayed(capsys, file, "--config", str(path))
+    limits = [event["t"] for event in events if event["event"] == "limit"]
+    assert len(limits) == 1
+    assert isinstance(limits[0], int)
+    assert 10 * 10**9 < limits[0] <= (10 + 4 * every_s + 1) * 10**9
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "mbps",
+    [lambda _: 1200.0, lambda s: 5.0 if int(s * 10) % 20 == 0 else 0.0, lambda s: 900.0 * (int(s) % 7 < 3), lambda _: 0.0],
+    ids=["steady", "a keepalive", "on and off", "nothing"],
+)
+def test_other_counters_are_not_called_lazy(
+    mbps: Callable[[float], float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Traffic that rests by itself moves its counter at every sample while it lasts."""
+    assert main(["replay", lazy(tmp_path, 0, mbps), "--config", config(tmp_path), "--json"]) == 0
+    assert capsys.readouterr().err == ""

@@ -12,7 +12,7 @@ tell yet how far apart its samples are; they are played in the recording's order
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median_low
@@ -41,6 +41,7 @@ from limiterd.core.policy import Effective, effective, policy_for
 from limiterd.core.state import Inputs
 from limiterd.daemon.executor import Executor
 from limiterd.recording import Source
+from limiterd.replay.lazy_counter import LOOK_EVERY, LazyCounter, advice
 from limiterd.replay.possible import Possible
 from limiterd.sim.fake_kernel import FakeKernel
 
@@ -152,6 +153,8 @@ class Run:
 
     def notes(self) -> Iterable[str]:
         """Sentences for people about what could not be judged, or not as usual."""
+        for run in self._sources.values():
+            run.note_lazy_counters()
         for what, names in self._notes.items():
             more = len(names) - NAMES_IN_A_NOTE
             yield f"{', '.join(names[:NAMES_IN_A_NOTE])}{f' and {more} more' if more > 0 else ''}: {what}"
@@ -179,6 +182,10 @@ class _SourceRun:
         self._told: list[Event] = []
         self._flows: dict[str, Flow] = {}
         self._links: tuple[Link, ...] = ()
+        self._paces: tuple[tuple[Link, ...], list[tuple[int, LazyCounter]]] = ((), [])
+        self._pace_of: dict[str, LazyCounter] = {}
+        self._followed: list[tuple[int, LazyCounter]] = []
+        self._ticks = 0
         self._judged: tuple[tuple[Link, ...], tuple[Link, ...]] = ((), ())
         self._split: tuple[tuple[Link, ...], list[int], list[int], tuple[Link, ...]] = ((), [], [], ())
         self._meters: dict[str, Possible | None] = {}
@@ -245,7 +252,9 @@ class _SourceRun:
         _, coarse, kept, fine = self._split
         possible = self._possible(snapshot, coarse) if coarse else ()
         samples = snapshot
-        if self._source.resolution_ns:
+        if not self._source.resolution_ns:
+            self._watch_counters(snapshot)
+        else:
             samples = Snapshot(t_ns, fine, [snapshot.tx_bytes[i] for i in kept])
         present = self._present(samples)
         before: tuple[Link, ...] = ()
@@ -327,6 +336,39 @@ class _SourceRun:
         standing = case.tree_standing if case is not None and case.stage is Stage.STANDING else None
         phase = phase_of(pending=name in pending, exempt=applies.exempt)
         return Look(phase, applies.detect.threshold_bps, None if standing is None else standing.rate_bps)
+
+    # ---- lazy counters ----
+
+    def _watch_counters(self, snapshot: Snapshot) -> None:
+        """Follow how often the counters of watched links move under load."""
+        t_ns, counters = snapshot.t_ns, snapshot.tx_bytes
+        if snapshot.links is not self._paces[0]:
+            self._paces = (snapshot.links, list(self._paces_of(snapshot)))
+            self._followed.clear()
+            self._ticks = 0
+        self._ticks += 1
+        if not self._ticks % LOOK_EVERY:
+            unsettled = [(i, pace) for i, pace in self._paces[1] if not pace.settled]
+            self._paces = (snapshot.links, unsettled)
+            self._followed = [(i, pace) for i, pace in unsettled if pace.look(t_ns, counters[i])]
+        for i, pace in self._followed:
+            pace.add(t_ns, counters[i])
+
+    def _paces_of(self, snapshot: Snapshot) -> Iterator[tuple[int, LazyCounter]]:
+        for i, link in enumerate(snapshot.links):
+            policy = policy_for(self._rules, link.name)
+            if policy is not None:
+                first = LazyCounter(snapshot.t_ns, snapshot.tx_bytes[i], policy.detect.threshold_bps // 2)
+                yield i, self._pace_of.setdefault(link.name, first)
+
+    def note_lazy_counters(self) -> None:
+        """Name the links whose counters moved much more seldom than they were sampled."""
+        sampling = self._rules.config.sampling
+        for name, pace in self._pace_of.items():
+            every_ns, spacing_ns = pace.moves_every_ns(), self._spacing_ns.get(name, self._usual_ns)
+            if every_ns is not None and every_ns >= 2 * spacing_ns > 0 and every_ns > sampling.counter_refresh_ns:
+                self._run.note(name, advice(every_ns, sampling.max_gap_ns))
+        self._pace_of.clear()
 
     # ---- coarse samples ----
 
