@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from limiterd.core.commands import limit, release
@@ -178,6 +178,10 @@ class Side:
         """Where limits are."""
         return self.world.kernel
 
+    def look(self, ifindexes: Collection[int]) -> Callable[[], Mapping[int, Link]]:
+        """Ask the world."""
+        return lambda: self.world.look(ifindexes)
+
     def sample(self) -> Snapshot | None:
         """Ask the world."""
         return self.world.sample()
@@ -199,6 +203,8 @@ class World:
     events: list[Event] = field(default_factory=list)
     store: Disk = field(default_factory=Disk)
     links: tuple[Link, ...] = ()
+    gso_max_bytes: int = 0
+    """What a link shows that is looked at, whatever it was when it came; 0: the same."""
     heard: set[int] = field(default_factory=set)
     """Links whose tc events wait to be read."""
     kernel: Kernel = field(init=False)
@@ -305,6 +311,13 @@ class World:
     def link(self, name: str = "eth0") -> Link:
         """A present link by name."""
         return next(link for link in self.links if link.name == name)
+
+    def look(self, ifindexes: Collection[int]) -> Mapping[int, Link]:
+        """Some links as they are, which the table knows from then on."""
+        size = self.gso_max_bytes
+        if size and any(link.ifindex in ifindexes and link.gso_max_bytes != size for link in self.links):
+            self.links = tuple(replace(k, gso_max_bytes=size) if k.ifindex in ifindexes else k for k in self.links)
+        return {link.ifindex: link for link in self.links if link.ifindex in ifindexes}
 
     def snapshot(self) -> Snapshot:
         """All counters now."""

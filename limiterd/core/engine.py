@@ -30,7 +30,7 @@ from limiterd.core.errors import errno_name
 from limiterd.core.faults import OPERATION_OF, REMEDY, Blocker, obstacle_of
 from limiterd.core.firing_policy import response
 from limiterd.core.limit_state import HOLDING, Stage
-from limiterd.core.link_changes import take_links
+from limiterd.core.link_changes import take_links, take_look
 from limiterd.core.model import (
     HANDLE_ROOT,
     NOT_SENT,
@@ -87,12 +87,7 @@ def step(state: State, rules: Rules, inputs: Inputs) -> Output:
     take_schedule(context)
     if snapshot is not None:
         _take_verdicts(context, snapshot)
-    if inputs.roots is not None:
-        _take_roots(context, inputs.roots)
-    for ifindex, actual in inputs.tc.items():
-        _take_tc(context, ifindex, actual)
-    if inputs.unanswered:
-        _take_silence(context, inputs.unanswered)
+    _take_readings(context, inputs)
     for limit_state in tuple(state.limit_states.values()):
         advance(context, limit_state)
     return context.output()
@@ -131,6 +126,18 @@ def _not_taken(result: ActionResult) -> bool:
 def _key_at(state: State, ifindex: int) -> tuple[str, str]:
     link = state.by_index.get(ifindex)
     return key_of(link) if link is not None else ("", "")
+
+
+def _take_readings(context: StepContext, inputs: Inputs) -> None:
+    """What was read of the kernel: the links themselves ahead of what stands on them."""
+    if inputs.roots is not None:
+        _take_roots(context, inputs.roots)
+    for link in inputs.looked.values():
+        take_look(context, link)
+    for ifindex, actual in inputs.tc.items():
+        _take_tc(context, ifindex, actual)
+    if inputs.unanswered:
+        _take_silence(context, inputs.unanswered)
 
 
 def _lost_ability(context: StepContext, result: ActionResult) -> bool:

@@ -47,6 +47,16 @@ def take_links(context: StepContext, links: tuple[Link, ...]) -> None:
     _forget_gone(context)
 
 
+def take_look(context: StepContext, link: Link) -> None:
+    """A link was read anew: what no event tells of it may have changed."""
+    state = context.state
+    known = state.by_index.get(link.ifindex)
+    if known is None or known == link or known.name != link.name or not _same_instance(known, link):
+        return  # it will be told in its turn
+    state.by_index[link.ifindex] = state.by_name[link.name] = link
+    _update(context, link)
+
+
 def _update(context: StepContext, link: Link) -> None:
     state = context.state
     limit_state = state.limit_states.get(link.name)

@@ -117,7 +117,8 @@ class Inputs:
     """What is new at a step. Without a snapshot it only settles: plans again from results and from what was read.
 
     roots, where given, is every visible root qdisc (at start and after a resync); tc are full reads of single links.
-    links, where given, are all that are there, of which the snapshot has samples of some only. tick: a tick whose sample
+    links, where given, are all that are there, of which the snapshot has samples of some only; looked are single links that
+    were read anew. tick: a tick whose sample
     failed or was dropped; standing limits are looked after all the same.
     """
 
@@ -125,6 +126,7 @@ class Inputs:
     snapshot: Snapshot | None = None
     links: tuple[Link, ...] | None = None
     roots: Mapping[int, RootQdisc] | None = None
+    looked: Mapping[int, Link] = field(default_factory=dict)
     tc: Mapping[int, TcActual] = field(default_factory=dict)
     unanswered: frozenset[int] = frozenset()
     results: tuple[ActionResult, ...] = ()

@@ -7,13 +7,13 @@ clock and opens nothing: all that it touches is handed in, so that tests drive t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from limiterd.core import engine, status
 from limiterd.core.errors import EnvironmentFault
-from limiterd.core.model import Event, FaultReason, Journal, Now, Rules, Snapshot
+from limiterd.core.model import Event, FaultReason, Journal, Link, Now, Rules, Snapshot
 from limiterd.core.ports import SamplerPort, TcPort
 from limiterd.core.state import Inputs, Output, State
 from limiterd.core.status import RATE_SPAN_NS, DaemonInfo, StatusSnapshot
@@ -37,6 +37,9 @@ class KernelPort(Protocol):
     @property
     def sampler(self) -> SamplerPort:
         """Where snapshots come from."""
+
+    def look(self, ifindexes: Collection[int]) -> Callable[[], Mapping[int, Link]]:
+        """Ask for links; what is returned takes the answers in."""
 
     @property
     def tc(self) -> TcPort:
@@ -119,7 +122,7 @@ class Controller:
         self.rules = rules
         self.state: State = engine.start(rules, journal, ports.kernel.tc.abilities(), ports.clock())
         self.executor = Executor(
-            ports.kernel.tc, ports.clock, ports.tell, ports.journal.save, ports.journal.save_now, ports.standby
+            ports.kernel.tc, ports.clock, ports.tell, ports.journal.save, ports.journal.save_now, ports.standby, ports.kernel.look
         )
         self._ports = ports
         self._recent: deque[Snapshot] = deque()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -16,19 +16,22 @@ from typing import Final
 from limiterd.core.engine import step
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.histogram import Buckets
-from limiterd.core.model import NOT_SENT, Action, ActionKind, ActionResult, Event, EventKind, Journal, Now, Rules, TcActual
+from limiterd.core.model import NOT_SENT, Action, ActionKind, ActionResult, Event, EventKind, Journal, Link, Now, Rules
 from limiterd.core.ports import TcPort
 from limiterd.core.state import NOTHING, Inputs, Output, State
 
 MAX_ROUNDS: Final = 12
 """A limit takes two rounds (act, read back), a takeover or a release up to five; what is left waits for the next tick."""
 
+LookPort = Callable[[Collection[int]], Callable[[], Mapping[int, Link]]]
+
 
 @dataclass(slots=True)
 class Executor:
     """What connects the engine to the kernel. save_now must not return before the journal is on disk.
 
-    meanwhile is entered around every wait for the kernel.
+    meanwhile is entered around every wait for the kernel. look asks for the links themselves, some of whose properties change
+    without an event; what it returns takes the answers in, when nobody else samples any more.
     """
 
     tc: TcPort
@@ -37,6 +40,7 @@ class Executor:
     save: Callable[[Journal], object]
     save_now: Callable[[Journal], None]
     meanwhile: AbstractContextManager[object] = field(default_factory=nullcontext)
+    look: LookPort = lambda _: dict
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     enforcement: Buckets = field(default_factory=Buckets)
 
@@ -53,10 +57,10 @@ class Executor:
             if silent or (not output.actions and not reads):
                 return
             results = self._act(state, output.actions)
-            tc, unanswered = self._read(reads)
-            vanished |= reads - tc.keys()
-            silent = bool(unanswered) or any(result.errno == errno.ETIMEDOUT for result in results)
-            inputs = Inputs(self.clock(), tc=tc, unanswered=unanswered, results=tuple(results))
+            found = self.read_now(reads)
+            vanished |= reads - found.tc.keys()
+            silent = bool(found.unanswered) or any(result.errno == errno.ETIMEDOUT for result in results)
+            inputs = replace(found, results=tuple(results))
 
     def publish(self, state: State, output: Output) -> None:
         """Hand on the events, and the journal where it changed."""
@@ -94,22 +98,17 @@ class Executor:
             return {a.ifindex: str(fault) for a in takeovers}
         return {}
 
-    def _read(self, ifindexes: frozenset[int]) -> tuple[dict[int, TcActual], frozenset[int]]:
-        """Read links; those of which there was no answer are told apart from those that are gone."""
+    def read_now(self, ifindexes: frozenset[int]) -> Inputs:
+        """Inputs that carry a reading of these links; those without an answer are told apart from those that are gone."""
         if not ifindexes:
-            return {}, frozenset()
+            return Inputs(self.clock())
         try:
             with self.meanwhile:
-                found = dict(self.tc.read(ifindexes))
+                learn, tc = self.look(ifindexes), dict(self.tc.read(ifindexes))
         except EnvironmentFault as fault:
             self._count(fault)
-            return {}, ifindexes
-        return found, frozenset()
-
-    def read_now(self, ifindexes: frozenset[int]) -> Inputs:
-        """Inputs that carry a reading of these links."""
-        tc, unanswered = self._read(ifindexes)
-        return Inputs(self.clock(), tc=tc, unanswered=unanswered)
+            return Inputs(self.clock(), unanswered=ifindexes)
+        return Inputs(self.clock(), looked=learn(), tc=tc)
 
     def with_roots(self, inputs: Inputs) -> Inputs:
         """The same inputs with every root qdisc of the namespace; without them where the dump fails."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from limiterd.core.errors import EnvironmentFault
-from limiterd.core.model import Source
+from limiterd.core.model import Link, Source
 from limiterd.core.ports import SocketsPort
 from limiterd.kernel.events import EventSocket
 from limiterd.kernel.links import LinkTable
@@ -25,6 +26,10 @@ class KernelIO:
     events: EventSocket | Refused
     sockets: SocketsPort
     refusal: str = ""
+
+    def look(self, ifindexes: Collection[int]) -> Callable[[], Mapping[int, Link]]:
+        """Ask for these links; see LinkTable.look. Raises EnvironmentFault."""
+        return dict if self.table is None else self.table.look(ifindexes)
 
     def resample(self, source: Source, interval_ns: int) -> None:
         """Take another source of samples. Raises EnvironmentFault and keeps the old one where that is refused."""

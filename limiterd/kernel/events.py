@@ -8,24 +8,65 @@ they come, in order: that is how the same ifindex made anew is told from the old
 is kept. A message that one of our own sockets caused carries that socket's port id and is left out, else every repair
 would look like an intrusion. After an overrun the socket is a fresh one, the table is read anew, and `resync` tells
 the caller to read the rest.
+
+Another shaper's tree may have ten thousand classes and be loaded anew every minute. What stands there concerns nobody here,
+so the kernel drops what speaks of it ahead of the socket: of tc only roots, ingress and what stands in a tree of ours gets in.
 """
 
 from __future__ import annotations
 
+import socket
 import struct
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
-from limiterd.core.model import Link
+from limiterd.core.model import OUR_MAJOR, Link
 from limiterd.kernel.links import RTM_DELLINK, RTM_NEWLINK, LinkTable
-from limiterd.kernel.netlink import Frame, MalformedMessage, NetlinkSocket, Overrun
+from limiterd.kernel.netlink import Frame, Instruction, MalformedMessage, NetlinkSocket, Overrun
 
 _RTNLGRP_LINK: Final = 1
 _RTNLGRP_TC: Final = 4
 _TC_TYPES: Final = frozenset({36, 37, 40, 41, 44, 45, 100, 101})
 """RTM_NEWQDISC, DELQDISC, NEWTCLASS, DELTCLASS, NEWTFILTER, DELTFILTER, NEWCHAIN, DELCHAIN."""
 _TCM_IFINDEX: Final = struct.Struct("=4xi")
+_CLASS_TYPES: Final = (40, 41)
+"""RTM_NEWTCLASS, DELTCLASS: the parent of a class that stands right below a root is the root of all, whoever's it is."""
+_TYPE_AT: Final = 4
+_HANDLE_AT: Final = 24
+_PARENT_AT: Final = 28
+_MAJOR: Final = 2 if sys.byteorder == "little" else 0
+"""Where the upper half of a handle is found in its bytes."""
+_TOP_MAJOR: Final = 0xFFFF
+"""Of the parent of a root, and of ingress and clsact and what hangs on them."""
+
+_LOAD_HALF: Final = 0x28
+_JUMP_IF_EQUAL: Final = 0x15
+_RETURN: Final = 0x06
+_WHOLE_DATAGRAM: Final = 0xFFFFFFFF
+
+
+def _jump_if(value: int, true: int, false: int = 0) -> Instruction:
+    """Jump over so many instructions; BPF loads a half-word in network order, netlink writes it in the host's."""
+    return (_JUMP_IF_EQUAL, true, false, socket.htons(value))
+
+
+_CONCERNS_US: Final[tuple[Instruction, ...]] = (
+    (_LOAD_HALF, 0, 0, _TYPE_AT),
+    _jump_if(RTM_NEWLINK, 9),
+    _jump_if(RTM_DELLINK, 8),
+    _jump_if(_CLASS_TYPES[0], 4),
+    _jump_if(_CLASS_TYPES[1], 3),
+    (_LOAD_HALF, 0, 0, _PARENT_AT + _MAJOR),
+    _jump_if(_TOP_MAJOR, 4),
+    _jump_if(OUR_MAJOR, 3, 2),
+    (_LOAD_HALF, 0, 0, _HANDLE_AT + _MAJOR),
+    _jump_if(OUR_MAJOR, 1),
+    (_RETURN, 0, 0, 0),
+    (_RETURN, 0, 0, _WHOLE_DATAGRAM),
+)
+
 _RECEIVE_BUFFER_BYTES: Final = 4 << 20
 _DATAGRAMS_A_DRAIN: Final = 2048
 """Bounds one drain, and with it a tick; the rest waits for the next."""
@@ -50,7 +91,9 @@ class EventSocket:
     def __init__(self, table: LinkTable, own_port_ids: Callable[[], Collection[int]]) -> None:
         self._table = table
         self._own = own_port_ids
-        self._socket = NetlinkSocket(groups=(_RTNLGRP_LINK, _RTNLGRP_TC), rcvbuf_bytes=_RECEIVE_BUFFER_BYTES)
+        self._socket = NetlinkSocket(
+            groups=(_RTNLGRP_LINK, _RTNLGRP_TC), rcvbuf_bytes=_RECEIVE_BUFFER_BYTES, program=_CONCERNS_US
+        )
         self._behind = False
         self.resyncs = 0
 

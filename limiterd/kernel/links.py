@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Link
-from limiterd.kernel.netlink import RTM_GETLINK, MalformedMessage, NetlinkSocket, attr, attrs, text_of
+from limiterd.kernel.netlink import RTM_GETLINK, MalformedMessage, Message, NetlinkSocket, attr, attrs, text_of
 
 RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
@@ -31,6 +31,7 @@ _IFLA_GSO_IPV4_MAX_SIZE: Final = 63
 _RTEXT_FILTER_SKIP_STATS: Final = 1 << 3
 _IFF_UP: Final = 0x1
 _U32: Final = struct.Struct("=I")
+_NO_STATS: Final = attr(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
 _REMEMBERED_DEAD: Final = 4096
 
 
@@ -44,18 +45,22 @@ class LinkTable:
 
     def __init__(self) -> None:
         self._socket = NetlinkSocket()
+        self._looks = NetlinkSocket()
         self._links: dict[int, Link] = {}
         self._dead: dict[int, int] = {}
+        self._told: dict[int, bytes] = {}
+        """What the last look at a link brought, for as long as nothing newer is known of it."""
         self.links: tuple[Link, ...] = ()
         try:
             self.refresh()
         except EnvironmentFault:
-            self._socket.close()
+            self.close()
             raise
 
     def close(self) -> None:
-        """Release the descriptor."""
+        """Release the descriptors."""
         self._socket.close()
+        self._looks.close()
 
     def get(self, ifindex: int) -> Link | None:
         """The link that has this ifindex now."""
@@ -64,8 +69,7 @@ class LinkTable:
     def refresh(self) -> bool:
         """Read all links anew; whether anything changed. Raises EnvironmentFault(operation="dump")."""
         # ip link show
-        mask = attr(_IFLA_EXT_MASK, _U32.pack(_RTEXT_FILTER_SKIP_STATS))
-        found = self._socket.dump(RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0) + mask)
+        found = self._socket.dump(RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0) + _NO_STATS)
         seen: set[int] = set()
         changed: list[Link] = []
         for kind, payload in found:
@@ -75,6 +79,32 @@ class LinkTable:
         for ifindex in self._links.keys() - seen:
             changed += self._bury(ifindex)
         return self._publish(changed)
+
+    def look(self, ifindexes: Iterable[int]) -> Callable[[], Mapping[int, Link]]:
+        """Ask for these links, for what changes without an event: the largest sizes of GSO packets.
+
+        It may wait for the kernel while another thread samples. What it returns takes the answers in, and gives those links
+        that are there, as they are now. Raises EnvironmentFault(operation="dump").
+        """
+        # ip link show dev IF
+        requests = [Message(RTM_GETLINK, 0, _IFINFO.pack(0, 0, ifindex, 0, 0) + _NO_STATS) for ifindex in ifindexes]
+        acks = self._looks.request(requests, operation="dump")
+        payloads = [payload for ack in acks for kind, payload in ack.replies if kind == RTM_NEWLINK]
+        return lambda: self._take(payloads)
+
+    def _take(self, payloads: Iterable[memoryview]) -> dict[int, Link]:
+        changed: list[Link] = []
+        found: dict[int, Link] = {}
+        for payload in payloads:
+            ifindex, told = _ifinfo(payload)[1], bytes(payload)
+            if ifindex not in self._links:
+                continue  # its events have more to say
+            if self._told.get(ifindex) != told:
+                changed += self._learn(payload)
+                self._told[ifindex] = told
+            found[ifindex] = self._links[ifindex]
+        self._publish(changed)
+        return found
 
     def apply(self, messages: Iterable[tuple[int, memoryview]]) -> tuple[Link, ...]:
         """Apply (type, payload) of link events in their order; the links that are new, changed or gone, each as it was last.
@@ -100,6 +130,7 @@ class LinkTable:
         if link == old:
             return []
         self._links[ifindex] = link
+        self._told.pop(ifindex, None)
         return [link]
 
     def _forget(self, payload: memoryview) -> list[Link]:
@@ -111,6 +142,7 @@ class LinkTable:
         link = self._links.pop(ifindex, None)
         if link is None:
             return []
+        self._told.pop(ifindex, None)
         self._dead.pop(ifindex, None)
         self._dead[ifindex] = link.incarnation
         if len(self._dead) > _REMEMBERED_DEAD:

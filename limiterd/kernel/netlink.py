@@ -20,6 +20,7 @@ Layouts: include/uapi/linux/netlink.h; man 7 netlink, man 7 rtnetlink.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
@@ -38,6 +39,7 @@ RTM_GETLINK: Final = 18
 
 NLM_F_REQUEST: Final = 0x1
 NLM_F_ACK: Final = 0x4
+NLM_F_ECHO: Final = 0x8
 NLM_F_DUMP_INTR: Final = 0x10
 NLM_F_DUMP: Final = 0x300
 NLM_F_REPLACE: Final = 0x100
@@ -69,6 +71,7 @@ _CAP_ACK: Final = 10
 _EXT_ACK: Final = 11
 _GET_STRICT_CHK: Final = 12
 _SO_RCVBUFFORCE: Final = 33
+_SO_ATTACH_FILTER: Final = 26
 _SO_NETNS_COOKIE: Final = 71
 
 _BUFFER_BYTES: Final = 1 << 16
@@ -82,6 +85,11 @@ _WHOLE: Final = int(socket.MSG_TRUNC)
 """A datagram's own length is told, though it did not fit."""
 _TIMED_OUT: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
+
+
+Instruction = tuple[int, int, int, int]
+"""Of classic BPF (struct sock_filter): code, jump if true, jump if false, operand."""
+_INSTRUCTION: Final = struct.Struct("=HBBI")
 
 
 class Overrun(EnvironmentFault):
@@ -274,7 +282,8 @@ class NetlinkSocket:
     """One netlink socket of the network namespace that its thread was in when it was made. One thread at a time.
 
     groups are multicast group numbers (RTNLGRP_…), timeout_s bounds the wait for an answer, rcvbuf_bytes asks for a
-    receive buffer (forced past rmem_max where CAP_NET_ADMIN allows). Raises EnvironmentFault or PermissionFault.
+    receive buffer (forced past rmem_max where CAP_NET_ADMIN allows), program is a classic BPF program that the kernel asks
+    about every datagram for this socket: 0 drops it. Raises EnvironmentFault or PermissionFault.
     """
 
     def __init__(
@@ -283,11 +292,13 @@ class NetlinkSocket:
         groups: Sequence[int] = (),
         timeout_s: float = 2.0,
         rcvbuf_bytes: int | None = None,
+        program: Sequence[Instruction] = (),
     ) -> None:
         self._family = family
         self._groups = tuple(groups)
         self._timeout_s = timeout_s
         self._rcvbuf_bytes = rcvbuf_bytes
+        self._program = tuple(program)
         self._sequence = 0
         self._buffer = bytearray(_BUFFER_BYTES)
         self._socket = self._open(0)
@@ -446,6 +457,8 @@ class NetlinkSocket:
         except OSError:
             made.bind((0, 0))
         made.connect((0, 0))
+        if self._program:
+            _attach(made, self._program)
         for group in self._groups:
             made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
@@ -509,6 +522,12 @@ class NetlinkSocket:
             self._buffer = bytearray(1 << got.bit_length())
             raise _TruncatedMessage(f"netlink: a datagram of {got} bytes did not fit; there is room for the next one")
         return bytes(memoryview(self._buffer)[:got]) if sender[0] == 0 else None
+
+
+def _attach(made: socket.socket, program: Sequence[Instruction]) -> None:
+    """Let the kernel ask a program (struct sock_fprog: a length and a pointer) about every datagram."""
+    code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*instruction) for instruction in program))
+    made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code)))
 
 
 def _receive_buffer(made: socket.socket, wanted_bytes: int | None) -> None:

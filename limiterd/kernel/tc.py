@@ -6,7 +6,9 @@ does no harm) and is reported as not sent, for the next reading shows it anyway.
 
 Theory of operation. The steps of one link that may travel together leave in one sendmsg: the kernel works them off
 before it returns, some microseconds apart, and no signal can come between them. Reading needs one dump of all qdiscs of
-the namespace and, for each link with a root of ours (or with one to look into), dumps of its classes and filters.
+the namespace and, for each link with a root of ours, dumps of its classes and filters. Others may have tens of thousands of
+them: of a foreign root no more is read than what decides whether it can be put back, and where a dump has shown a crowd of
+qdiscs those of a few links are asked for one by one (not always: the kernel tells every listener of each that is asked for).
 
 Stands in for SAVE_ROOT: a reading that the root to be deleted still is the one that was saved, else ESTALE.
 """
@@ -39,7 +41,7 @@ from limiterd.core.model import (
     TcActual,
     TcTree,
 )
-from limiterd.core.plan import OUR_CLASSES, carried_out, name_of
+from limiterd.core.plan import OUR_CLASSES, RESTORABLE, carried_out, name_of
 from limiterd.core.u32_filters import OUR_PRIOS
 from limiterd.kernel import tcwire as wire
 from limiterd.kernel.netlink import Ack, Batch, MalformedMessage, Message, NetlinkSocket, batches, boottime_ns
@@ -57,6 +59,11 @@ _DATAGRAMS_A_LINK: Final = 4
 """A release takes four."""
 _MOST_NAMED: Final = 8
 """Classes of a foreign root that a message lists."""
+_CROWD: Final = 512
+"""Qdiscs of the namespace; a dump of so many takes as long as asking for those of ten links."""
+_FEW: Final = 8
+_READINGS_WITHOUT_DUMP: Final = 3_600
+"""After so many it is seen whether there still is a crowd."""
 
 _ENCODERS: Final[Mapping[ActionKind, Callable[[int, Any], Message | tuple[Message, ...]]]] = {
     ActionKind.DELETE_ROOT: wire.delete_root,
@@ -84,6 +91,7 @@ class TcKernel:
         self._socket = NetlinkSocket(timeout_s=timeout_s)
         self._abilities: KernelAbilities | None = None
         self._recent: deque[_Encoded] = deque(maxlen=_DATAGRAMS_A_LINK)
+        self._readings_until_dump = 0
 
     def __enter__(self) -> Self:
         return self
@@ -124,31 +132,57 @@ class TcKernel:
         if not asked:
             return {}
         with _understood():
-            qdiscs = self._qdiscs(asked)
-            found = ((ifindex, self._actual(ifindex, qdiscs.get(ifindex, ()))) for ifindex in sorted(asked))
-            return {ifindex: actual for ifindex, actual in found if actual is not None}
+            if self._readings_until_dump and len(asked) <= _FEW:
+                self._readings_until_dump -= 1
+                found = {ifindex: self._asked_for(ifindex) for ifindex in sorted(asked)}
+            else:
+                qdiscs = self._qdiscs(asked)
+                found = {ifindex: self._dumped(ifindex, qdiscs.get(ifindex, ())) for ifindex in sorted(asked)}
+            return {ifindex: actual for ifindex, actual in found.items() if actual is not None}
 
     def _qdiscs(self, asked: frozenset[int] | None) -> dict[int, list[TcMsg]]:
         # tc qdisc show
         found: dict[int, list[TcMsg]] = {}
-        for _, payload in self._socket.dump(wire.RTM_GETQDISC, wire.dump_request()):
+        dumped = self._socket.dump(wire.RTM_GETQDISC, wire.dump_request())
+        self._readings_until_dump = _READINGS_WITHOUT_DUMP if len(dumped) > _CROWD else 0
+        for _, payload in dumped:
             ifindex = wire.ifindex_of(payload)
             if asked is None or ifindex in asked:
                 found.setdefault(ifindex, []).append(wire.decode(payload))
         return found
 
-    def _actual(self, ifindex: int, qdiscs: Sequence[TcMsg]) -> TcActual | None:
+    def _dumped(self, ifindex: int, qdiscs: Sequence[TcMsg]) -> TcActual | None:
+        """A link whose qdiscs came with a dump of all."""
         raw = _raw_root(qdiscs)
         if raw is None and not self._exists(ifindex):
             return None
-        classes: tuple[TcMsg, ...] = ()
-        filters: tuple[bytes, ...] = ()
-        if raw is not None and raw.nature.handle:
-            # tc class show dev IF; tc filter show dev IF parent H:
-            classes = self._classes(ifindex)
-            filters = self._filters(ifindex, raw.nature.handle)
+        return self._actual(ifindex, raw, *self._below(ifindex, raw), qdiscs)
+
+    def _asked_for(self, ifindex: int) -> TcActual | None:
+        """A link whose qdiscs are asked for one by one: the root, and below ours those that its classes name."""
+        (ack,) = self._socket.request([wire.qdisc_request(ifindex)], operation="dump")
+        if not ack.ok:
+            return None
+        raw = next((wire.decode(payload) for _, payload in ack.replies), None)
+        classes, filters = self._below(ifindex, raw)
+        requests = [wire.qdisc_request(ifindex, c.nature.handle) for c in classes if wire.has_leaf(c.rest)]
+        acks = self._socket.request(requests, operation="dump") if requests else []
+        below = [wire.decode(payload) for ack in acks for _, payload in ack.replies]
+        return self._actual(ifindex, raw, classes, filters, below if raw is None else [raw, *below])
+
+    def _below(self, ifindex: int, raw: TcMsg | None) -> tuple[tuple[TcMsg, ...], tuple[bytes, ...]]:
+        """The classes and filters of a root of ours, or of one that could be put back."""
+        root = None if raw is None else raw.nature
+        if root is None or not root.handle or not (_is_ours(root) or root.kind in RESTORABLE):
+            return (), ()
+        # tc class show dev IF; tc filter show dev IF parent H:
+        return self._classes(ifindex), self._filters(ifindex, root.handle)
+
+    def _actual(
+        self, ifindex: int, raw: TcMsg | None, classes: tuple[TcMsg, ...], filters: tuple[bytes, ...], qdiscs: Sequence[TcMsg]
+    ) -> TcActual:
         now_ns = boottime_ns()
-        if raw is None or (raw.nature.kind, raw.nature.handle) != ("htb", HANDLE_ROOT):
+        if raw is None or not _is_ours(raw.nature):
             return TcActual(ifindex, _root(qdiscs, found=_found(raw, classes, filters), raw=raw), read_t_ns=now_ns)
         return _ours(ifindex, raw, qdiscs, classes, filters, now_ns)
 
@@ -275,12 +309,16 @@ def _raw_root(qdiscs: Sequence[TcMsg]) -> TcMsg | None:
     return next((q for q in qdiscs if q.nature.parent == PARENT_ROOT), None)
 
 
+def _is_ours(root: Nature) -> bool:
+    return (root.kind, root.handle) == ("htb", HANDLE_ROOT)
+
+
 def _root(qdiscs: Sequence[TcMsg], found: Sequence[str], raw: TcMsg | None) -> RootQdisc | None:
     """The root as the planner sees it; found: what was seen on it besides child qdiscs."""
     if raw is None:
         return None
     root = raw.nature
-    if not root.handle or (root.kind, root.handle) == ("htb", HANDLE_ROOT):
+    if not root.handle or _is_ours(root):
         return RootQdisc(root.kind, root.handle)
     natures = (q.nature for q in qdiscs)
     children = [f"{q.kind} {name_of(q.handle)}" for q in natures if q.parent & _CHILD_MAJOR == root.handle]

@@ -21,6 +21,7 @@ from limiterd.core.u32_filters import is_link
 from limiterd.kernel.netlink import (
     HEADER_BYTES,
     NLM_F_CREATE,
+    NLM_F_ECHO,
     NLM_F_EXCL,
     RTM_GETLINK,
     Batch,
@@ -178,6 +179,17 @@ def link_request(ifindex: int) -> Message:
     """Asks for one link: ENODEV where it is gone."""
     # ip link show dev IF
     return Message(RTM_GETLINK, 0, _IFINFOMSG.pack(0, 0, ifindex, 0, 0))
+
+
+def qdisc_request(ifindex: int, parent: int = PARENT_ROOT) -> Message:
+    """Asks for one qdisc of a link: its root, or the one below a class. ENODEV where the link is gone."""
+    # tc qdisc show dev IF root; tc qdisc show dev IF parent H:C
+    return _message(RTM_GETQDISC, NLM_F_ECHO, ifindex, 0, parent, 0)
+
+
+def has_leaf(rest: bytes) -> bool:
+    """Whether a qdisc that is not the kernel's own stands below a class."""
+    return bool(_AFTER_LINK.unpack_from(rest)[2])
 
 
 def dump_request(ifindex: int = 0, parent: int = 0) -> bytes:

@@ -605,6 +605,28 @@ def test_silence_of_the_kernel_is_a_fault_and_sampling_goes_on() -> None:
     assert world.view().phase is Phase.LIMITED
 
 
+def test_what_changes_without_an_event_is_found_at_the_read_back() -> None:
+    """Larger packets are allowed, under a limit or before one is due: burst and queue hold them, nothing was repaired."""
+    world = World()
+    world.fire()
+    world.gso_max_bytes = 196_608
+    world.run(1.2)
+    assert smallest_bytes(world) >= 196_608
+    assert world.told(EventKind.REPAIR) == []
+    world.release()
+    world.run(1)
+    world.gso_max_bytes = 400_000
+    world.limit()
+    assert smallest_bytes(world) >= 400_000
+
+
+def smallest_bytes(world: World) -> int:
+    """The smallest burst or queue of the limit that stands."""
+    tree = world.kernel.shows(2).tree
+    assert tree is not None
+    return min(*(item.burst_bytes for item in tree.classes), *(leaf.limit_bytes for leaf in tree.leaves))
+
+
 # ---- start, adoption, links ----------------------------------------------------------------------
 
 

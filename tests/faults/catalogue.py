@@ -73,6 +73,16 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
             f"{ENGINE}::test_errnos_mean_what_they_say",
         ),
         "queue length 0, 1, 2; jumbo frames; no GSO": (f"{SHAPING}::test_odd_links_are_held_as_well",),
+        "packet sizes changed under a limit, without an event": (
+            f"{HERE}/test_sizes.py::test_big_tcp_under_a_standing_limit",
+            f"{HERE}/test_sizes.py::test_another_size_under_a_standing_limit",
+            f"{ENGINE}::test_what_changes_without_an_event_is_found_at_the_read_back",
+        ),
+        "another shaper's tree of thousands of classes": (
+            f"{TC}::test_of_a_foreign_tree_only_the_root_is_read",
+            f"{TC}::test_beside_a_crowd_of_qdiscs_the_same_is_read",
+            f"{EVENTS}::test_foreign_hands_in_tc_are_seen",
+        ),
         "clsact and BPF present": (f"{TC}::test_ingress_and_programs_are_untouched",),
         "multi-queue root and other sorts of links": (f"{TC}::test_every_sort_of_link_can_be_limited",),
         "each step of a batch failing": (

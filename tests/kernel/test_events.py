@@ -108,19 +108,38 @@ def test_a_move_to_another_namespace_is_a_death_here(lab: PrivateNet, pair: Pair
     assert table.get(pair.near.ifindex) is None
 
 
-def test_foreign_hands_in_tc_are_seen(pair: Pair, events: EventSocket) -> None:
-    """Qdiscs, classes and filters added, changed and deleted by tc name their link."""
+IN_A_TREE = (
+    "class add dev eth0 parent {root} classid {root}1 htb rate 1mbit",
+    "class change dev eth0 parent {root} classid {root}1 htb rate 2mbit",
+    "qdisc add dev eth0 parent {root}1 handle 5: pfifo",
+    "filter add dev eth0 parent {root} protocol ip prio 1 u32 match u32 0 0 flowid {root}1",
+    "filter add dev eth0 parent {root}1 protocol ip prio 1 u32 match u32 0 0 flowid {root}1",
+    "filter del dev eth0 parent {root} protocol ip prio 1",
+    "filter del dev eth0 parent {root}1 protocol ip prio 1",
+    "qdisc del dev eth0 parent {root}1",
+    "class del dev eth0 classid {root}1",
+)
+
+
+@pytest.mark.parametrize(("root", "concerns"), [("1d1d:", True), ("1:", False)])
+def test_foreign_hands_in_tc_are_seen(pair: Pair, events: EventSocket, root: str, concerns: bool) -> None:  # noqa: FBT001
+    """What tc adds, changes and deletes names its link: roots and ingress always, what is below a root in our tree alone."""
+    seen = frozenset({pair.near.ifindex})
+    for command in (f"qdisc add dev eth0 root handle {root} htb", "qdisc add dev eth0 clsact"):
+        tc(pair, command)
+        assert events.drain().tc_ifindexes == seen, command
+    for command in IN_A_TREE:
+        tc(pair, command.format(root=root))
+        assert events.drain().tc_ifindexes == (seen if concerns else frozenset()), command
     for command in (
-        "qdisc add dev eth0 root handle 1: htb",
-        "class add dev eth0 parent 1: classid 1:1 htb rate 1mbit",
-        "class change dev eth0 parent 1: classid 1:1 htb rate 2mbit",
-        "filter add dev eth0 parent 1: protocol ip prio 1 u32 match u32 0 0 flowid 1:1",
-        "filter del dev eth0 parent 1: protocol ip prio 1",
-        "class del dev eth0 classid 1:1",
+        "filter add dev eth0 ingress protocol ip prio 1 u32 match u32 0 0 flowid 1:1",
+        "filter del dev eth0 ingress protocol ip prio 1",
+        "qdisc del dev eth0 clsact",
+        "qdisc replace dev eth0 root handle 7: pfifo",
         "qdisc del dev eth0 root",
     ):
         tc(pair, command)
-        assert events.drain().tc_ifindexes == {pair.near.ifindex}, command
+        assert events.drain().tc_ifindexes == seen, command
 
 
 def test_our_own_hands_are_not(pair: Pair, events: EventSocket, own: set[int]) -> None:

@@ -443,3 +443,16 @@ def test_the_clock_is_boottime() -> None:
     """The stamp's clock agrees with the kernel's own uptime (which counts suspend) within a second."""
     uptime_s = float(Path("/proc/uptime").read_text().split()[0])
     assert abs(boottime_ns() / NS_PER_SECOND - uptime_s) < 5
+
+
+def test_a_look_finds_what_no_event_told(pair: Pair, table: LinkTable) -> None:
+    """The largest GSO packet changes in silence: a look learns it, the next one nothing; links that are gone are left out."""
+    before = table.links
+    run(pair.near.namespace, ["ip", "link", "set", "eth0", "gso_max_size", "196608"])
+    learn = table.look([pair.near.ifindex, 4242])
+    assert table.links is before
+    assert {ifindex: link.gso_max_bytes for ifindex, link in learn().items()} == {pair.near.ifindex: 196_608}
+    after = table.links
+    assert after is not before
+    assert table.look([pair.near.ifindex])() == {pair.near.ifindex: table.get(pair.near.ifindex)}
+    assert table.links is after
