@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limiterd import cli
-from limiterd.core.model import EventKind
+from limiterd.core.model import ControlConfig, EventKind
 from limiterd.ctl import connect, effect, history, top, watch
 from limiterd.ctl import override as overrides
 from limiterd.ctl import request as requests
@@ -27,6 +28,11 @@ from limiterd.ctl import show_explain as explain
 from limiterd.ctl import show_status as status
 from limiterd.ctl.format import PLAIN, display_width
 from limiterd.ctl.terminal import CLEAR_SCREEN, Terminal
+from limiterd.daemon.verbs import VERBS
+from limiterd.serve.control import ControlServer
+from limiterd.serve.protocol import Answer, Call
+from limiterd.store import audit
+from limiterd.store import hash_chain as chain
 from limiterd.store.audit import AuditTrail
 from tests.ctl_server import ControlStub, Refusal
 from tests.netns import wait_for
@@ -800,6 +806,36 @@ def test_history_without_a_daemon_reads_the_files(tmp_path: Path, capsys: pytest
     assert cli.main(["history", "--socket", str(tmp_path / "none.sock"), "--config", str(config)]) == 3
     (state / "audit.jsonl").unlink()
     assert cli.main(["history", "--config", str(config)]) == 3
+
+
+def test_history_searches_at_its_own_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the daemon's look leaves open is found in the files that it passes, in order and once; so is a verdict."""
+    monkeypatch.setattr(audit, "NEWEST", chain.Look(lines=10, size_bytes=1 << 20))
+    trail = AuditTrail(tmp_path / "state")
+    heads = [trail.append("limit" if number % 7 == 0 else "noted", "eth0", {"text": f"entry {number}"}) for number in range(50)]
+    assert trail.close()
+    daemon = types.SimpleNamespace(audit=trail, refusals=AuditTrail(tmp_path / "refused", name="refusals"))
+
+    def answer(asked: Call) -> Answer:
+        found = VERBS[asked.verb](daemon, asked.args, asked.peer)
+        return found if isinstance(found, Answer) else Answer(ok=True, data=found)
+
+    server = ControlServer(ControlConfig(str(tmp_path / "control.sock")), answer)
+    server.start()
+    to = ["--socket", str(tmp_path / "control.sock")]
+    assert cli.main(["history", "--kind", "limit", "--json", *to]) == 0
+    told = [entry["fields"]["text"] for entry in json.loads(capsys.readouterr().out)["entries"]]
+    assert told == [f"entry {number}" for number in range(49, -1, -7)]
+    assert cli.main(["history", "--kind", "limit", "--limit", "3", "--json", *to]) == 0
+    assert len(json.loads(capsys.readouterr().out)["entries"]) == 3
+    assert cli.main(["history", "--head", heads[20], *to]) == 0
+    assert "intact: 50 entries" in capsys.readouterr().out
+    (tmp_path / "state" / chain.FILE_NAME).write_bytes(b"")
+    assert cli.main(["history", "--verify", *to]) == 1
+    assert "what this daemon wrote last" in " ".join(capsys.readouterr().out.split())
+    server.close()
 
 
 @pytest.mark.parametrize("code", [0, 1])

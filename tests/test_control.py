@@ -349,6 +349,29 @@ def test_a_slow_question_does_not_hold_up_others(server: ControlServer, daemon: 
     slow.join()
 
 
+def test_a_question_of_a_client_that_left_is_not_begun(server: ControlServer, daemon: Daemon, path: str) -> None:
+    """Who hangs up while their question waits costs no work; who only ends their own side is answered."""
+    gate = threading.Event()
+    daemon.answer = lambda _: Answer(ok=gate.wait(20))
+    held = [connect(path) for _ in range(2)]  # one for each worker
+    for client in held:
+        client.sendall(line("reload"))
+    wait_for(lambda: len(daemon.calls) == 2, "both workers are busy")
+    gone, waiting = [connect(path) for _ in range(5)], connect(path)
+    for client in (*gone, waiting):
+        client.sendall(line("pause"))
+    wait_for(lambda: sum(c.stage is control.Stage.WAITING for c in tuple(server._clients)) == 8, "all wait")
+    waiting.shutdown(socket.SHUT_WR)
+    for client in gone:
+        client.close()
+    wait_for(lambda: len(server._clients) == 3, "they are forgotten at once")
+    gate.set()
+    assert json.loads(read_all(waiting))["ok"] is True
+    assert [asked.verb for asked in daemon.calls] == ["reload", "reload", "pause"]
+    for client in (*held, waiting):
+        client.close()
+
+
 def _connected(client: socket.socket, path: str) -> bool:
     return client.connect_ex(path) != errno.EAGAIN
 
