@@ -128,7 +128,7 @@ def asked(path: str, tries: int) -> list[float]:
     """How long each question of a resident client took, so many and for so long at the least; one that failed is infinite."""
     took: list[float] = []
     until = time.monotonic() + LEAST_S
-    while len(took) < tries or time.monotonic() < until:
+    while len(took) < tries or time.monotonic() < until or len(took) % len(VERBS):  # what was limited or paused is so no more
         number = len(took)
         verb, args = VERBS[number % len(VERBS)]
         began = time.monotonic()
