@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TextIO
 
 from limiterd import json_codec as jsonsafe
+from limiterd.core.text import shown
 from limiterd.core.units import format_wall
 
 LEVELS: Final[Mapping[str, int]] = {"debug": 7, "info": 6, "warning": 4, "error": 3}
@@ -31,6 +32,7 @@ LEVELS: Final[Mapping[str, int]] = {"debug": 7, "info": 6, "warning": 4, "error"
 
 FORMATS: Final = ("text", "json")
 _MAX_LINE: Final = 32 << 10
+_MAX_TEXT: Final = 8 << 10
 _MAX_QUEUED_LINES: Final = 2048
 _MAX_QUEUED_BYTES: Final = 2 << 20
 _POLL_MS: Final = 1000
@@ -51,9 +53,9 @@ def _text_value(value: object) -> str:
         if isinstance(value, int | float)
         else jsonsafe.dump(value)
     )
-    if text and text.isprintable() and not any(mark in text for mark in ' "=\\'):
-        return text
-    return json.dumps(text, ensure_ascii=not text.isprintable())
+    if isinstance(value, str):
+        text = "\n".join(shown(line, _MAX_TEXT) for line in text.split("\n"))
+    return text if text and not any(mark in text for mark in ' "=\\') else json.dumps(text, ensure_ascii=False)
 
 
 def text_line(time_text: str, level: str, event: str, fields: Mapping[str, object]) -> str:

@@ -343,6 +343,20 @@ def test_what_was_granted_is_kept_with_the_request(daemon: Daemon) -> None:
     assert record.approved_by == f"root@{config_host()}"
 
 
+@pytest.mark.parametrize("name", ["!eth9", "eth[0]", "e*th", "!!x"])
+def test_an_approval_matches_its_link_alone(daemon: Daemon, name: str) -> None:
+    """A link whose name looks like a pattern or an exclusion gets an override that matches it, and nothing else."""
+    daemon.links = (name, "eth9", "eth0", "exth")
+    daemon.configure("policies: [{name: all, interfaces: ['*']}]\n")
+    daemon.reloading.reload("root")
+    asked = RequestInput(name, 400 * MBIT, time.time_ns() + DAY, "backup", 1000, "alice", 1000)
+    filed = daemon.approvals.file(asked)
+    assert isinstance(filed, dict)
+    said = daemon.approvals.approve(str(filed["id"]), Approval(), Somebody())
+    assert isinstance(said, dict)
+    assert said["in_force_on"] == [name]
+
+
 def test_the_latest_approval_is_in_force(daemon: Daemon) -> None:
     """Of ten requests for one link each approval goes before the one before it, whatever their ids, and says so."""
     for number in range(1, 11):

@@ -26,6 +26,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from limiterd.core.model import ClassStats, EpochReason, Link, MetricsConfig, Phase, Snapshot, Status
+from limiterd.core.text import shown
 from limiterd.serve.index_page import MAX_ROWS, POINTS, History, page, rate_text, span_text
 from limiterd.serve.metrics import LINES_A_BLOCK, MetricsServer, link_blocks, render
 from tests.prometheus import tool
@@ -254,11 +255,10 @@ def test_overrides_show_state_and_expiry() -> None:
 def test_any_interface_name_survives(name: str) -> None:
     """Whatever name an interface has, the parser reads it back; bytes that are no UTF-8 come back escaped, not lost."""
     status = replace(quiet(), links=(link(name, Phase.LIMITED, limit_bps=MBIT, stats=ClassStats()),))
-    shown = name.encode("utf-8", "backslashreplace").decode()
     for accept, parse in (("", text_string_to_metric_families), (OPENMETRICS, parse_openmetrics)):
         body = render(status, accept)[0].decode()
         family = next(f for f in parse(body) if f.name == "limiterd_interface_transmit_bytes_per_second")
-        assert [sample.labels for sample in family.samples] == [{"interface": shown}]
+        assert [sample.labels for sample in family.samples] == [{"interface": shown(name)}]
 
 
 def test_two_views_of_one_name_make_one_series() -> None:
@@ -342,7 +342,7 @@ def test_the_page_shows_the_table_and_no_reasons(server: MetricsServer) -> None:
     html = body.decode()
     assert status == 200
     assert headers["content-type"] == "text/html; charset=utf-8"
-    for shown in (
+    for seen in (
         "eth0",
         "od&quot;d\\é✓",
         "limited",
@@ -353,7 +353,7 @@ def test_the_page_shows_the_table_and_no_reasons(server: MetricsServer) -> None:
         "Paused",
         "reload was refused",
     ):
-        assert shown in html, shown
+        assert seen in html, seen
     for hidden in ("REQ-1", "ops@example.net", "nightly", "tbf", "foreign", "audit trail", "sustained", "policies[0]"):
         assert hidden not in html, hidden
 

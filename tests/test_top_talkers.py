@@ -275,15 +275,16 @@ def test_a_process_that_ends_meanwhile_is_no_error(monkeypatch: pytest.MonkeyPat
     ("cgroup", "unit"),
     [
         ("/system.slice/nginx.service", "nginx.service"),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-firefox.scope", "app-firefox.scope"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-firefox.scope", "user@1000.service"),
+        ("/user.slice/user-1000.slice/user@1000.service/nginx.service", "user@1000.service"),
         ("/system.slice/backup.service/worker", "backup.service"),
         ("/user.slice", None),
         ("/", None),
         (None, None),
     ],
 )
-def test_the_unit_is_the_innermost_of_the_path(cgroup: str | None, unit: str | None) -> None:
-    """Of nested units the innermost is the process's own."""
+def test_the_unit_is_the_outermost_of_the_path(cgroup: str | None, unit: str | None) -> None:
+    """Of nested units the outermost: what stands further in its owner can name at will."""
     assert unit_of(cgroup) == unit
 
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from limiterd.core.errors import ConfigError, Problem
+from limiterd.core.text import shown as text_shown
 from limiterd.trusted_files import UntrustedError, distrust, open_trusted
 
 if TYPE_CHECKING:
@@ -125,16 +126,12 @@ def refuse(file: str, message: str, place: Place = START) -> ConfigError:
 
 def shown(path: str | os.PathLike[str]) -> str:
     """Make a path printable whatever bytes it holds."""
-    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+    return printable(os.fsdecode(os.fsencode(path)))
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal could obey."""
-    return (
-        text
-        if text.isprintable()
-        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    )
+    """Escape what a terminal could obey, and what could mislead."""
+    return text_shown(text)
 
 
 # ---- the file --------------------------------------------------------------------------------------

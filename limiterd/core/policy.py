@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from glob import escape
 from typing import Final
 
 from limiterd.core.model import Detect, Limit, Override, OverrideAction, Policy, Rules
@@ -43,6 +44,12 @@ def glob_matches(name: str, pattern: str) -> bool:
 
 _HEAD: Final = re.compile(r"[^*?\[]*")
 _TAIL: Final = re.compile(r"[^*?\]]*\Z")
+
+
+def entries_for(name: str) -> list[str]:
+    """A list of entries that matches this name and no other; a leading "!" would exclude, so a class stands for it."""
+    rest = escape(name[1:])
+    return [f'["!]{rest}', f'!"{rest}'] if name.startswith("!") else [escape(name)]
 
 
 def matches(entries: Sequence[str], name: str) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
+from limiterd.core.text import shown
+
 STYLES: Final[Mapping[str, str]] = {
     "": "",
     "bold": "1",
@@ -48,11 +50,8 @@ _EXACT_COUNTS: Final = 10_000
 
 
 def clean(value: object) -> str:
-    """Text that is safe on a terminal: control, format (bidi) and unassigned characters become visible escapes."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+    """Text that is safe on a terminal; see core/text."""
+    return shown(str(value))
 
 
 def display_width(text: str) -> int:

@@ -321,9 +321,9 @@ def _fault(fault: Data, now: float) -> Notice:
 
 def _config(data: Data) -> Sequence[Notice]:
     errors = texts(record(data.get("config")).get("error"))
-    if not errors:
-        return ()
     lines = [clean(line) for line in "\n".join(errors).splitlines() if line.strip()]
+    if not lines:
+        return ()
     more = f" (and {fmt.plural(len(lines) - 1, 'more problem')})" if len(lines) > 1 else ""
     way_out = "" if "needs a restart" in lines[0] else ". See: limiterctl check"  # which finds nothing wrong there
     text = f"the last reload was refused, the configuration before it stays in force: {lines[0]}{more}{way_out}"

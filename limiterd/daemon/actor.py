@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from limiterd.core.text import MAX_NAME
 from limiterd.daemon.host import hostname
 
 
@@ -25,7 +26,7 @@ class Actor(Protocol):
 
 def by(actor: Actor) -> str:
     """How the audit trail names somebody."""
-    return f"{actor.name} (uid {actor.uid})"
+    return f"{actor.name[:MAX_NAME]} (uid {actor.uid})"
 
 
 def at_host(actor: Actor) -> str:

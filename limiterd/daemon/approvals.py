@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from glob import escape
 from typing import Final, Protocol
 
 from limiterd import json_codec as jsonsafe
@@ -26,6 +25,7 @@ from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, Peer
 from limiterd.core.model import Override, OverrideAction, Rules, Status
 from limiterd.core.policy import (
     OverrideState,
+    entries_for,
     host_matches,
     matches,
     override_for,
@@ -377,7 +377,7 @@ def _granted(request: Request, approval: Approval, rules: Rules, actor: Actor, l
     now_ns = time.time_ns()
     return {
         "id": request.id,
-        "interfaces": [escape(request.interface)],
+        "interfaces": entries_for(request.interface),
         "hosts": [hostname()],
         "action": str(OverrideAction.LIMIT if rates else OverrideAction.EXEMPT),
         **{key: exact_rate(rate_bps) for key, rate_bps in rates.items()},

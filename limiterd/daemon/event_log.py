@@ -269,7 +269,7 @@ class EventLog:
         if event.kind is not EventKind.EPOCH:
             head = self._trail.append(event.kind, event.interface, {**shown, **fields})
             if event.kind in _ANCHORED:
-                shown["audit_head"] = head
+                shown = {"audit_head": head, **shown}  # first: whatever cuts a long line short leaves it
         self._log.emit(level, str(event.kind), shown)
 
 

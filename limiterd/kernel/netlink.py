@@ -234,8 +234,8 @@ def same_words(view: memoryview, stride: int, offsets: Iterable[int]) -> bool:
 
 
 def text_of(payload: memoryview) -> str:
-    """A NUL-terminated string; undecodable bytes are kept as escapes, so that no name can break the caller."""
-    return bytes(payload).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    """A NUL-terminated string; bytes that are no UTF-8 are kept as os.fsdecode keeps them, so that no two names are the same."""
+    return bytes(payload).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def decode_ack(frame: Frame) -> tuple[int, str]:

@@ -31,6 +31,7 @@ import psutil
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Link
 from limiterd.core.ports import SocketsPort, TcpSocket
+from limiterd.core.text import MAX_CGROUP, MAX_NAME
 from limiterd.core.units import NS_PER_SECOND
 
 _TOP: Final = 5
@@ -321,13 +322,19 @@ def _process(pid: int) -> dict[str, Any] | str:
     except OSError:
         return _UNREADABLE
     cgroup = _cgroup(pid)
-    return {"pid": pid, "name": name, "uid": uid, "cgroup": cgroup, "unit": unit_of(cgroup)}
+    return {
+        "pid": pid,
+        "name": name[:MAX_NAME],
+        "uid": uid,
+        "cgroup": None if cgroup is None else cgroup[:MAX_CGROUP],
+        "unit": unit_of(cgroup),
+    }
 
 
 def _cgroup(pid: int) -> str | None:
     """The process's cgroup: of version 2, or of systemd's own hierarchy where versions are mixed."""
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="backslashreplace").splitlines()
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return None
     by_controller = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
@@ -336,6 +343,8 @@ def _cgroup(pid: int) -> str | None:
 
 
 def unit_of(cgroup: str | None) -> str | None:
-    """The innermost systemd unit in a cgroup's path, None where there is none."""
-    parts = reversed((cgroup or "").split("/"))
-    return next((part for part in parts if part.endswith(_UNITS)), None)
+    """The outermost systemd unit in a cgroup's path, None where there is none.
+
+    What stands further in was named by whoever the unit belongs to: below user@1000.service that is the user.
+    """
+    return next((part[:MAX_NAME] for part in (cgroup or "").split("/") if part.endswith(_UNITS)), None)

@@ -13,6 +13,7 @@ from typing import BinaryIO, Final
 
 from limiterd.core.errors import LimiterdError
 from limiterd.core.model import Link, Snapshot
+from limiterd.core.text import shown as text_shown
 
 MAX_FIRST_BYTES: Final = 64 << 10
 MAX_LINE_BYTES: Final = 64 << 20
@@ -42,7 +43,7 @@ class RecordingError(LimiterdError):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+        super().__init__("\n".join(map(text_shown, text.split("\n"))))
 
 
 @dataclass(slots=True, eq=False)

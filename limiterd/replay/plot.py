@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from limiterd.core.errors import EnvironmentFault
+from limiterd.core.text import shown as text_shown
 from limiterd.core.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def draw(curves: Sequence[Curve], path: str, *, title: str, started_wall_ns: int
     shown = curves[:MAX_PANELS]
     figure = Figure(figsize=(12, 1.4 + 2.8 * max(1, len(shown))), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, parse_math=False)  # a $ in a name is no formula
+    figure.suptitle(text_shown(title), parse_math=False)  # a $ in a name is no formula
     axes = figure.subplots(max(1, len(shown)), 1, sharex=True, squeeze=False)
     for axis, curve in zip(axes[:, 0], shown, strict=False):
         _panel(axis, curve)
@@ -161,7 +162,7 @@ def _panel(axis: Axes, curve: Curve) -> None:
     factor, unit = next((one for one in _UNITS if top >= one[0]), _UNITS[-1])
     axis.yaxis.set_major_formatter(lambda value, _: f"{value / factor:g}")
     axis.set_ylabel(unit)
-    axis.set_title(curve.name, loc="left", fontsize="medium", parse_math=False)
+    axis.set_title(text_shown(curve.name), loc="left", fontsize="medium", parse_math=False)
     axis.legend(loc="upper left", bbox_to_anchor=(1.005, 1), borderaxespad=0, frameon=False, fontsize="small")
 
 

@@ -19,6 +19,7 @@ from html import escape
 from typing import Final
 
 from limiterd.core.model import Link, LinkView, Phase, Snapshot, Status
+from limiterd.core.text import shown
 from limiterd.core.units import NS_PER_SECOND
 
 SAMPLE_PERIOD_S: Final = 5.0
@@ -103,7 +104,7 @@ def span_text(duration_ns: int) -> str:
 
 
 def _safe(text: str) -> str:
-    return escape(text.encode("utf-8", "backslashreplace").decode())
+    return escape(shown(text))
 
 
 def sparkline(rates_bps: Sequence[float], limit_bps: int | None) -> str:

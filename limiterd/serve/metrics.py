@@ -40,6 +40,7 @@ from limiterd.core.model import (
     Snapshot,
     Status,
 )
+from limiterd.core.text import shown
 from limiterd.core.units import NS_PER_SECOND
 from limiterd.serve.http_connections import Limits, Route
 from limiterd.serve.http_negotiation import coding, media_type
@@ -158,8 +159,8 @@ LINK_FAMILIES: Final = (
 
 
 def clean(text: str) -> str:
-    """A label value that can be written as UTF-8, whatever bytes it came from (an interface name may hold any)."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+    """A label value that misleads nobody, whatever bytes it came from (an interface name may hold any)."""
+    return shown(text)
 
 
 def escape(text: str) -> str:

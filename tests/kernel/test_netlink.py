@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import struct
 import threading
@@ -129,9 +130,10 @@ def test_the_kernels_words_are_found_behind_any_echo(said: str, code: int, cappe
     assert decode_ack(Frame(NLMSG_DONE, NLM_F_ACK_TLVS, 7, 0, memoryview(done))) == (code, said)
 
 
-def test_names_that_are_no_text_stay_readable() -> None:
-    """Bytes that are not UTF-8 become escapes, never an exception."""
-    assert text_of(memoryview(b"eth\xff\0junk")) == "eth\\xff"
+def test_names_that_are_no_text_stay_what_they_are() -> None:
+    """Bytes that are not UTF-8 are kept as the file system's names are, never an exception, never another name."""
+    for raw in (b"eth\xff", b"eth\\xff", b"eth\xfe"):
+        assert os.fsencode(text_of(memoryview(raw + b"\0junk"))) == raw
 
 
 # ---- the kernel ----------------------------------------------------------------------------------

@@ -50,6 +50,13 @@ def _file(daemon: Rig, mark: str) -> Any:
     return daemon.ask("request.add", interface="eth0", until="2099-01-01", reason=mark)
 
 
+def _tidy(daemon: Rig, mark: str) -> None:
+    """Make room: an account may have eight that wait."""
+    for one in daemon.ask("request.list")["requests"]:
+        if one["state"] == "pending":
+            daemon.ask("request.deny", id=one["id"], reason=mark)
+
+
 def _deny(daemon: Rig, mark: str) -> Any:
     waiting = next(one["id"] for one in daemon.ask("request.list")["requests"] if one["state"] == "pending")
     return daemon.ask("request.deny", id=waiting, reason=mark)["id"]
@@ -91,7 +98,7 @@ VERBS: Final[Mapping[str, Verb]] = {
         lambda d, mark, _data: not _override(d, f"B{mark}"),
         before=lambda d, mark: _add(d, f"B{mark}"),
     ),
-    "request.add": Verb(_file, "request", lambda d, _mark, data: _request(d, data["id"]) == "pending"),
+    "request.add": Verb(_file, "request", lambda d, _mark, data: _request(d, data["id"]) == "pending", before=_tidy),
     "request.deny": Verb(_deny, "request_denied", lambda d, _mark, data: _request(d, data) == "denied", before=_file),
     "request.approve": Verb(
         _approve,
