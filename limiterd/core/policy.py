@@ -17,7 +17,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from glob import escape
 from typing import Final
 
 from limiterd.core.model import Detect, Limit, Override, OverrideAction, Policy, Rules
@@ -48,8 +47,8 @@ _TAIL: Final = re.compile(r"[^*?\]]*\Z")
 
 def entries_for(name: str) -> list[str]:
     """A list of entries that matches this name and no other; a leading "!" would exclude, so a class stands for it."""
-    rest = escape(name[1:])
-    return [f'["!]{rest}', f'!"{rest}'] if name.startswith("!") else [escape(name)]
+    first, rest = re.sub(r"[*?\[]", r"[\g<0>]", name[:1]), re.sub(r"[*?\[]", r"[\g<0>]", name[1:])
+    return [f'["!]{rest}', f'!"{rest}'] if first == "!" else [first + rest]
 
 
 def matches(entries: Sequence[str], name: str) -> bool:
