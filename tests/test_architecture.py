@@ -60,7 +60,7 @@ FENCES = {
 PURE_STDLIB = frozenset({
     "__future__", "abc", "array", "bisect", "collections", "contextlib", "dataclasses", "datetime", "decimal", "difflib", "enum",
     "errno", "fnmatch", "fractions", "functools", "hashlib", "heapq", "ipaddress", "itertools", "json", "math",
-    "operator", "re", "string", "struct", "textwrap", "types", "typing",
+    "operator", "re", "string", "struct", "textwrap", "types", "typing", "unicodedata",
 })
 # fmt: on
 """What the core may import besides itself: nothing that reads a clock, a file, the environment or chance."""

@@ -47,8 +47,8 @@ _TAIL: Final = re.compile(r"[^*?\]]*\Z")
 
 def entries_for(name: str) -> list[str]:
     """A list of entries that matches this name and no other; a leading "!" would exclude, so a class stands for it."""
-    first, rest = re.sub(r"[*?\[]", r"[\g<0>]", name[:1]), re.sub(r"[*?\[]", r"[\g<0>]", name[1:])
-    return [f'["!]{rest}', f'!"{rest}'] if first == "!" else [first + rest]
+    escaped = re.sub(r"[*?\[]", r"[\g<0>]", name)
+    return [f'["!]{escaped[1:]}', f'!"{escaped[1:]}'] if name.startswith("!") else [escaped]
 
 
 def matches(entries: Sequence[str], name: str) -> bool:
