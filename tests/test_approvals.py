@@ -14,7 +14,7 @@ from limiterd.config import load as config
 from limiterd.config.override_files import Store, record_from_mapping, to_yaml
 from limiterd.core.errors import ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Config, LinkView, Now, Phase, Rules
-from limiterd.core.units import exact_wall
+from limiterd.core.units import exact_wall, parse_wall
 from limiterd.daemon.approvals import Approvals
 from limiterd.daemon.durability import Act
 from limiterd.daemon.health import Health
@@ -445,3 +445,49 @@ def test_an_approval_that_a_crash_cut_in_two_is_completed(daemon: Daemon, tmp_pa
     with pytest.raises(PeerError, match="was approved by root@"):
         daemon.approvals.deny(identifier, "x", "root")
     wait_for(lambda: b'"state":"approved"' in path.read_bytes(), "the decision is written down again")
+
+
+def test_a_record_is_extended_in_place(daemon: Daemon) -> None:
+    """Its end alone changes, at once, on the disk and in the hash; the trail says who and until when; revoking still works."""
+    daemon.approvals.add(EXEMPT, "root")
+    shown = daemon.approvals.extend("A", parse_wall("2998-01-01"), "more work", "root")
+    assert shown == {"changes": ["~ override A expires 2099-01-01T00:00:00Z → 2998-01-01T00:00:00Z"]}
+    assert daemon.rules.overrides[0].expires_wall_ns == parse_wall("2998-01-01")
+    assert daemon.rules.sha256 == config.load_rules(daemon.path, host=config_host()).sha256
+    (fields,) = [fields for kind, _, fields in daemon.trail if kind == "override_extended"]
+    assert fields["text"] == "root extended override A: exempt until 2998-01-01T00:00:00Z: more work"
+    daemon.approvals.extend("A", None, "", "root")
+    daemon.approvals.revoke("A", "", "root")
+    assert daemon.in_force() == []
+
+
+def test_what_cannot_be_extended_is_refused(daemon: Daemon) -> None:
+    """Into the past, before its begin, a record of the operator's, one that is not there, one that the policy contradicts."""
+    daemon.approvals.add({**EXEMPT, "not_before": "2998-01-01", "expires": "2998-02-01"}, "root")
+    theirs = replace(record_from_mapping(EXEMPT), id="B")
+    (daemon.home / "overrides.d" / "b.yaml").write_text(to_yaml([theirs]))
+    daemon.reloading.reload("root")
+    before = daemon.rules
+    for identifier, until, says in (
+        ("A", "2000-01-01", "expires: 2000-01-01T00:00:00Z is past already|is not after its begin"),
+        ("A", "2997-01-01", "is not after its begin, 2998-01-01T00:00:00Z; to end it now, revoke it"),
+        ("B", "2999-01-01", "only its owner changes"),
+        ("C", "2999-01-01", "has no override C"),
+    ):
+        with pytest.raises(PeerError, match=says):
+            daemon.approvals.extend(identifier, parse_wall(until), "", "root")
+    assert daemon.rules is before
+
+
+def test_an_extension_that_cannot_be_told_is_taken_back(daemon: Daemon) -> None:
+    """Where the trail takes no entry the record ends as it did, on the disk too."""
+    daemon.approvals.add(EXEMPT, "root")
+    sha256 = daemon.rules.sha256
+
+    def full() -> None:
+        raise EnvironmentFault("the disk is full", operation="write")
+
+    daemon.disk_refuses = full
+    with pytest.raises(EnvironmentFault):
+        daemon.approvals.extend("A", parse_wall("2998-01-01"), "", "root")
+    assert config.load_rules(daemon.path, host=config_host()).sha256 == sha256 == daemon.rules.sha256

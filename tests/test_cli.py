@@ -20,7 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limiterd import cli
-from limiterd.core.model import ControlConfig, EventKind
+from limiterd.core.keys import keys_of
+from limiterd.core.model import ControlConfig, EventKind, Override
+from limiterd.core.units import parse_wall
 from limiterd.ctl import connect, effect, history, top, watch
 from limiterd.ctl import override as overrides
 from limiterd.ctl import request as requests
@@ -995,6 +997,57 @@ def test_override_add_with_rates(stub: ControlStub, ctl: Ctl) -> None:
     assert (record["threshold"], record["limit"], record["expires"], record["hosts"]) == ("5gbit", "1gbit", "never", ["gpu-*"])
 
 
+def test_until_counts_from_the_begin(stub: ControlStub, ctl: Ctl) -> None:
+    """A duration after --from counts from there, whatever the order of the options; a date stays the date."""
+    stub.answers["override.add"] = {}
+    words = ["--id", "A", "--interface", "eth0", "--exempt", "--reason", "x"]
+    for times in ("--from 2999-12-20 --until 1w1d", "--until 8d --from 2999-12-20", "--from 2999-12-20 --until 2999-12-28"):
+        assert ctl("override", "add", *words, *times.split()) == 0
+    ends = [parse_wall(str(args["record"]["expires"])) for verb, args in stub.asked if verb == "override.add"]
+    assert ends == [parse_wall("2999-12-28")] * 3
+
+
+def test_wrong_times_name_the_options(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """What limiterctl sees itself, and what the daemon refuses, is told with the names of the options."""
+    words = ["--id", "A", "--interface", "eth0", "--exempt", "--reason", "x"]
+    with pytest.raises(SystemExit) as caught:
+        ctl("override", "add", *words, "--from", "2999-12-20", "--until", "2999-12-19")
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert "--until 2999-12-19T00:00:00Z must come after --from 2999-12-20T00:00:00Z" in err
+    with pytest.raises(SystemExit):
+        ctl("override", "add", *words, "--until", "2999-12-19T00:00:00+0100")
+    assert "lacks its colon; write +01:00" in capsys.readouterr().err
+    assert not [verb for verb, _ in stub.asked if verb == "override.add"]
+
+
+def test_a_refusal_names_options_for_keys() -> None:
+    """The daemon speaks of keys, as files have them."""
+    refused = "expires: is past\ninterfaces[0]: can match no interface\noverride A: not_before: x\nreason: too long"
+    assert overrides.by_option(refused) == (
+        "--until: is past\n--interface: can match no interface\noverride A: --from: x\n--reason: too long"
+    )
+
+
+def test_every_key_of_a_record_has_its_option() -> None:
+    """A new key of a record needs no other place to be given on the command line."""
+    parser = argparse.ArgumentParser()
+    overrides.override_arguments(parser)
+    add = parser._subparsers._group_actions[0].choices["add"]  # type: ignore[union-attr,index]
+    options = {option for action in add._actions for option in action.option_strings}
+    assert {key.option for key in keys_of(Override).values()} <= options
+
+
+def test_extend_asks_the_daemon(stub: ControlStub, ctl: Ctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """The end as a time, or never; what changed is printed."""
+    stub.answers["override.extend"] = {"changes": ["~ override REQ-1 expires a → b"]}
+    assert ctl("override", "extend", "REQ-1", "--until", "2999-12-31") == 0
+    assert ctl("override", "extend", "REQ-1", "--never", "--reason", "x") == 0
+    asked = [args for verb, args in stub.asked if verb == "override.extend"]
+    assert asked == [{"id": "REQ-1", "until": "2999-12-31"}, {"id": "REQ-1", "until": "never", "reason": "x"}]
+    assert "~ override REQ-1 expires a → b" in capsys.readouterr().out
+
+
 def test_socket_may_stand_before_or_after_the_action(stub: ControlStub) -> None:
     """`override --socket X list` and `override list --socket X` ask the same daemon."""
     stub.answers["override.list"] = {"overrides": []}
@@ -1041,9 +1094,10 @@ def test_override_list_shows_source_and_state() -> None:
     shown = "\n".join(lines)
     assert "up to 5gbit" in shown
     assert "(in 1d)" in shown
+    assert re.search(r"2026-11-2[345] \d\d:\d\d \S+ \(in 1d\)", shown)  # with its zone
     assert "backup; approved by ops; /etc/limiterd/overrides.d/a.yaml:3" in shown
     assert shown.count("from 2026-") == 1
-    assert "approved by ops; from 2026-12-01 00:00;" in " ".join(shown.split())
+    assert "approved by ops; from 2026-12-01 00:00 UTC;" in " ".join(shown.split())
     assert lines[-1] == "never expires: B"
 
 

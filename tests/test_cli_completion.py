@@ -80,7 +80,7 @@ def completed(*words: str) -> set[str]:
     ("words", "offered"),
     [
         (["re"], {"reload", "release", "resume", "request", "requests", "replay", "record"}),
-        (["override", ""], {"add", "list", "revoke"}),
+        (["override", ""], {"add", "extend", "list", "revoke"}),
         (["override", "--"], {"--help", "--config", "--socket"}),
         (["override", "add", "--th"], {"--threshold"}),
         (["completion", ""], {"bash", "zsh", "fish"}),

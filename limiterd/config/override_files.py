@@ -438,6 +438,18 @@ class Store:
                 self._remove(path)
             raise
 
+    def change(self, record: Override) -> None:
+        """Put a record in the place of the one with its id, durably.
+
+        Raises PeerError where there is none, EnvironmentFault(operation="write") where the disk refuses: nothing changed then.
+        """
+        found = [one for one in self.load().records if one.record.id == record.id]
+        if not found:
+            raise PeerError(f"the daemon's own store has no override {record.id}; see `limiterctl override list`")
+        file = found[0].file
+        beside = [one.record for one in self.load().records if one.file == file]
+        self._write(Path(file), [record if one.id == record.id else one for one in beside])
+
     def revoke(self, record_id: str) -> None:
         """Forget one record durably.
 

@@ -35,6 +35,7 @@ KINDS: Final = frozenset(EventKind) - {EventKind.EPOCH} | {
     "reload_failed",
     "refused",
     "override_added",
+    "override_extended",
     "override_revoked",
     "override_pruned",
     "undone",

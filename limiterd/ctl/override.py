@@ -1,17 +1,22 @@
-"""`limiterctl override add | list | revoke`: the records of approved increase requests.
+"""`limiterctl override add | extend | list | revoke`: the records of approved increase requests.
 
-`add` and `revoke` go through the daemon, which keeps its own records; the files of the operator are listed beside them
+`add`, `extend` and `revoke` go through the daemon, which keeps its own records; the files of the operator are listed beside them
 and never written. A record is sent as the YAML file would say it, and the daemon judges it by the same rules.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from typing import Final
 
-from limiterd.core.errors import EXIT_DONE
+from limiterd.core.errors import EXIT_DONE, PeerError
+from limiterd.core.keys import keys_of
+from limiterd.core.kinds import ListOf
+from limiterd.core.model import Override
+from limiterd.core.units import exact_wall
 from limiterd.ctl import format as fmt
 from limiterd.ctl.connect import APPLY_TIMEOUT_S, Data, ask, common_arguments, json_argument, number, records, texts
 from limiterd.ctl.effect import PATIENCE_S, Rows, await_effect, report, rows
@@ -41,21 +46,36 @@ def override_arguments(parser: argparse.ArgumentParser) -> None:
     )
     revoke.add_argument("id", metavar="ID")
     revoke.add_argument("--reason", metavar="TEXT", default="", help="why, for the audit trail")
-    for action in (add, listing, revoke):
+    longer = actions.add_parser(
+        "extend", help="let a record end later, or earlier", description="Change when a record of the daemon's own ends."
+    )
+    longer.add_argument("id", metavar="ID")
+    until_arguments(longer)
+    longer.add_argument("--reason", metavar="TEXT", default="", help="why, for the audit trail")
+    for action in (add, listing, revoke, longer):
         json_argument(action)
         common_arguments(action, nested=True)
 
 
+_APART: Final = frozenset({"action", "threshold", "limit", "not_before", "expires"})
+"""Keys of a record whose options are made by hand below."""
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--id", required=True, metavar="ID", help="unique over all records, such as the ticket's number")
-    parser.add_argument(
-        "--interface", action="append", required=True, metavar="GLOB", help="links the override applies to; may be repeated"
-    )
-    parser.add_argument(
-        "--host", action="append", default=[], metavar="GLOB", help="hosts it applies to (default: any); may be repeated"
-    )
-    parser.add_argument("--reason", required=True, metavar="TEXT", help="why it was granted")
-    parser.add_argument("--approved-by", metavar="WHO", help="who approved it (default: you)")
+    """One option for each key of a record: core/model/overrides.py has their names and meanings."""
+    for key in keys_of(Override).values():
+        if key.name in _APART:
+            continue
+        many = isinstance(key.kind, ListOf)
+        meaning = key.meaning.replace("`", "") + ("; may be repeated" if many else "")
+        parser.add_argument(
+            key.option,
+            dest=key.name,
+            required=key.required and key.name != "approved_by",  # the daemon knows who asks
+            action="append" if many else "store",
+            metavar="GLOB" if many else "ID" if key.name == "id" else "TEXT",
+            help=meaning,
+        )
     grant_arguments(parser)
     parser.add_argument("--from", dest="not_before", type=future, metavar="TIME", help="when it begins (default: now)")
     until_arguments(parser)
@@ -73,7 +93,10 @@ def until_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -
     """When an override ends: --until or --never."""
     end = parser.add_mutually_exclusive_group(required=required)
     end.add_argument(
-        "--until", type=future, metavar="TIME", help="when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d"
+        "--until",
+        type=future,
+        metavar="TIME",
+        help="when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d, 1h30m",
     )
     end.add_argument("--never", action="store_true", help="never expires")
 
@@ -93,22 +116,15 @@ def usage(parser_name: str, message: str) -> int:
 
 def override(ns: argparse.Namespace) -> int:
     """Carry out one of the actions."""
-    return {"add": add, "list": show, "revoke": revoke}[ns.action](ns)
+    return {"add": add, "extend": extend, "list": show, "revoke": revoke}[ns.action](ns)
 
 
 def the_record(ns: argparse.Namespace) -> dict[str, object]:
     """The record as an override file would have it."""
-    fields = {
-        "id": ns.id,
-        "interfaces": ns.interface,
-        "hosts": ns.host or None,
+    fields = {name: getattr(ns, name, None) for name in keys_of(Override)} | {
         "action": "exempt" if ns.exempt else "limit",
-        "threshold": ns.threshold,
-        "limit": ns.limit,
-        "not_before": ns.not_before,
-        "expires": "never" if ns.never else ns.until,
+        "expires": "never" if ns.never else ns.until.after(ns.not_before),
         "approved_by": ns.approved_by or sudo_user(),
-        "reason": ns.reason,
     }
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -116,10 +132,39 @@ def the_record(ns: argparse.Namespace) -> dict[str, object]:
 def add(ns: argparse.Namespace) -> int:
     """Add a record, then say what became of the links that it matches."""
     checked_grant(ns, "override add")
+    _check_times(ns)
     before, started = rows(ns), time.monotonic()
-    data = ask(ns, msg.AddOverride(record=the_record(ns)), timeout_s=APPLY_TIMEOUT_S)
+    try:
+        data = ask(ns, msg.AddOverride(record=the_record(ns)), timeout_s=APPLY_TIMEOUT_S)
+    except PeerError as error:
+        raise PeerError(by_option(str(error)), exit_code=error.exit_code) from error
     effects = observe(ns, before, started, ns.id, texts(data.get("in_force_on")))
     report(ns, data, effects, f"override {clean(ns.id)} added")
+    return EXIT_DONE
+
+
+def _check_times(ns: argparse.Namespace) -> None:
+    """End with a usage error where the end does not come after the begin."""
+    if ns.never or ns.not_before is None:
+        return
+    begin, end = ns.not_before, ns.until.after(ns.not_before)
+    if end.wall_ns <= begin.wall_ns:
+        shown = f"--until {exact_wall(end.wall_ns)} must come after --from {exact_wall(begin.wall_ns)}"
+        raise SystemExit(usage("override add", f"{shown}; a duration like 7d counts from --from"))
+
+
+def by_option(text: str) -> str:
+    """A message about a record's keys, with limiterctl's options in place of the keys that begin its lines."""
+    for key in keys_of(Override).values():
+        text = re.sub(rf"(?m)^(override \S+: )?{key.name}(?:\[\d+\])?: ", rf"\g<1>{key.option}: ", text)
+    return text
+
+
+def extend(ns: argparse.Namespace) -> int:
+    """Let a record end at another time."""
+    until = "never" if ns.never else str(ns.until)
+    data = ask(ns, msg.ExtendOverride(id=ns.id, until=until, reason=ns.reason), timeout_s=APPLY_TIMEOUT_S)
+    report(ns, data, [], f"override {clean(ns.id)} extended")
     return EXIT_DONE
 
 
@@ -195,7 +240,7 @@ def _expiry(item: Data, now: float) -> str:
     at = fmt.moment(value)
     if at is None:
         return "never"
-    return f"{fmt.local(at):%Y-%m-%d %H:%M} ({fmt.relative(at, now)})"
+    return f"{fmt.local(at):%Y-%m-%d %H:%M %Z} ({fmt.relative(at, now)})"
 
 
 def render(data: Data, *, width: int = 80, palette: Palette = PLAIN, now: float = 0.0) -> list[str]:
@@ -236,7 +281,7 @@ def _story(item: Data) -> str:
     parts = [clean(item.get("reason", "")), f"approved by {clean(item.get('approved_by', '?'))}"]
     begins = fmt.moment(item.get("not_before"))
     if item.get("state") == "pending" and begins is not None:
-        parts.append(f"from {fmt.local(begins):%Y-%m-%d %H:%M}")
+        parts.append(f"from {fmt.local(begins):%Y-%m-%d %H:%M %Z}")
     if item.get("hosts"):
         parts.append(f"hosts {clean(', '.join(texts(item.get('hosts'))))}")
     if item.get("state") == "active" and "effective_on" in item:

@@ -6,10 +6,10 @@ import argparse
 import os
 import socket
 import time
-from datetime import UTC, datetime
+from typing import Self
 
 from limiterd.core.errors import UnitError
-from limiterd.core.units import NS_PER_SECOND, format_wall, parse_duration, parse_rate
+from limiterd.core.units import NS_PER_SECOND, exact_wall, format_wall, parse_duration, parse_rate, parse_wall
 
 
 def rate_bps(text: str) -> int:
@@ -29,32 +29,54 @@ def rate_text(text: str) -> str:
     return text
 
 
-def future(text: str) -> str:
+class When(str):
+    """A time as a record writes it. span_ns: it was given as a duration from (or back from) now."""
+
+    __slots__ = ("span_ns",)
+
+    def __new__(cls, text: str, span_ns: int | None = None) -> Self:
+        """Make the text, which remembers the duration."""
+        made = super().__new__(cls, text)
+        made.span_ns = span_ns
+        return made
+
+    span_ns: int | None
+
+    @property
+    def wall_ns(self) -> int:
+        """The moment itself."""
+        return parse_wall(self)
+
+    def after(self, begin: When | None) -> When:
+        """The end of something that begins at another moment than now: a duration counts from there."""
+        if begin is None or self.span_ns is None:
+            return self
+        return When(exact_wall(begin.wall_ns + self.span_ns))
+
+
+def future(text: str) -> When:
     """A time to come as an override record writes it: a date, RFC 3339 with a zone, or a duration from now ("24h", "7d")."""
     return _when(text, 1)
 
 
-def past(text: str) -> str:
+def past(text: str) -> When:
     """A time gone by: a date, RFC 3339 with a zone, or a duration back from now ("2h", "7d")."""
     return _when(text, -1)
 
 
-def _when(text: str, direction: int) -> str:
+def _when(text: str, direction: int) -> When:
     try:
-        return format_wall(time.time_ns() // NS_PER_SECOND * NS_PER_SECOND + direction * parse_duration(text))
+        span_ns = direction * parse_duration(text)
     except UnitError:
         pass  # not a duration: a date, then
+    else:
+        return When(format_wall(time.time_ns() // NS_PER_SECOND * NS_PER_SECOND + span_ns), span_ns)
     try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError:
-        parsed = None
-    if parsed is None:
-        example = f"{datetime.now(UTC):%Y-%m-%d}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write {example}, {example}T18:00:00Z or a duration like 24h")
-    bare_date = len(text) <= len("YYYY-MM-DD")
-    if parsed.tzinfo is None and not bare_date:
-        raise argparse.ArgumentTypeError(f"{text!r} has no zone; add Z for UTC, or an offset like +01:00")
-    return text
+        parse_wall(text)
+    except UnitError as error:
+        hint = " or a duration like 24h" if "write it like" in str(error) else ""
+        raise argparse.ArgumentTypeError(f"{error}{hint}") from error
+    return When(text)
 
 
 def sudo_user() -> str | None:

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from limiterd import json_codec as jsonsafe
 from limiterd.background import Background
-from limiterd.config.override_files import KEPT_NS, OWN, Store, judge, record_from_mapping, unwatched
+from limiterd.config.override_files import KEPT_NS, OWN, Store, conflicts, judge, record_from_mapping, unwatched
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
 from limiterd.core.model import Override, OverrideAction, Rules, Status
 from limiterd.core.policy import (
@@ -172,12 +172,7 @@ class Approvals:
         with self._daemon.reloading.lock:
             self.requests.save()  # the record may be all that says that its request is approved
             rules, wall_ns = self._daemon.rules, time.time_ns()
-            record = next((one for one in rules.overrides if one.id == identifier and one.origin == OWN), None)
-            theirs = next((one for one in rules.overrides if one.id == identifier and one.origin != OWN), None)
-            if record is None and theirs is not None:
-                raise PeerError(
-                    f"override {identifier} is in {theirs.origin}, which only its owner changes; edit that file and reload"
-                )
+            record = self._own(identifier)
             if record is None and not self.overrides.holds(identifier):
                 raise PeerError(f"the daemon's own store has no override {identifier}; see `limiterctl override list`")
             rest = [one for one in rules.overrides if one is not record]
@@ -196,6 +191,44 @@ class Approvals:
                 self._drop(record, act, after)
             self._mend(identifier, actor, damaged=record is None)
             return {"changes": list(changes) or [f"override {identifier} is gone; it had no effect"]}
+
+    def extend(self, identifier: str, expires_wall_ns: int | None, reason: str, actor: str) -> object:
+        """Let a record of the daemon's own store end at another time (None: never); what changed. On an error nothing has."""
+        with self._daemon.reloading.lock:
+            rules, wall_ns = self._daemon.rules, time.time_ns()
+            before = self._own(identifier)
+            if before is None:
+                raise PeerError(f"the daemon's own store has no override {identifier}; see `limiterctl override list`")
+            record = replace(before, expires_wall_ns=expires_wall_ns)
+            begins_ns = max(wall_ns, record.not_before_wall_ns or 0)
+            if expires_wall_ns is not None and expires_wall_ns <= begins_ns:
+                late = "is past already" if begins_ns == wall_ns else f"is not after its begin, {exact_wall(begins_ns)}"
+                message = f"override {identifier}: expires: {exact_wall(expires_wall_ns)} {late}; to end it now, revoke it"
+                raise PeerError(message, exit_code=EXIT_USAGE)
+            rest = tuple(record if one is before else one for one in rules.overrides)
+            for name, message in conflicts(record, rules, wall_ns):  # an expired one was not judged while it was
+                raise PeerError(f"override {identifier}: {name}: {message}")
+            self.overrides.change(record)
+            after = self._daemon.reloading.with_records(rest, self.overrides.texts())
+            changes = describe(rules, after, wall_ns)
+            text = f"{actor} extended override {identifier}: {terms(record)}{f': {reason}' if reason else ''}"
+            act = Act("override_extended", sole_link(record), text, _fields(record, actor, after.sha256, changes))
+            try:
+                self._daemon.durability.record(act)
+                self._daemon.reloading.put_in_force(after)
+            except EnvironmentFault as fault:
+                self._take_back(identifier, act, fault, lambda: self.overrides.change(before))
+                raise
+            return {"changes": list(changes)}
+
+    def _own(self, identifier: str) -> Override | None:
+        """The daemon's own record of that id, if it is in force. Raises PeerError where it is the operator's."""
+        record = next((one for one in self._daemon.rules.overrides if one.id == identifier), None)
+        if record is not None and record.origin != OWN:
+            raise PeerError(
+                f"override {identifier} is in {record.origin}, which only its owner changes; edit that file and reload"
+            )
+        return record
 
     def _drop(self, record: Override, act: Act, after: Rules) -> None:
         """Go on under the rules without that record, whose file is gone already."""

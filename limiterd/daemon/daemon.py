@@ -31,6 +31,7 @@ from limiterd.core.status import DaemonInfo, StatusSnapshot
 from limiterd.daemon import denials
 from limiterd.daemon import summary as words
 from limiterd.daemon.approvals import Approvals
+from limiterd.daemon.clock_steps import ClockSteps
 from limiterd.daemon.controller import Controller, Ports
 from limiterd.daemon.denials import Denials
 from limiterd.daemon.durability import Durability
@@ -64,6 +65,7 @@ _LOOK_NS: Final = 1_000_000_000
 """How long people wait for the loop before they are shown its last frame."""
 _SOME: Final = 10
 """So many within a minute are worth a warning, where a few are everyday."""
+_NO_LOG_FILE: Final = "{} is ignored: the log goes to standard error, there is no file to reopen; SIGHUP reloads"
 _SWITCH_S: Final = 0.001
 """How long a thread that reads or renders may keep the interpreter from the loop at a stretch (Python's own 5 ms add up)."""
 _EXIT_NS: Final = 1_200_000_000
@@ -99,6 +101,7 @@ class Daemon:
         self.tick_duration = Buckets()
         self.started_wall_ns = time.time_ns()
         self._housekeeping_ns = 0
+        self._clock_steps = ClockSteps(clocks())
         self._reloader = Background("reload", self._reload_on_demand)
         self._event_descriptor = self.kernel.events.fileno()
         kept, troubles = self.journal.load()
@@ -141,6 +144,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.on_signal(number, self.loop.stop)
         self.loop.on_signal(signal.SIGHUP, self._reloader.poke)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            self.loop.on_signal(number, partial(self.log.info, "ignored", text=_NO_LOG_FILE.format(number.name)))
         threading.excepthook = partial(self._thread_died, threading.excepthook)
         self.event_log.start()
         self.approvals.tell_missed_ends()
@@ -222,6 +227,8 @@ class Daemon:
     def _keep_house(self) -> None:
         """Once a second: what the service manager shows, the adapters' own troubles, and a frame should the loop stall."""
         self.notifier.status(self.summary())
+        if (step := self._clock_steps.look(clocks())) is not None:
+            self.log.warning("clock_step", text=step)
         enforces = any(policy.mode is PolicyMode.ENFORCE for policy in self.rules.config.policies)
         hindered = FaultReason.PERMISSION if enforces else FaultReason.OTHER  # who only observes needs no tc
         self.problems.note("netlink", words.refused(self.kernel.refusal), hindered)

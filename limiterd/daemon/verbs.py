@@ -224,6 +224,11 @@ def _override_add(daemon: DaemonPort, asked: m.AddOverride, actor: Actor) -> Dat
     return daemon.approvals.add({"approved_by": at_host(actor), **asked.record}, by(actor))
 
 
+def _override_extend(daemon: DaemonPort, asked: m.ExtendOverride, actor: Actor) -> Data:
+    until_wall_ns = None if asked.until == "never" else moment("until", asked.until)
+    return daemon.approvals.extend(asked.id, until_wall_ns, asked.reason, by(actor))
+
+
 def _override_revoke(daemon: DaemonPort, asked: m.RevokeOverride, actor: Actor) -> Data:
     return daemon.approvals.revoke(asked.id, asked.reason, by(actor))
 
@@ -287,6 +292,7 @@ VERBS: Final[Mapping[str, Act]] = dict(
         _verb(m.Resume, _resume),
         _verb(m.ListOverrides, _override_list),
         _verb(m.AddOverride, _override_add),
+        _verb(m.ExtendOverride, _override_extend),
         _verb(m.RevokeOverride, _override_revoke),
         _verb(m.AddRequest, _request_add),
         _verb(m.ListRequests, _request_list),

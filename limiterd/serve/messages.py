@@ -179,6 +179,16 @@ class AddOverride(Message):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExtendOverride(Message):
+    """Let a record of the daemon's own end at another time, or (until: "never") not at all."""
+
+    verb, role = "override.extend", Role.ADMIN
+    id: str
+    until: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RevokeOverride(Message):
     """Take a record of the daemon's own back."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Final
 
 import pytest
 
-from limiterd.core.model import DAY, HOUR, SECOND, EpochReason, EventKind, Override, OverrideAction, Phase
+from limiterd.core.model import DAY, HOUR, SECOND, EpochReason, EventKind, Now, Override, OverrideAction, Phase
+from limiterd.daemon.clock_steps import ClockSteps
 from limiterd.sim.netns import Pair, PrivateNet, join
 from tests.faults.harness import EXCESS_BPS, QUICK, burst, some, starved, stopped
 from tests.netns import wait_for
@@ -156,3 +158,27 @@ def test_starvation_costs_ticks_not_correctness(every_s: float) -> None:
         world.tick()
     assert world.view("eth0").phase is Phase.LIMITED
     assert world.view("eth1").phase in {Phase.CONFORMING, Phase.PENDING}
+
+
+def test_a_step_of_the_wall_clock_is_told_once() -> None:
+    """Forward and back, by how much and to when; drift and slewing are none, nor is time that a suspend took."""
+    steps = ClockSteps(Now(boot_ns=0, wall_ns=YEAR))
+    assert steps.look(Now(10 * SECOND, YEAR + 10 * SECOND + SECOND // 2)) is None
+    assert steps.look(Now(3600 * SECOND, YEAR + 3600 * SECOND)) is None
+    told = steps.look(Now(3601 * SECOND, YEAR + 7201 * SECOND))
+    assert told is not None
+    assert told.startswith("the wall clock was set forward by 1h, to 1971-01-01T02:00:01.000Z; overrides now begin and end by it")
+    assert steps.look(Now(3602 * SECOND, YEAR + 7202 * SECOND)) is None
+    assert (steps.look(Now(3603 * SECOND, YEAR + 3 * SECOND)) or "").startswith("the wall clock was set back by 2h")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_for_log_rotation_is_ignored(pair: Pair, tmp_path: Path, number: signal.Signals) -> None:
+    """SIGUSR1 and SIGUSR2, which logrotate sends out of habit, end nothing; one log line says why nothing happens."""
+    with rig(pair.near.namespace, tmp_path, QUICK) as daemon:
+        daemon.start()
+        assert daemon.process is not None
+        daemon.process.send_signal(number)
+        wait_for(lambda: f"{number.name} is ignored" in daemon.log(), "the log line")
+        assert daemon.phase() == "conforming"

@@ -89,6 +89,8 @@ class Override:
             option="--until",
         )
     )
-    approved_by: str = field(metadata=key("approved_by", Text(200, folds=True), "who granted it"))
+    approved_by: str = field(
+        metadata=key("approved_by", Text(200, folds=True), "who granted it (`limiterctl override add`: you)")
+    )
     reason: str = field(metadata=key("reason", Text(500, folds=True), "why; a longer text may be folded over several lines"))
     origin: str = field(default="", kw_only=True)

@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/limiterctl
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_limiterctl_override_subparsers=(add list revoke)
+_shtab_limiterctl_override_subparsers=(add list revoke extend)
 _shtab_limiterctl_subparsers=(status top explain history reload limit release pause resume override request requests approve deny check replay record demo install-service uninstall-service completion)
 
 _shtab_limiterctl_status_option_strings=(-h --help --config --socket --all --phase --watch --json)
@@ -17,9 +17,10 @@ _shtab_limiterctl_limit_option_strings=(-h --help --config --socket --rate --rea
 _shtab_limiterctl_release_option_strings=(-h --help --config --socket --all --reason --json)
 _shtab_limiterctl_pause_option_strings=(-h --help --config --socket --reason --json)
 _shtab_limiterctl_resume_option_strings=(-h --help --config --socket --reason --json)
-_shtab_limiterctl_override_add_option_strings=(-h --help --id --interface --host --reason --approved-by --exempt --threshold --limit --from --until --never --json --config --socket)
+_shtab_limiterctl_override_add_option_strings=(-h --help --id --interface --host --approved-by --reason --exempt --threshold --limit --from --until --never --json --config --socket)
 _shtab_limiterctl_override_list_option_strings=(-h --help --json --config --socket)
 _shtab_limiterctl_override_revoke_option_strings=(-h --help --reason --json --config --socket)
+_shtab_limiterctl_override_extend_option_strings=(-h --help --until --never --reason --json --config --socket)
 _shtab_limiterctl_override_option_strings=(-h --help --config --socket)
 _shtab_limiterctl_request_option_strings=(-h --help --config --socket --interface --rate --until --reason --json)
 _shtab_limiterctl_requests_option_strings=(-h --help --config --socket --all --json)
@@ -66,6 +67,8 @@ _shtab_limiterctl_override_list___config_COMPGEN=_shtab_compgen_files
 _shtab_limiterctl_override_list___socket_COMPGEN=_shtab_compgen_files
 _shtab_limiterctl_override_revoke___config_COMPGEN=_shtab_compgen_files
 _shtab_limiterctl_override_revoke___socket_COMPGEN=_shtab_compgen_files
+_shtab_limiterctl_override_extend___config_COMPGEN=_shtab_compgen_files
+_shtab_limiterctl_override_extend___socket_COMPGEN=_shtab_compgen_files
 _shtab_limiterctl_override___config_COMPGEN=_shtab_compgen_files
 _shtab_limiterctl_override___socket_COMPGEN=_shtab_compgen_files
 _shtab_limiterctl_request___config_COMPGEN=_shtab_compgen_files
@@ -102,7 +105,7 @@ _shtab_limiterctl_completion___socket_COMPGEN=_shtab_compgen_files
 
 _shtab_limiterctl_status___phase_choices=(fault limited pending absent exempt conforming)
 _shtab_limiterctl_top___sort_choices=(n p r)
-_shtab_limiterctl_override_pos_0_choices=(add list revoke)
+_shtab_limiterctl_override_pos_0_choices=(add list revoke extend)
 _shtab_limiterctl_completion_pos_0_choices=(bash fish zsh)
 _shtab_limiterctl_pos_0_choices=(status top explain history reload limit release pause resume override request requests approve deny check replay record demo install-service uninstall-service completion)
 
@@ -150,6 +153,10 @@ _shtab_limiterctl_override_list___json_nargs=0
 _shtab_limiterctl_override_revoke__h_nargs=0
 _shtab_limiterctl_override_revoke___help_nargs=0
 _shtab_limiterctl_override_revoke___json_nargs=0
+_shtab_limiterctl_override_extend__h_nargs=0
+_shtab_limiterctl_override_extend___help_nargs=0
+_shtab_limiterctl_override_extend___never_nargs=0
+_shtab_limiterctl_override_extend___json_nargs=0
 _shtab_limiterctl_override_pos_0_nargs=A...
 _shtab_limiterctl_override__h_nargs=0
 _shtab_limiterctl_override___help_nargs=0

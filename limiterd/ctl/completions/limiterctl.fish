@@ -50,7 +50,7 @@ function _shtab_limiterctl_using
   test "$_shtab_limiterctl_cmdpath" = "$argv"
 end
 
-set -g _shtab_limiterctl_commands status top explain history reload limit release pause resume override 'override add' 'override list' 'override revoke' request requests approve deny check replay record demo install-service uninstall-service completion
+set -g _shtab_limiterctl_commands status top explain history reload limit release pause resume override 'override add' 'override list' 'override revoke' 'override extend' request requests approve deny check replay record demo install-service uninstall-service completion
 set -g _shtab_limiterctl_opts_with_value --approved-by --ca --compare --config --duration --from --head --header --host --id --interface --kind --label --limit --output --phase --plot --query --rate --reason --root --since --socket --sort --step --threshold --timeout --to --token-file --until --watch
 
 complete -c limiterctl -e
@@ -133,16 +133,16 @@ complete -c limiterctl -n '_shtab_limiterctl_using override' -l config -xka "(__
 complete -c limiterctl -n '_shtab_limiterctl_using override' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s control socket (default: the one that --config names)'
 complete -c limiterctl -n '_shtab_limiterctl_using override; and test $_shtab_limiterctl_npos -eq 0' -a add -d 'Add an override record and apply it.'
 complete -c limiterctl -n '_shtab_limiterctl_using override add' -s h -l help -d 'show this help message and exit'
-complete -c limiterctl -n '_shtab_limiterctl_using override add' -l id -x -d 'unique over all records, such as the ticket'"'"'s number'
-complete -c limiterctl -n '_shtab_limiterctl_using override add' -l interface -xka "(command ls /sys/class/net)" -d 'links the override applies to; may be repeated'
-complete -c limiterctl -n '_shtab_limiterctl_using override add' -l host -xka "(command ls /sys/class/net)" -d 'hosts it applies to (default: any); may be repeated'
-complete -c limiterctl -n '_shtab_limiterctl_using override add' -l reason -x -d 'why it was granted'
-complete -c limiterctl -n '_shtab_limiterctl_using override add' -l approved-by -x -d 'who approved it (default: you)'
+complete -c limiterctl -n '_shtab_limiterctl_using override add' -l id -x -d 'unique over all files and the daemon'"'"'s own records; up to 64 characters without spaces'
+complete -c limiterctl -n '_shtab_limiterctl_using override add' -l interface -xka "(command ls /sys/class/net)" -d 'globs of links; may be repeated'
+complete -c limiterctl -n '_shtab_limiterctl_using override add' -l host -xka "(command ls /sys/class/net)" -d 'globs of host names, so that one directory can serve a fleet: the full name or its first label must match, in any case; may be repeated'
+complete -c limiterctl -n '_shtab_limiterctl_using override add' -l approved-by -x -d 'who granted it (limiterctl override add: you)'
+complete -c limiterctl -n '_shtab_limiterctl_using override add' -l reason -x -d 'why; a longer text may be folded over several lines'
 complete -c limiterctl -n '_shtab_limiterctl_using override add' -l exempt -d 'no limit at all'
 complete -c limiterctl -n '_shtab_limiterctl_using override add' -l threshold -x -d 'limit only from this rate on, like 5gbit'
 complete -c limiterctl -n '_shtab_limiterctl_using override add' -l limit -x -d 'limit to this rate instead of the policy'"'"'s, like 1gbit'
 complete -c limiterctl -n '_shtab_limiterctl_using override add' -l from -x -d 'when it begins (default: now)'
-complete -c limiterctl -n '_shtab_limiterctl_using override add' -l until -x -d 'when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d'
+complete -c limiterctl -n '_shtab_limiterctl_using override add' -l until -x -d 'when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d, 1h30m'
 complete -c limiterctl -n '_shtab_limiterctl_using override add' -l never -d 'never expires'
 complete -c limiterctl -n '_shtab_limiterctl_using override add' -l json -d 'print JSON (see docs/cli.md for its schema)'
 complete -c limiterctl -n '_shtab_limiterctl_using override add' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s configuration: it names the socket and the directories (default: /etc/limiterd/limiterd.yaml)'
@@ -158,6 +158,14 @@ complete -c limiterctl -n '_shtab_limiterctl_using override revoke' -l reason -x
 complete -c limiterctl -n '_shtab_limiterctl_using override revoke' -l json -d 'print JSON (see docs/cli.md for its schema)'
 complete -c limiterctl -n '_shtab_limiterctl_using override revoke' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s configuration: it names the socket and the directories (default: /etc/limiterd/limiterd.yaml)'
 complete -c limiterctl -n '_shtab_limiterctl_using override revoke' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s control socket (default: the one that --config names)'
+complete -c limiterctl -n '_shtab_limiterctl_using override; and test $_shtab_limiterctl_npos -eq 0' -a extend -d 'Change when a record of the daemon'"'"'s own ends.'
+complete -c limiterctl -n '_shtab_limiterctl_using override extend' -s h -l help -d 'show this help message and exit'
+complete -c limiterctl -n '_shtab_limiterctl_using override extend' -l until -x -d 'when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d, 1h30m'
+complete -c limiterctl -n '_shtab_limiterctl_using override extend' -l never -d 'never expires'
+complete -c limiterctl -n '_shtab_limiterctl_using override extend' -l reason -x -d 'why, for the audit trail'
+complete -c limiterctl -n '_shtab_limiterctl_using override extend' -l json -d 'print JSON (see docs/cli.md for its schema)'
+complete -c limiterctl -n '_shtab_limiterctl_using override extend' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s configuration: it names the socket and the directories (default: /etc/limiterd/limiterd.yaml)'
+complete -c limiterctl -n '_shtab_limiterctl_using override extend' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s control socket (default: the one that --config names)'
 complete -c limiterctl -n '_shtab_limiterctl_using; and test $_shtab_limiterctl_npos -eq 0' -a request -d 'Submit an increase request.'
 complete -c limiterctl -n '_shtab_limiterctl_using request' -s h -l help -d 'show this help message and exit'
 complete -c limiterctl -n '_shtab_limiterctl_using request' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s configuration: it names the socket and the directories (default: /etc/limiterd/limiterd.yaml)'
@@ -180,7 +188,7 @@ complete -c limiterctl -n '_shtab_limiterctl_using approve' -l socket -xka "(__f
 complete -c limiterctl -n '_shtab_limiterctl_using approve' -l exempt -d 'no limit at all'
 complete -c limiterctl -n '_shtab_limiterctl_using approve' -l threshold -x -d 'limit only from this rate on, like 5gbit'
 complete -c limiterctl -n '_shtab_limiterctl_using approve' -l limit -x -d 'limit to this rate instead of the policy'"'"'s, like 1gbit'
-complete -c limiterctl -n '_shtab_limiterctl_using approve' -l until -x -d 'when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d'
+complete -c limiterctl -n '_shtab_limiterctl_using approve' -l until -x -d 'when it ends: 2026-12-31 (00:00 UTC), 2026-12-31T18:00:00Z, or 24h, 7d, 1h30m'
 complete -c limiterctl -n '_shtab_limiterctl_using approve' -l never -d 'never expires'
 complete -c limiterctl -n '_shtab_limiterctl_using approve' -l reason -x -d 'why it was granted (default: the request'"'"'s own reason)'
 complete -c limiterctl -n '_shtab_limiterctl_using approve' -l json -d 'print JSON (see docs/cli.md for its schema)'
