@@ -1,7 +1,6 @@
 """`python -m tests.attacker KIND THREADS PATH UID GID`: a tenant who means harm to a unix socket, until its standard input ends.
 
-It says "ready" once its threads are at it. Two kinds are no attackers: echo is a server that answers each line with itself; pace
-sleeps and works on the loop's grid, and tells in the end how late it was done with each turn.
+It says "ready" once its threads are at it. KIND echo is no attacker: it is a server that answers each line with itself.
 """
 
 from __future__ import annotations
@@ -110,19 +109,6 @@ class EchoServer(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
 
-def pace() -> None:
-    """Sleep and work in turns, as the loop does; write down how late each turn ended, in seconds."""
-    due = time.monotonic()
-    while True:
-        due = max(due + 0.1, time.monotonic())
-        time.sleep(max(0.0, due - time.monotonic()))
-        sum(range(200_000))
-        lateness.append(time.monotonic() - due)
-
-
-lateness: list[float] = []
-
-
 def main(kind: str, threads: int, path: str, uid: int, gid: int) -> None:
     """Attack."""
     threading.stack_size(THREAD_BYTES)
@@ -131,8 +117,6 @@ def main(kind: str, threads: int, path: str, uid: int, gid: int) -> None:
         server = EchoServer(path, Echo)
         os.chmod(path, 0o666)  # noqa: PTH101, S103  # anybody may
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    elif kind == "pace":
-        threading.Thread(target=pace, daemon=True).start()
     else:
         for limit in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
             resource.setrlimit(limit, (resource.getrlimit(limit)[1],) * 2)
@@ -154,8 +138,6 @@ def main(kind: str, threads: int, path: str, uid: int, gid: int) -> None:
     sys.stdout.flush()
     begin.set()
     sys.stdin.read()
-    sys.stdout.write(f"{json.dumps(lateness)}\n")
-    sys.stdout.flush()
     os._exit(0)
 
 

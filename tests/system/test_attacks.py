@@ -81,15 +81,10 @@ def attacker(kind: str, path: str, uid: int = TENANT) -> Iterator[int]:
             process.kill()
 
 
-@contextlib.contextmanager
-def pacer(lateness: list[float]) -> Iterator[None]:
-    """A process that sleeps and works on the loop's grid; how late it is with that is the machine's doing."""
-    command = [sys.executable, "-m", "tests.attacker", "pace", "0", "", "0", "0"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield
-        lateness += json.loads(process.communicate()[0])
+def kept_waiting_s(pid: int) -> float:
+    """How long a process's threads have waited for a processor: the machine's doing, not their own."""
+    stats = (path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return sum(int(waited) for _, waited, *_ in stats) / 1e9
 
 
 @contextlib.contextmanager
@@ -209,29 +204,29 @@ def daemon(pair: Pair, tmp_path: Path) -> Iterator[Rig]:
 @pytest.mark.parametrize("kind", THREADS)
 def test_root_and_administrators_are_answered(daemon: Rig, tmp_path: Path, kind: str) -> None:
     """Beside the attack all of their questions are answered, 99 of 100 within a second; no sample is lost, no tick is late."""
-    echo, machine = str(tmp_path / "echo.sock"), list[float]()
+    echo = str(tmp_path / "echo.sock")
+    assert daemon.process is not None
     with (
         attacker("echo", echo, 0),
         attacker(kind, daemon.socket) as first,
         attacker(kind, echo) as second,
         half_a_core([first, second]),
-        pacer(machine),
     ):
-        before, began = daemon.metrics(), time.monotonic()
+        before, began, waited = daemon.metrics(), time.monotonic(), kept_waiting_s(daemon.process.pid)
         root = asked(daemon.socket, TRIES)
         administrators = as_administrator(daemon.socket, TRIES)
         control = echoed(echo, TRIES)
         after, lasted = daemon.metrics(), time.monotonic() - began
+        waited = kept_waiting_s(daemon.process.pid) - waited
     late, ticks = late_ticks(before, after)
     dropped = after[DROPPED] - before[DROPPED]
-    too_late, stalls = sum(one >= 0.1 for one in machine), sum(one >= 0.04 for one in machine)
     shown = (
         f"{kind}: p99 root {p99(root):.3f} s, administrator {p99(administrators):.3f} s, echo {p99(control):.3f} s; "
-        f"in {lasted:.1f} s {late:g} of {ticks:g} ticks late (of a process beside it: {too_late}), "
-        f"{dropped:g} samples dropped ({stalls} stalls of the machine)"
+        f"in {lasted:.1f} s {late:g} of {ticks:g} ticks late, {dropped:g} samples dropped "
+        f"(the machine kept the daemon waiting for {waited:.2f} s)"
     )
     sys.stderr.write(f"{shown}\n")
     assert float("inf") not in (*root, *administrators), shown
     assert max(p99(root), p99(administrators)) < 1 + p99(control), shown
-    assert dropped <= stalls, shown
-    assert late <= max(1, ticks / 100) + 2 * too_late, shown
+    assert dropped <= waited / 0.05, shown  # a sample is dropped where its reading takes as long
+    assert late <= max(1, ticks / 100) + waited / 0.1, shown
