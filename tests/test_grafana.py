@@ -17,7 +17,7 @@ import shlex
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,8 +26,8 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from limiterd.core.errors import PeerError
-from limiterd.sim.netns import Flow, Namespace, PrivateNet, inside, join, run
+from limiterd.core.errors import NotDurableError, PeerError
+from limiterd.sim.netns import End, Flow, PrivateNet, inside, join, run
 from tests import needs
 from tests.faults.harness import LOOP, Held, problems
 from tests.netns import wait_for
@@ -97,13 +97,20 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         able = stack.enter_context(rig(near, tmp_path_factory.mktemp("able")))
         able.config.write_text(POLICIES + able.config.read_text().partition("\n")[2])
         (able.overrides / "req.yaml").write_text(override())
-        unable = stack.enter_context(observer(near, tmp_path_factory.mktemp("unable")))
+        # One daemon a namespace: the others are in their own, reached over links that nobody watches.
+        beside, behind = join(near, far, "mg0", "mg0", number=20).far, join(near, lab.namespace(), "mg1", "mg1", number=21).far
+        unable = stack.enter_context(observer(beside, tmp_path_factory.mktemp("unable")))
         able.start()
         unable.start()
-        stack.enter_context(stalled(near, tmp_path_factory.mktemp("stalled")))
+        stack.enter_context(stalled(behind, tmp_path_factory.mktemp("stalled")))
         with inside(near), socket.create_server(("127.0.0.1", 0)) as closed:
             down = "{}:{}".format(*closed.getsockname())
-        targets = [METRICS, OBSERVER, STALLED, down]
+        elsewhere = {OBSERVER: f"{beside.v4}:9817", STALLED: f"{behind.v4}:9817"}
+        targets: list[str | Mapping[str, Any]] = [
+            METRICS,
+            down,
+            *({"targets": [at], "labels": {"instance": name}} for name, at in elsewhere.items()),
+        ]
         server = stack.enter_context(prometheus(targets, tmp_path_factory.mktemp("prometheus"), RULES, near))
         server.wait_for("count(count_over_time(limiterd_paused[1m]) > 1) == 3")
         flows = [lab.tcp(link.near, link.far, EXCESS_BPS) for link in links[:3]]
@@ -131,12 +138,12 @@ def override() -> str:
 
 
 @contextlib.contextmanager
-def observer(namespace: Namespace, home: Path) -> Iterator[Rig]:
+def observer(end: End, home: Path) -> Iterator[Rig]:
     """The second daemon: it only observes, without CAP_NET_ADMIN, and its state is on a tiny disk."""
-    with rig(namespace, home) as made:
+    with rig(end.namespace, home) as made:
         made.state.mkdir()
         made.config.write_text(
-            made.config.read_text().replace("['eth*']", "['obs*'], mode: observe") + f"metrics: {{listen: '{OBSERVER}'}}\n"
+            made.config.read_text().replace("['eth*']", "['obs*'], mode: observe") + f"metrics: {{listen: '{end.v4}:9817'}}\n"
         )
         mount = 'mount -t tmpfs -o size=128k limiterd-test "$1" && shift && exec "$@"'
         alone = [*needs.private_mounts(), "sh", "-c", mount, "sh", str(made.state)]
@@ -145,11 +152,11 @@ def observer(namespace: Namespace, home: Path) -> Iterator[Rig]:
 
 
 @contextlib.contextmanager
-def stalled(namespace: Namespace, home: Path) -> Iterator[Rig]:
+def stalled(end: End, home: Path) -> Iterator[Rig]:
     """The third daemon: its loop is blocked before the first scrape."""
-    with rig(namespace, home) as made:
+    with rig(end.namespace, home) as made:
         made.config.write_text(
-            made.config.read_text().replace("['eth*']", "['lo'], mode: observe") + f"metrics: {{listen: '{STALLED}'}}\n"
+            made.config.read_text().replace("['eth*']", "['lo'], mode: observe") + f"metrics: {{listen: '{end.v4}:9817'}}\n"
         )
         blocked = Held(made, LOOP)
         made.start()
@@ -165,8 +172,9 @@ def worst(able: Rig, unable: Rig, flows: Sequence[Flow]) -> None:
     assert unable.process is not None
     fill(Path(f"/proc/{unable.process.pid}/root{unable.state}"))
     for _ in range(FILLS_A_PAGE):
-        unable.ask("pause", reason="for the full disk")
-        unable.ask("resume")
+        for verb in ("pause", "resume"):
+            with contextlib.suppress(NotDurableError):  # it says that the disk is full
+                unable.ask(verb, reason="for the full disk")
     for name in ("eth3", "eth5"):
         run(able.namespace, shlex.split(f"tc qdisc add dev {name} root handle 8001: tbf rate 900mbit burst 256k latency 50ms"))
     able.ask("limit", interface="eth3", reason="a foreign root is in the way")
