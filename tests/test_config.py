@@ -734,7 +734,7 @@ def test_what_a_running_daemon_cannot_follow_has_its_place(write: Callable[[str]
 
 def test_notes_say_what_is_worth_a_look(write: Callable[[str], Path], tmp_path: Path) -> None:
     """Nothing watched, observed only, matching nothing, never expiring, expired, on an unwatched link."""
-    path = write('policies: [{name: a, interfaces: ["!eth0"]}, {name: b, interfaces: [en0], mode: observe}]\n')
+    path = write('policies: [{name: a, interfaces: ["!eth0"]}, {name: b, interfaces: [en0, "r1/eth*"], mode: observe}]\n')
     (tmp_path / "overrides.d").mkdir()
     records = RECORD.replace("2026-12-31", "never"), RECORD.replace("REQ-1", "REQ-2").replace("2026", "1999")
     (tmp_path / "overrides.d/a.yaml").write_text(records[0] + records[1].partition("\n")[2])
@@ -743,6 +743,7 @@ def test_notes_say_what_is_worth_a_look(write: Callable[[str], Path], tmp_path: 
     for words in (
         "a only excludes",
         "b observes",
+        "b names r1/eth*, which only a recording",
         "REQ-1 never expires",
         "REQ-2 has expired",
         "REQ-1 names eth0, which no policy",

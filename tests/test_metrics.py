@@ -251,6 +251,14 @@ def test_overrides_show_state_and_expiry() -> None:
     assert series["override_expiry_timestamp_seconds", (("id", "REQ-1"),)] == 1_795_446_000 + 3600
 
 
+def test_records_of_other_hosts_have_no_series() -> None:
+    """Neither valid nor expired ones: they can never apply here."""
+    status = rich()
+    elsewhere = tuple(replace(view, record=replace(view.record, hosts=("elsewhere",))) for view in status.overrides)
+    assert elsewhere
+    assert not [name for name, _ in scrape(replace(status, overrides=elsewhere)) if name.startswith("override")]
+
+
 @given(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=15))
 def test_any_interface_name_survives(name: str) -> None:
     """Whatever name an interface has, the parser reads it back; bytes that are no UTF-8 come back escaped, not lost."""

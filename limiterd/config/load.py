@@ -178,6 +178,8 @@ def policy_remarks(file: str, rules: Rules) -> Iterator[str]:
     for policy in config.policies:
         if all(entry.startswith("!") for entry in policy.interfaces):
             yield f"{file}: policy {policy.name} only excludes interfaces, so it matches none"
+        for entry in (entry for entry in policy.interfaces if "/" in entry):
+            yield f"{file}: policy {policy.name} names {entry}, which only a recording of several machines can have"
         if policy.mode is PolicyMode.OBSERVE:
             yield f"{file}: policy {policy.name} observes: it reports and never limits"
 

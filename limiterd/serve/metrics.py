@@ -40,6 +40,7 @@ from limiterd.core.model import (
     Snapshot,
     Status,
 )
+from limiterd.core.policy import host_matches
 from limiterd.core.text import shown
 from limiterd.core.units import NS_PER_SECOND
 from limiterd.serve.http_connections import Limits, Route
@@ -253,6 +254,7 @@ def _fault_families(status: Status) -> Iterator[Metric]:
 
 def _override_families(status: Status) -> Iterator[Metric]:
     absent = {link.interface for link in status.links if link.phase is Phase.ABSENT}
+    ours = [view for view in status.overrides if host_matches(view.record.hosts, status.host)]
     yield _by_labels(
         GaugeMetricFamily(
             PREFIX + "override_active",
@@ -261,7 +263,7 @@ def _override_families(status: Status) -> Iterator[Metric]:
         ),
         (
             ((view.record.id, interface), float(view.state == "active"))
-            for view in status.overrides
+            for view in ours
             for interface in view.links
             if interface not in absent
         ),
@@ -270,7 +272,7 @@ def _override_families(status: Status) -> Iterator[Metric]:
         GaugeMetricFamily(
             PREFIX + "override_expiry_timestamp_seconds", "When the override record expires; +Inf for never.", labels=["id"]
         ),
-        (((view.record.id,), _expiry(view.record.expires_wall_ns)) for view in status.overrides),
+        (((view.record.id,), _expiry(view.record.expires_wall_ns)) for view in ours),
     )
     yield _gauge("requests_pending", "Increase requests that wait for an answer.", status.requests_pending)
 
