@@ -317,7 +317,7 @@ WRONG = [
     ("metrics: {listen: '[127.0.0.1]:9817'}\n", "is no address to listen on"),
     ("metrics: {tls: {key: /k}}\n", "metrics.tls: the key `certificate` is missing; it is required"),
     ("metrics: {tls: {certificate: c, key: /k}}\n", "is not absolute"),
-    ("control: {socket: /" + "x" * 107 + "}\n", "longer than 107 bytes"),
+    ("control: {socket: /" + "x" * 101 + "}\n", "longer than 101 bytes"),
     ("control: {group: 'a b'}\n", "is not a group's name"),
     ("log: {level: warn}\n", "did you mean `warning`?"),
     ("log: {format: xml}\n", "write text or json"),

@@ -37,8 +37,8 @@ class Source(StrEnum):
     PSUTIL = "psutil"
 
 
-MAX_SUN_PATH: Final = 107
-"""sun_path of a Unix socket's address holds 108 bytes with the closing NUL."""
+MAX_SOCKET_PATH: Final = 107 - len(".admin")
+"""sun_path of a Unix socket's address holds 108 bytes with the closing NUL; the administrators' socket has the longer name."""
 _GROUP: Final = Text(32, "a group's name; write it as in /etc/group", pattern=r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?")
 _FILE: Final = AbsolutePath()
 
@@ -157,9 +157,9 @@ class ControlConfig:
         default="/run/limiterd/control.sock",
         metadata=key(
             "socket",
-            AbsolutePath(MAX_SUN_PATH),
+            AbsolutePath(MAX_SOCKET_PATH),
             "changed by a restart only",
-            allowed=f"absolute, at most {MAX_SUN_PATH} bytes",
+            allowed=f"absolute, at most {MAX_SOCKET_PATH} bytes",
             restart=True,
         ),
     )
