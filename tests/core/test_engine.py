@@ -520,6 +520,32 @@ def test_takeover_saves_before_it_replaces_and_restores() -> None:
     assert world.disk.replaced == ()
 
 
+def refusing(world: World, kind: ActionKind, number: int) -> list[Action]:
+    """From now on the kernel refuses every step of that kind; what it was asked is in the list."""
+    asked: list[Action] = []
+
+    def refuse(action: Action) -> None:
+        if action.kind is kind:
+            asked.append(action)
+            world.kernel.refuse(0, number)
+
+    world.kernel.before_step = refuse
+    return asked
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_takeover_that_fails_before_it_replaces_owes_nothing(number: int) -> None:
+    """The foreign root could not be saved and stands: the disk forgets it, so that no later start puts it over another's."""
+    world = World(rules_of(replace(POLICY, foreign_qdisc=ForeignQdisc.TAKEOVER)))
+    act(world, ActionKind.RESTORE_ROOT, PFIFO)
+    asked = refusing(world, ActionKind.SAVE_ROOT, number)
+    world.fire()
+    assert asked
+    assert world.view().phase is Phase.FAULT
+    assert world.root() == "pfifo 5:"
+    assert world.disk.replaced == ()
+
+
 @pytest.mark.parametrize("step", range(12))
 def test_each_failed_step_is_a_fault_that_heals(step: int) -> None:
     """Whatever step of an install fails, the link keeps working, the fault is told, and the next try ends in the limit."""
@@ -957,6 +983,20 @@ def test_a_refused_removal_shows_as_a_fault_meanwhile() -> None:
     world.run(0.5)
     assert world.view().phase is Phase.FAULT
     world.run(80)
+    assert world.root() == "noqueue 0:"
+
+
+def test_a_refused_removal_is_tried_as_the_back_off_says() -> None:
+    """A root that the kernel does not let go is asked for at 0, 1, 3 and 7 s, not in every tick."""
+    world = World()
+    world.fire()
+    asked = refusing(world, ActionKind.DELETE_ROOT, errno.EPERM)
+    world.release()
+    world.run(7.5)
+    assert world.view().phase is Phase.FAULT
+    assert 3 <= len(asked) <= 5
+    world.kernel.before_step = lambda _: None
+    world.run(9)
     assert world.root() == "noqueue 0:"
 
 
