@@ -104,6 +104,13 @@ faults-long: $(VENV)/.tools ## the fault tests that chance decides, for long: 60
 explore: $(VENV)/.tools ## every property test with examples of chance, for MINUTES (10); what fails is written to explored/
 	@exec $(PY) -I -X utf8 tests/explore.py $(or $(MINUTES),10) $(SEED)
 
+mutate: $(VENV)/.tools ## mutation tests: are 500 changes of the core, always the same, noticed by the tests? (COUNT=N for another number)
+	@$(PY) -c 'import mutmut' 2>/dev/null || $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[mutate]'
+	exec $(PY) -I -X utf8 tests/mutate.py $(or $(COUNT),500)
+
+mutate-all: $(VENV)/.tools ## mutation tests of all of it, for hours
+	@$(MAKE) mutate COUNT=all
+
 soak: $(VENV)/.tools ## a real daemon under everything at once for MINUTES (3), into docs/soak.csv and docs/soak.png
 	@exec $(PY) bench/soak.py $(or $(MINUTES),3)
 
@@ -154,7 +161,7 @@ constraints: ## renews constraints.txt with the newest versions
 	fresh=$$(mktemp -d)
 	trap 'rm -rf "$$fresh"' EXIT
 	$(PYTHON) -m venv "$$fresh"
-	"$$fresh/bin/python" -m pip install --quiet --upgrade setuptools wheel '.[test,lint,build,plot]'
+	"$$fresh/bin/python" -m pip install --quiet --upgrade setuptools wheel '.[test,lint,build,plot,mutate]'
 	{ sed -n '/^#/p' constraints.txt
 	  "$$fresh/bin/python" -m pip freeze --all --exclude pip --exclude limiterd; } >constraints.new
 	mv constraints.new constraints.txt
@@ -163,4 +170,4 @@ clean: ## removes what make made (not dist/)
 	@rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage ./*.egg-info debian/.build
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.PHONY: help venv run demo test test-long faults faults-long explore soak coverage lint format types bench bench-guard wheel deb deb-test vm-test docs constraints clean
+.PHONY: help venv run demo test test-long faults faults-long explore mutate mutate-all soak coverage lint format types bench bench-guard wheel deb deb-test vm-test docs constraints clean

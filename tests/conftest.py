@@ -62,7 +62,7 @@ def pytest_configure_node(node: Any) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Remove what the environment is made of; the files of tests that failed are of use."""
-    if exitstatus == pytest.ExitCode.OK:
+    if exitstatus == pytest.ExitCode.OK or "MUTANT_UNDER_TEST" in os.environ:  # mutants fail by the hundred
         session.config.stash[_environment].close()
 
 

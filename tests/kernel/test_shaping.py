@@ -34,7 +34,7 @@ from tests.driver import Driver
 from tests.machine import MachineTooSlow
 from tests.netns import LONG, wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.serial]
+pytestmark = pytest.mark.root
 
 MBIT = 10**6
 ECHO_PORT = 2_222
@@ -131,6 +131,7 @@ FIRST_SECONDS: Final = [
 ]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(("rate_bps", "load"), FIRST_SECONDS if LONG else FIRST_SECONDS[:1])
 def test_the_rate_is_held_exactly_from_the_first_second(shaped: Shaped, load: str, rate_bps: int) -> None:
     """At most 105 % in the first second of the limit's life, 101 % in spans after it; 99 % are reached, and kept by all.
@@ -159,6 +160,7 @@ def best_span_bps(shaped: Shaped, limit_bps: int, span_s: float = 1.0, most: int
     return best_bps
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(("rate_bps", "span_s"), [(MBIT, 6), (20 * MBIT, 2), (50 * MBIT, 2)] if LONG else [(20 * MBIT, 2)])
 def test_low_rates_are_reached(shaped: Shaped, rate_bps: int, span_s: int) -> None:
     """At 1, 20 and 50 Mbit/s TCP gets 85 % of the limit, no more than the limit and one GSO packet, and pings pass."""
@@ -170,6 +172,7 @@ def test_low_rates_are_reached(shaped: Shaped, rate_bps: int, span_s: int) -> No
     assert run(near.namespace, ["ping", "-c", "2", "-W", "5", "-i", "0.2", far.v4], check=False).returncode == 0
 
 
+@pytest.mark.serial
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("rate_bps", [10 * MBIT, 100 * MBIT, 200 * MBIT, 1_000 * MBIT])
@@ -185,6 +188,7 @@ def test_rates_are_held_for_long(shaped: Shaped, load: str, rate_bps: int) -> No
     assert 0.99 <= shaped.reached(0.99, rate_bps, 5.0) <= 1.01
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("setting", ["txqueuelen 0", "txqueuelen 1", "txqueuelen 2", "mtu 9000", "gso_max_segs 1"])
 def test_odd_links_are_held_as_well(shaped: Shaped, setting: str) -> None:
     """A queue length of 0 to 2, jumbo frames, no GSO: 50 Mbit/s are reached and held, and nothing passes by."""
@@ -208,6 +212,7 @@ def ping_ms(pair: Pair, count: int) -> list[float]:
     return [float(ms) for ms in re.findall(r"time=([\d.]+)", text)]
 
 
+@pytest.mark.serial
 def test_another_flow_waits_only_for_the_queues_time(shaped: Shaped) -> None:
     """Under 8 TCP flows at 200 Mbit/s a ping waits at most half as long again as a full queue takes to empty, in the median.
 
@@ -274,6 +279,7 @@ def with_a_queue(shaped: Shaped, trip: Callable[[], float]) -> float:
     return trip()
 
 
+@pytest.mark.serial
 def test_the_lifeline_stays_quick_under_full_load(shaped: Shaped) -> None:
     """While 8 flows fill the limit, a ping-pong in the lifeline takes less than half as long as the same outside of it."""
     took_ms = {}
@@ -297,6 +303,7 @@ def missing(stats: dict[str, Any]) -> int:
     return int(stats["lost_packets"] + stats["refused_packets"])
 
 
+@pytest.mark.serial
 def test_a_change_of_rate_loses_nothing(shaped: Shaped) -> None:
     """Thirty changes in place under a 150 Mbit/s stream of numbered datagrams: every one arrives.
 
@@ -313,6 +320,7 @@ def test_a_change_of_rate_loses_nothing(shaped: Shaped) -> None:
     assert missing(stats) == 0
 
 
+@pytest.mark.serial
 def test_engaging_and_releasing_lose_next_to_nothing(shaped: Shaped) -> None:
     """Putting a limit on and releasing it each lose at most three datagrams of a 150 Mbit/s stream, in the median.
 
@@ -368,6 +376,7 @@ def test_a_release_drains_what_is_queued(shaped: Shaped) -> None:
     assert stats["lost_packets"] <= held.stats.drops + 3
 
 
+@pytest.mark.serial
 def test_next_to_nothing_passes_between_root_and_class(shaped: Shaped) -> None:
     """Installed under full TCP load, at most two packets go past the limit: the messages travel in one datagram."""
     flow = flowing(shaped, "tcp8")
@@ -397,6 +406,7 @@ def test_what_waits_outside_the_limit_is_seen(shaped: Shaped) -> None:
 # ---- who is limited ------------------------------------------------------------------------------
 
 
+@pytest.mark.serial
 def test_exempt_traffic_is_not_limited(shaped: Shaped) -> None:
     """A flow to an exempt network runs beside a full limit at many times its rate, and does not eat into it."""
     shaped.will_be(Limit(exempt=(Match(to="fd77:1::/64"),)))
