@@ -315,13 +315,16 @@ def remarks(record: Override, rules: Rules, wall_ns: int) -> Iterator[str]:
         yield f"{record.origin}: override {record.id} has expired and has no effect"
 
 
-def unwatched(record: Override, rules: Rules, wall_ns: int) -> Iterator[str]:
-    """Yield a remark for each interface that a record of this host names, and that no policy watches."""
+def unwatched(record: Override, rules: Rules, wall_ns: int, altnames: Collection[str] = ()) -> Iterator[str]:
+    """Yield a remark for each interface that a record of this host names, and that no policy watches.
+
+    altnames are those of watched links, where it is known what links there are.
+    """
     if not _is_moot(record, rules, wall_ns):
         if all(entry.startswith("!") for entry in record.interfaces):
             yield f"{record.origin}: override {record.id} only excludes interfaces, so it matches none"
         for name in _literals(record):
-            if policy_for(rules, name) is None:
+            if policy_for(rules, name) is None and name not in altnames:
                 yield f"{record.origin}: override {record.id} names {name}, which no policy watches"
 
 

@@ -19,10 +19,18 @@ MIN_RATE_BPS = 2 * LOWEST_BPS
 """The least that a limit can be made of; a lower rate is a typing error."""
 
 
+def where_to_look(interface: str) -> str:
+    """What to do about a name that no link has."""
+    name, at, _ = interface.partition("@")
+    if at:
+        return f"`ip link` writes {interface} for the link {name} and what it is bound to: say {name}"
+    return "`limiterctl status` lists the watched ones"
+
+
 def _watched(state: State, interface: str) -> tuple[Link, Effective]:
     link = state.by_name.get(interface)
     if link is None:
-        raise PeerError(f"{interface}: there is no such link; `limiterctl status` lists the watched ones")
+        raise PeerError(f"{interface}: there is no such link; {where_to_look(interface)}")
     effective = state.effective.get(interface)
     if effective is None:
         raise PeerError(f"{interface}: no policy matches it, so it is not watched; add it to a policy's interfaces")

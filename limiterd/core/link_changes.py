@@ -14,7 +14,7 @@ from limiterd.core.enforcement import announce, impose, reconsider, refresh
 from limiterd.core.limit_state import HOLDING, LEAVING
 from limiterd.core.model import HOUR, EventKind, Link
 from limiterd.core.policy import effective
-from limiterd.core.schedule import put_under, tell_override
+from limiterd.core.schedule import put_under, reevaluate, tell_override
 from limiterd.core.state import State, StepContext, key_of
 
 GONE_FORGET_NS: Final = 1 * HOUR
@@ -33,10 +33,13 @@ def take_links(context: StepContext, links: tuple[Link, ...]) -> None:
     before, state.links = state.by_name, links
     state.by_name = {link.name: link for link in links}
     state.by_index = {link.ifindex: link for link in links}
+    state.canonical = {alias: link.name for link in links for alias in link.altnames}
     _carry(state, before)
     for link in before.values():
         after = state.by_name.get(link.name)
         if after is not None and _same_instance(link, after):
+            if after.altnames != link.altnames:
+                reevaluate(context, after)
             _update(context, after)
         else:
             _leave(context, link)
@@ -126,7 +129,7 @@ def _arrive(context: StepContext, link: Link) -> None:
     """A link came: its policy, and a decision that waited for it."""
     state = context.state
     state.gone_since_ns.pop(link.name, None)
-    applies = effective(state.rules, link.name, context.now.wall_ns)
+    applies = effective(state.rules, link.name, context.now.wall_ns, link.altnames)
     if applies is not None:
         put_under(context, link, None, applies)
         tell_override(context, link, None, applies)

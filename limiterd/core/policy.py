@@ -2,7 +2,7 @@
 
 Rules. The first policy whose globs match a link's name applies; a link that none matches is not watched. Globs are
 case-sensitive shell patterns; "!glob" takes names out again, wherever it stands in the list, and a list of exclusions
-alone matches nothing.
+alone matches nothing. A link's altnames are names of it: it matches by any of its names, and is excluded by any.
 
 An override is active while not_before ≤ now < expires on a host that it names (any, where it names none). Of the active
 ones that match a link exactly one wins, records never merge: an exact interface name goes before a glob, then a record
@@ -51,15 +51,16 @@ def entries_for(name: str) -> list[str]:
     return [f'["!]{escaped[1:]}', f'!"{escaped[1:]}'] if name.startswith("!") else [escaped]
 
 
-def matches(entries: Sequence[str], name: str) -> bool:
-    """Whether a list of globs with "!" exclusions matches a name."""
-    wanted = any(glob_matches(name, entry) for entry in entries if not entry.startswith("!"))
-    return wanted and not any(glob_matches(name, entry[1:]) for entry in entries if entry.startswith("!"))
+def matches(entries: Sequence[str], name: str, altnames: tuple[str, ...] = ()) -> bool:
+    """Whether a list of globs with "!" exclusions matches a link of this name."""
+    names = (name, *altnames)
+    wanted = any(glob_matches(name, entry) for entry in entries if not entry.startswith("!") for name in names)
+    return wanted and not any(glob_matches(name, entry[1:]) for entry in entries if entry.startswith("!") for name in names)
 
 
-def names_exactly(entries: Sequence[str], name: str) -> bool:
-    """Whether a list holds the name itself, not merely a pattern that matches it."""
-    return not is_glob(name) and name in entries
+def names_exactly(entries: Sequence[str], name: str, altnames: tuple[str, ...] = ()) -> bool:
+    """Whether a list holds a name of the link itself, not merely a pattern that matches it."""
+    return any(not is_glob(each) and each in entries for each in (name, *altnames))
 
 
 def host_matches(entries: Sequence[str], host: str) -> bool:
@@ -75,9 +76,9 @@ def host_matches(entries: Sequence[str], host: str) -> bool:
 # ---- policies --------------------------------------------------------------------------------------
 
 
-def policy_for(rules: Rules, name: str) -> Policy | None:
+def policy_for(rules: Rules, name: str, altnames: tuple[str, ...] = ()) -> Policy | None:
     """The policy that applies to a link of this name: the first that matches, or None."""
-    return next((policy for policy in rules.config.policies if matches(policy.interfaces, name)), None)
+    return next((policy for policy in rules.config.policies if matches(policy.interfaces, name, altnames)), None)
 
 
 def literal_names(rules: Rules) -> tuple[tuple[str, Policy], ...]:
@@ -123,30 +124,30 @@ def sole_link(record: Override) -> str:
     return names[0] if len(names) == 1 and not is_glob(names[0]) and not names[0].startswith("!") else ""
 
 
-def candidates(rules: Rules, name: str, wall_ns: int) -> Iterator[Override]:
+def candidates(rules: Rules, name: str, wall_ns: int, altnames: tuple[str, ...] = ()) -> Iterator[Override]:
     """Every active record that matches a link's name."""
     for record in rules.overrides:
-        if matches(record.interfaces, name) and override_state(record, rules.host, wall_ns) == OverrideState.ACTIVE:
+        if matches(record.interfaces, name, altnames) and override_state(record, rules.host, wall_ns) == OverrideState.ACTIVE:
             yield record
 
 
 _RULES: Final = ("it names the link exactly", "it is bound to this host", "it begins later", "its id is greater")
 
 
-def _rank(record: Override, name: str) -> tuple[bool, bool, tuple[bool, int], str]:
+def _rank(record: Override, name: str, altnames: tuple[str, ...]) -> tuple[bool, bool, tuple[bool, int], str]:
     """What precedence compares, in the order of _RULES."""
     start = record.not_before_wall_ns
-    return (names_exactly(record.interfaces, name), bool(record.hosts), (start is not None, start or 0), record.id)
+    return (names_exactly(record.interfaces, name, altnames), bool(record.hosts), (start is not None, start or 0), record.id)
 
 
-def override_for(rules: Rules, name: str, wall_ns: int) -> Override | None:
+def override_for(rules: Rules, name: str, wall_ns: int, altnames: tuple[str, ...] = ()) -> Override | None:
     """The one record that wins for a link's name now, or None."""
-    return max(candidates(rules, name, wall_ns), key=lambda record: _rank(record, name), default=None)
+    return max(candidates(rules, name, wall_ns, altnames), key=lambda record: _rank(record, name, altnames), default=None)
 
 
-def why_before(winner: Override, other: Override, name: str) -> str:
+def why_before(winner: Override, other: Override, name: str, altnames: tuple[str, ...] = ()) -> str:
     """Which rule lets one record go before another on a link that both match, in words."""
-    pairs = zip(_RULES, _rank(winner, name), _rank(other, name), strict=True)
+    pairs = zip(_RULES, _rank(winner, name, altnames), _rank(other, name, altnames), strict=True)
     return next(rule for rule, mine, theirs in pairs if mine != theirs)
 
 
@@ -191,12 +192,12 @@ class Effective:
     exempt: bool = False
 
 
-def effective(rules: Rules, name: str, wall_ns: int) -> Effective | None:
+def effective(rules: Rules, name: str, wall_ns: int, altnames: tuple[str, ...] = ()) -> Effective | None:
     """Work out what governs a link of this name at this moment; None where no policy matches (it is not watched)."""
-    policy = policy_for(rules, name)
+    policy = policy_for(rules, name, altnames)
     if policy is None:
         return None
-    record = override_for(rules, name, wall_ns)
+    record = override_for(rules, name, wall_ns, altnames)
     if record is None:
         return Effective(policy, None, policy.detect, policy.limit)
     if record.action is OverrideAction.EXEMPT:

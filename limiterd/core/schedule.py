@@ -114,18 +114,23 @@ def _remind(context: StepContext) -> None:
 
 def _reevaluate(context: StepContext) -> None:
     """Which policy and override apply to every link now; only what changed is touched."""
-    state = context.state
-    for link in state.links:
-        before = state.effective.get(link.name)
-        now_applies = effective(state.rules, link.name, context.now.wall_ns)
-        if now_applies == before:
-            continue
-        put_under(context, link, before, now_applies)
-        tell_override(context, link, before, now_applies)
-        limit_state = state.limit_states.get(link.name)
-        if limit_state is not None:
-            reconsider(context, limit_state)
+    for link in context.state.links:
+        reevaluate(context, link)
     _lift_absent(context)
+
+
+def reevaluate(context: StepContext, link: Link) -> None:
+    """Which policy and override apply to one link now."""
+    state = context.state
+    before = state.effective.get(link.name)
+    now_applies = effective(state.rules, link.name, context.now.wall_ns, link.altnames)
+    if now_applies == before:
+        return
+    put_under(context, link, before, now_applies)
+    tell_override(context, link, before, now_applies)
+    limit_state = state.limit_states.get(link.name)
+    if limit_state is not None:
+        reconsider(context, limit_state)
 
 
 def _lift_absent(context: StepContext) -> None:

@@ -72,6 +72,8 @@ class RunningCounters:
 class State:
     """Everything that outlives a step.
 
+    canonical gives the name of the link that an altname is one of.
+
     tc holds what was read of links that have a case or a root that is not default; stood names the journalled decisions
     whose limits may have stood since this boot. recorded: the samples are a recording, whose counters know nothing of the
     limits that stand now.
@@ -84,6 +86,7 @@ class State:
     links: tuple[Link, ...] = ()
     by_name: dict[str, Link] = field(default_factory=dict)
     by_index: dict[int, Link] = field(default_factory=dict)
+    canonical: dict[str, str] = field(default_factory=dict)
     effective: dict[str, Effective] = field(default_factory=dict)
     limit_states: dict[str, LimitState] = field(default_factory=dict)
     absent_limits: dict[LinkKey, Decision] = field(default_factory=dict)

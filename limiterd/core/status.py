@@ -99,6 +99,7 @@ class StatusSnapshot:
     counters: Counters
     around: DaemonInfo
     absent_limits: tuple[Decision, ...] = ()
+    altnames: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _view(state: State, limit_state: LimitState, pending: Mapping[str, int]) -> LimitStateView:
@@ -166,6 +167,7 @@ def frame(state: State, now: Now, newest: Snapshot | None, oldest: Snapshot | No
         counters=totals,
         around=around,
         absent_limits=tuple(state.absent_limits.values()),
+        altnames={name: state.by_name[name].altnames for name in set(state.canonical.values())},
     )
 
 
@@ -225,6 +227,7 @@ def _link_view(shot: StatusSnapshot, link: Link, rate: tuple[int, int]) -> LinkV
         phase=limit_state.phase if limit_state is not None else calm,
         rate_bps=rate[0],
         tx_bytes=rate[1],
+        altnames=link.altnames,
         pending_ns=pending_ns,
         limit_bps=held.limit_bps if held is not None else None,
         limit_wanted_bps=held.limit_wanted_bps if held is not None else None,
@@ -248,11 +251,12 @@ def _link_view(shot: StatusSnapshot, link: Link, rate: tuple[int, int]) -> LinkV
 def _absent(shot: StatusSnapshot, present: Mapping[str, object]) -> list[LinkView]:
     """Links that are not there: those that a policy names, and those whose limit waits for their return."""
     waiting = {decision.interface: decision for decision in shot.absent_limits}
+    aliases = {alias for names in shot.altnames.values() for alias in names}
     names = dict.fromkeys([*(name for name, _ in literal_names(shot.rules)), *waiting])
     return [
         _absent_view(name, applies, waiting.get(name))
         for name in names
-        if name not in present and (applies := effective(shot.rules, name, shot.now.wall_ns)) is not None
+        if name not in present and name not in aliases and (applies := effective(shot.rules, name, shot.now.wall_ns)) is not None
     ]
 
 
@@ -287,7 +291,7 @@ def _absent_view(name: str, applies: Effective, decision: Decision | None) -> Li
 
 
 def _override_view(shot: StatusSnapshot, record: Override) -> OverrideView:
-    names = tuple(name for name in shot.effective if matches(record.interfaces, name))
+    names = tuple(name for name in shot.effective if matches(record.interfaces, name, shot.altnames.get(name, ())))
     winning = tuple(name for name in names if shot.effective[name].override == record)
     return OverrideView(record, override_state(record, shot.rules.host, shot.now.wall_ns), names, winning)
 
@@ -352,6 +356,7 @@ def link_document(view: LinkView) -> dict[str, object]:
         "by": view.by or None,
         "release": str(view.release) or None,
         "exempt_bps": view.exempt_bps,
+        "altnames": list(view.altnames),
         "bypass_bps": view.bypass_bps,
         "shaped": None
         if stats is None

@@ -22,7 +22,7 @@ from limiterd import json_codec as jsonsafe
 from limiterd.background import Background
 from limiterd.config.override_files import KEPT_NS, OWN, Store, conflicts, judge, record_from_mapping, unwatched
 from limiterd.core.errors import EXIT_USAGE, ConfigError, EnvironmentFault, PeerError
-from limiterd.core.model import Override, OverrideAction, Rules, Status
+from limiterd.core.model import LinkView, Override, OverrideAction, Policy, Rules, Status
 from limiterd.core.policy import (
     OverrideState,
     entries_for,
@@ -147,7 +147,8 @@ class Approvals:
                 f"override {record.id}: expires: {ended} is past already, so it would do nothing", exit_code=EXIT_USAGE
             )
         judge(record, rules, wall_ns, self._daemon.reloading.theirs)
-        in_force_on, met = _reach(record, rules, [view.interface for view in self._daemon.status().links], wall_ns)
+        links = {view.interface: view.altnames for view in self._daemon.status().links}
+        in_force_on, met = _reach(record, rules, links, wall_ns)
         self.overrides.add(record)
         after = self._daemon.reloading.with_records((*rules.overrides, record), self.overrides.texts())
         changes = describe(rules, after, wall_ns)
@@ -159,7 +160,8 @@ class Approvals:
         except EnvironmentFault as fault:
             self._take_back(record.id, act, fault, lambda: self.overrides.revoke(record.id))
             raise
-        warnings = [remark.removeprefix(f"{OWN}: ") for remark in unwatched(record, rules, wall_ns)] + met
+        aliases = {alias for altnames in links.values() for alias in altnames}
+        warnings = [remark.removeprefix(f"{OWN}: ") for remark in unwatched(record, rules, wall_ns, aliases)] + met
         if not warnings and not in_force_on and override_state(record, rules.host, wall_ns) == OverrideState.ACTIVE:
             warnings = [f"override {record.id}: no watched link matches it now"]
         return {"changes": list(changes), "warnings": warnings, "in_force_on": in_force_on}
@@ -283,8 +285,10 @@ class Approvals:
         check_grant(approval)
         with self._daemon.reloading.lock:
             request = self.requests.get(identifier)
-            limit_bps = self._limit_bps(request.interface)
-            record = _record_of(_granted(request, approval, self._daemon.rules, actor, limit_bps))
+            view = self._view(request.interface)
+            policy = policy_for(self._daemon.rules, request.interface, () if view is None else view.altnames)
+            limit_bps = 0 if view is None else view.applying_limit_bps
+            record = _record_of(_granted(request, approval, policy, actor, limit_bps))
             decided = self._approval(identifier, record, by(actor), approval.reason)
             kept = self._keep(record, by(actor), _approved(decided))
             self.requests.note(decided)
@@ -296,10 +300,9 @@ class Approvals:
             identifier, RequestState.APPROVED, by=actor, wall_ns=time.time_ns(), reason=reason, granted=terms(record)
         )
 
-    def _limit_bps(self, interface: str) -> int:
-        """The limit that a link has, or would get; 0 where there is no such link now."""
-        view = next((one for one in self._daemon.status().links if one.interface == interface), None)
-        return 0 if view is None else view.applying_limit_bps
+    def _view(self, interface: str) -> LinkView | None:
+        """What is shown of a link; None where there is no such link now."""
+        return next((one for one in self._daemon.status().links if one.interface == interface), None)
 
     def deny(self, identifier: str, reason: str, actor: str) -> object:
         """Deny a request."""
@@ -323,21 +326,26 @@ class Approvals:
 # ---- records -------------------------------------------------------------------------------------
 
 
-def _reach(record: Override, rules: Rules, watched: list[str], wall_ns: int) -> tuple[list[str], list[str]]:
-    """The watched links on which a record that is added to these rules is in force, and what is surprising about it."""
+def _reach(record: Override, rules: Rules, watched: Mapping[str, tuple[str, ...]], wall_ns: int) -> tuple[list[str], list[str]]:
+    """The watched links on which a record that is added to these rules is in force, and what is surprising about it.
+
+    watched gives each link's further names.
+    """
     if override_state(record, rules.host, wall_ns) != OverrideState.ACTIVE:
         return [], []
     both = replace(rules, overrides=(*rules.overrides, record))
     in_force_on: list[str] = []
     warnings: list[str] = []
-    for name in (name for name in watched if matches(record.interfaces, name)):
-        before, winner = override_for(rules, name, wall_ns), override_for(both, name, wall_ns)
+    for name, altnames in watched.items():
+        if not matches(record.interfaces, name, altnames):
+            continue
+        before, winner = override_for(rules, name, wall_ns, altnames), override_for(both, name, wall_ns, altnames)
         if winner is record:
             in_force_on.append(name)
             if before is not None:
-                warnings.append(f"{name}: goes before override {before.id} ({why_before(record, before, name)})")
+                warnings.append(f"{name}: goes before override {before.id} ({why_before(record, before, name, altnames)})")
         elif winner is not None:
-            why = why_before(winner, record, name)
+            why = why_before(winner, record, name, altnames)
             warnings.append(
                 f"{name}: override {winner.id} goes before it ({why}), so nothing changes there; revoke that one first"
             )
@@ -400,9 +408,8 @@ def _act_of(request: Request) -> Act:
     return _ACTS[request.state](request)
 
 
-def _granted(request: Request, approval: Approval, rules: Rules, actor: Actor, limit_bps: int) -> dict[str, object]:
+def _granted(request: Request, approval: Approval, policy: Policy | None, actor: Actor, limit_bps: int) -> dict[str, object]:
     """The override record of a grant, as a file would have it. It begins now, so that the latest approval is in force."""
-    policy = policy_for(rules, request.interface)
     if policy is None:
         raise PeerError(f"{request.interface}: no policy watches it any more, so there is no limit to increase; deny the request")
     rates = granted_rates(request, approval, policy.detect.threshold_bps, limit_bps)

@@ -315,6 +315,10 @@ class Daemon:
         """Whether the loop has ticked lately, or is about to for the first time."""
         return self._tick_age_ns() < _STALLED_NS + self.loop.pace.interval_ns
 
+    def name_of(self, interface: str) -> str:
+        """The name of the link that has this altname; what is no altname comes back as it is."""
+        return self.state.canonical.get(interface, interface)
+
     def trail(self, interface: str) -> tuple[tuple[int, int], ...]:
         """The detector's samples of a link; none while the loop is stalled."""
         if not self.alive():

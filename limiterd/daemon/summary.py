@@ -41,7 +41,7 @@ def inventory(state: State, rules: Rules, source: str) -> str:
         f"{format_duration(p.detect.window_ns)} → {format_rate(p.limit.rate_bps)}"
         for p in rules.config.policies
     )
-    absent = [name for name, _ in literal_names(rules) if name not in state.by_name]
+    absent = [name for name, _ in literal_names(rules) if name not in state.by_name and name not in state.canonical]
     missing = f"; absent: {', '.join(absent)}" if absent else ""
     return f"{watched} by {source} every {format_duration(rules.config.sampling.interval_ns)}{missing}; {policies}"
 

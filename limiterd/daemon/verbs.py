@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from limiterd import json_codec as jsonsafe
 from limiterd.core import commands, explain
+from limiterd.core.commands import where_to_look
 from limiterd.core.errors import EXIT_USAGE, PeerError
 from limiterd.core.model import LinkView, Now, Rules, Status
 from limiterd.core.policy import effective
@@ -66,6 +67,9 @@ class DaemonPort(Protocol):
     def status(self) -> Status:
         """What is known now."""
 
+    def name_of(self, interface: str) -> str:
+        """The name of the link that people call so; what nothing is called comes back as it is."""
+
     def trail(self, interface: str) -> tuple[tuple[int, int], ...]:
         """The detector's samples of a link."""
 
@@ -99,14 +103,14 @@ def _status(daemon: DaemonPort, asked: m.GetStatus, _: Actor) -> Data:
 def _row(status: Status, interface: str) -> LinkView:
     view = next((v for v in status.links if v.interface == interface), None)
     if view is None:
-        raise PeerError(f"{interface}: no policy watches a link of this name; `limiterctl status` lists the watched ones")
+        raise PeerError(f"{interface}: no policy watches a link of this name; {where_to_look(interface)}")
     return view
 
 
 def _explain(daemon: DaemonPort, asked: m.Explain, _: Actor) -> Data:
     status = daemon.status()
     view = _row(status, asked.interface)
-    applies = effective(daemon.rules, view.interface, status.wall_ns)
+    applies = effective(daemon.rules, view.interface, status.wall_ns, view.altnames)
     if applies is None:
         raise PeerError(f"{view.interface}: no policy watches it any more; ask again")
     trail = daemon.trail(view.interface)
@@ -275,8 +279,15 @@ Act = Callable[[DaemonPort, Args, Actor], Data]
 
 
 def _verb(kind: type[m.M], act: Callable[[DaemonPort, m.M, Actor], Data]) -> tuple[str, Act]:
-    """A verb, and what it does with the arguments as they came."""
-    return kind.verb, lambda daemon, args, actor: act(daemon, m.decode(kind, args), actor)
+    """A verb, and what it does with the arguments as they came; a link may be called by any of its names."""
+
+    def called(daemon: DaemonPort, args: Args, actor: Actor) -> Data:
+        interface = args.get("interface")
+        if isinstance(interface, str):
+            args = {**args, "interface": daemon.name_of(interface)}
+        return act(daemon, m.decode(kind, args), actor)
+
+    return kind.verb, called
 
 
 VERBS: Final[Mapping[str, Act]] = dict(

@@ -10,11 +10,11 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.model import Link
-from limiterd.kernel.netlink import RTM_GETLINK, MalformedMessage, Message, NetlinkSocket, attr, attrs, text_of
+from limiterd.kernel.netlink import RTM_GETLINK, MalformedMessage, Message, NetlinkSocket, attr, attr_list, attrs, text_of
 
 RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
@@ -24,10 +24,17 @@ _IFINFO: Final = struct.Struct("=BxHiII")
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
+_IFLA_LINK: Final = 5
+_IFLA_MASTER: Final = 10
+_IFLA_LINKINFO: Final = 18
 _IFLA_EXT_MASK: Final = 29
 _IFLA_NUM_TX_QUEUES: Final = 31
+_IFLA_LINK_NETNSID: Final = 37
 _IFLA_GSO_MAX_SIZE: Final = 41
+_IFLA_PROP_LIST: Final = 52
+_IFLA_ALT_IFNAME: Final = 53
 _IFLA_GSO_IPV4_MAX_SIZE: Final = 63
+_IFLA_INFO_KIND: Final = 1
 _RTEXT_FILTER_SKIP_STATS: Final = 1 << 3
 _IFF_UP: Final = 0x1
 _U32: Final = struct.Struct("=I")
@@ -169,6 +176,8 @@ def _link_from(base: Link, found: dict[int, memoryview], *, up: bool) -> Link:
     name = found.get(_IFLA_IFNAME)
     mac = found.get(_IFLA_ADDRESS)
     gso = max(_u32(found, _IFLA_GSO_MAX_SIZE, 0), _u32(found, _IFLA_GSO_IPV4_MAX_SIZE, 0))
+    if _IFLA_MTU in found:  # a whole description: what it leaves out is not there
+        base = replace(base, **_relations(found, base.ifindex))
     return replace(
         base,
         name=base.name if name is None else text_of(name),
@@ -178,6 +187,19 @@ def _link_from(base: Link, found: dict[int, memoryview], *, up: bool) -> Link:
         tx_queues=_u32(found, _IFLA_NUM_TX_QUEUES, base.tx_queues),
         up=up,
     )
+
+
+def _relations(found: dict[int, memoryview], ifindex: int) -> dict[str, Any]:
+    """What of a link may be absent altogether: further names, kind, what it is bound to, what it is a port of."""
+    properties = attr_list(found.get(_IFLA_PROP_LIST, b""))
+    kind = attrs(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND)
+    bound_to = 0 if _IFLA_LINK_NETNSID in found else _u32(found, _IFLA_LINK, 0)
+    return {
+        "altnames": tuple(text_of(payload) for number, payload in properties if number == _IFLA_ALT_IFNAME),
+        "kind": "" if kind is None else text_of(kind),
+        "link_ifindex": bound_to if bound_to != ifindex else 0,
+        "master_ifindex": _u32(found, _IFLA_MASTER, 0),
+    }
 
 
 def _mac(address: bytes) -> str:

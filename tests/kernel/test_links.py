@@ -74,7 +74,9 @@ def test_a_link_has_its_kernel_properties(pair: Pair, table: LinkTable) -> None:
     ip(pair.near.namespace, "link add v1 numtxqueues 3 type veth peer name v2")
     assert table.refresh()
     by_link = {link.name: link for link in table.links}
-    assert by_link["eth0"] == Link(pair.near.ifindex, "eth0", "02:00:00:00:00:07", 1400, 40_000, by_link["eth0"].tx_queues)
+    assert by_link["eth0"] == Link(
+        pair.near.ifindex, "eth0", "02:00:00:00:00:07", 1400, 40_000, by_link["eth0"].tx_queues, kind="veth"
+    )
     assert (by_link["v1"].tx_queues, by_link["v1"].up) == (3, False)
     assert by_link["lo"].mac == ""
 
@@ -456,3 +458,19 @@ def test_a_look_finds_what_no_event_told(pair: Pair, table: LinkTable) -> None:
     assert after is not before
     assert table.look([pair.near.ifindex])() == {pair.near.ifindex: table.get(pair.near.ifindex)}
     assert table.links is after
+
+
+@pytest.mark.root
+def test_what_a_link_is_bound_to_and_called(pair: Pair, table: LinkTable) -> None:
+    """Altnames, kind, master and lower link as the kernel has them, gone again with the next message that leaves them out."""
+    ip(pair.near.namespace, "link add link eth0 name mac0 type macvlan")
+    ip(pair.near.namespace, "link property add dev mac0 altname lan0 altname lan1")
+    table.refresh()
+    found = next(link for link in table.links if link.name == "mac0")
+    assert (found.altnames, found.kind, found.link_ifindex) == (("lan0", "lan1"), "macvlan", pair.near.ifindex)
+    lower = table.get(pair.near.ifindex)
+    assert lower is not None
+    assert lower.link_ifindex == 0  # its peer is in another namespace
+    ip(pair.near.namespace, "link property del dev mac0 altname lan0")
+    table.refresh()
+    assert next(link for link in table.links if link.name == "mac0").altnames == ("lan1",)

@@ -11,7 +11,9 @@ class Link:
     """One instance of a network interface.
 
     incarnation counts the interfaces seen under one ifindex: an interface made anew is a new link even when the kernel
-    hands out the same ifindex again. mac is "" where the device has none.
+    hands out the same ifindex again. mac is "" where the device has none. altnames are names of the link like `name`,
+    wherever people write one. kind is the kernel's word for what it is ("vlan", "veth"; "" for hardware), link_ifindex what
+    it is bound to in this namespace, master_ifindex what it is a port of; 0 for none.
     """
 
     ifindex: int
@@ -22,6 +24,10 @@ class Link:
     tx_queues: int = 1
     incarnation: int = 0
     up: bool = True
+    altnames: tuple[str, ...] = ()
+    kind: str = ""
+    link_ifindex: int = 0
+    master_ifindex: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class LinkView:
     note: str = ""
     policy_limit_bps: int = 0
     by: str = ""
+    altnames: tuple[str, ...] = ()
     exempt_bps: int | None = None
     bypass_bps: int | None = None
 
