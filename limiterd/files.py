@@ -61,18 +61,30 @@ def write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def _write_new(path: Path, data: bytes, mode: int, owner: os.stat_result | None) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
+        if owner is not None:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
         write_all(descriptor, data)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def _owner_of(path: Path) -> os.stat_result | None:
+    """Whose the file is that stands there; None where it is none, or a link."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, keep_owner: bool = False) -> None:
     """Replace a file's content durably; missing directories above it are made (0750).
 
+    keep_owner: the new file belongs to whom the old one did; no name is followed or given away.
     Raises EnvironmentFault(operation="write"): the old content then still stands, unless only the last step failed (the
     directory's fsync), when the new content is there but might not outlive a power cut. One writer per file at a time.
     """
@@ -81,7 +93,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         make_directory(path.parent)
         temporary.unlink(missing_ok=True)
         try:
-            _write_new(temporary, data, mode)
+            _write_new(temporary, data, mode, _owner_of(path) if keep_owner else None)
             temporary.replace(path)
         except OSError:
             with contextlib.suppress(OSError):  # the first error is the one to tell; the next write unlinks it too

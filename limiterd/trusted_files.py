@@ -60,6 +60,21 @@ def open_trusted(path: str, *, dir_fd: int | None = None, owners: Collection[int
         os.close(base)
 
 
+def untrusted_directory(path: str) -> str | None:
+    """Why what is in a directory cannot be trusted, as a sentence; None where it can, or where there is no such directory."""
+    try:
+        descriptor = open_trusted(path, directory=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, UntrustedError) as error:
+        return f"{path} cannot be trusted: {error}"
+    try:
+        reason = distrust(descriptor)
+    finally:
+        os.close(descriptor)
+    return None if reason is None else f"{path} {reason}; until then others can change what limiterd remembers"
+
+
 def _follow(base: int, name: str, owners: Collection[int], how: int) -> int:
     """Open what a name in a trusted directory leads to, step by step."""
     at, parts, links = os.dup(base), [name], 0

@@ -9,15 +9,18 @@ plain the whole file is read as the daemon would, and where that fails the defau
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from limiterd import DEFAULT_CONFIG
 from limiterd.core.errors import EXIT_NOPERM, EXIT_UNREACHABLE, LimiterdError, NotDurableError, PeerError
+from limiterd.ctl.format import clean
 from limiterd.ctl.terminal import complain, output_is_extra, say_json
 from limiterd.serve.messages import Message
+from limiterd.trusted_files import UntrustedError, distrust, open_trusted
 
 DEFAULT_SOCKET: Final = "/run/limiterd/control.sock"
 ASK_TIMEOUT_S: Final = 5.0
@@ -53,12 +56,24 @@ def socket_path(ns: argparse.Namespace) -> str:
     if ns.socket is not None:
         return str(ns.socket)
     try:
-        text = Path(ns.config).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
+        text = _read(ns.config)
+    except (OSError, ValueError, UntrustedError) as error:
         if ns.config != DEFAULT_CONFIG:
-            complain(f"{ns.config}: {error.strerror}; trying the default socket {DEFAULT_SOCKET} (--socket PATH names another)")
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            complain(f"{clean(ns.config)}: {why}; trying the default socket {DEFAULT_SOCKET} (--socket PATH names another)")
         return DEFAULT_SOCKET
     return socket_in(text) or _configured_socket(ns.config)
+
+
+def _read(path: str) -> str:
+    """The configuration's text. Raises OSError, ValueError, and UntrustedError for what others could have written, or no file."""
+    descriptor = open_trusted(path)
+    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UntrustedError("it is not a regular file")
+        if (reason := distrust(descriptor)) is not None:
+            raise UntrustedError(f"it {reason}")
+        return file.read(_MAX_CONFIG)
 
 
 def socket_in(text: str) -> str | None:
@@ -70,6 +85,7 @@ def socket_in(text: str) -> str | None:
     return str(named[0]) if len(named) == 1 and bare.count("socket:") == 1 else None
 
 
+_MAX_CONFIG: Final = 256 << 10
 _COMMENT: Final = re.compile(r"(^|\s)#.*")
 _PLAIN_SOCKET: Final = re.compile(r"""(?:^|[\s{,])socket: *["']?(/[^\s"',}#\\]+)["']? *(?=[,}]|$)""", re.MULTILINE)
 

@@ -7,7 +7,6 @@ nothing is done: it would put its limits back. Decisions stay on record: a daemo
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -52,13 +51,10 @@ def _forget_saved(directory: Path, store: JournalStore, kept: Journal, state: St
     left = state.journal().replaced
     if left == kept.replaced:
         return
-    path = directory / FILE_NAME
     try:
-        owner = path.stat()
         store.save_now(replace(kept, replaced=left))
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-    except (OSError, EnvironmentFault) as error:
-        _say(f"{path} still names root qdiscs that are restored: {error}")
+    except EnvironmentFault as error:
+        _say(f"{directory / FILE_NAME} still names root qdiscs that are restored: {error}")
 
 
 def _tell(events: Sequence[Event]) -> None:
@@ -77,7 +73,7 @@ def clean_up(path: str) -> int:
     if is_owned(settings.control.socket):  # in another network namespace, or beside a mark that does not count
         raise EnvironmentFault(f"a daemon runs ({settings.control.socket}) and uses the same files; stop that one first")
     rules = Rules(config=Config(policies=(), enforcement=settings.enforcement))
-    store = JournalStore(settings.state.directory)
+    store = JournalStore(settings.state.directory, keep_owner=True)
     kept, troubles = store.load()
     for trouble in troubles:
         _say(trouble)

@@ -56,6 +56,7 @@ from limiterd.store.journal import JournalStore
 from limiterd.store.last_firings import LastFirings
 from limiterd.store.request_store import RequestStore
 from limiterd.systemd import Notifier
+from limiterd.trusted_files import untrusted_directory
 
 T = TypeVar("T")
 
@@ -182,15 +183,26 @@ class Daemon:
         standing = f"limiterd stopped; {self.summary()}"
         self.audit.append("stop", "", {"text": standing})
         self.log.info("stopped", text=standing)
-        self.audit.close(0.3)
+        saved = self.audit.close(0.3)
         self.refusals.close(0.1)
         self.journal.save(self.state.journal())
-        self.journal.close(0.3)
+        kept = self.journal.close(0.3)
+        self._tell_unsaved(trail=saved, journal=kept)
         self.loop.close()
         self.mark.close()
         self.standby.close()
         self.kernel.close()
         self.notifier.close()
+
+    def _tell_unsaved(self, *, trail: bool, journal: bool) -> None:
+        """The log's last lines, where the disk did not take all: the trail is then shorter than what happened."""
+        if not trail:
+            why = self.audit.problem or "the disk does not answer"
+            text = f"{self.audit.queued} entries of the audit trail are lost with this process: {why}"
+            self.log.error("unsaved", audit_head=self.audit.head, text=text)
+        if not journal:
+            why = self.journal.problem or "the disk does not answer"
+            self.log.error("unsaved", text=f"the newest decisions are lost with this process: {why}")
 
     def lift_all_for_exit(self) -> None:
         """Lift every limit and wait, for a bounded time, until the kernel shows it."""
@@ -239,6 +251,7 @@ class Daemon:
             ("psutil", words.fallback(self.kernel.refusal, self.kernel.sampler.why)),
             ("metrics", self.metrics.problem),
             ("journal", self.journal.problem),
+            ("state directory", untrusted_directory(self.rules.config.state.directory)),
             ("audit", self.audit.problem),
             ("refusals", self.refusals.problem),
             ("control", self.control.problem),

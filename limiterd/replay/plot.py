@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from io import BytesIO
 from math import ceil, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from limiterd.core.errors import EnvironmentFault
 from limiterd.core.text import shown as text_shown
 from limiterd.core.units import NS_PER_SECOND
+from limiterd.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,10 +109,11 @@ def draw(curves: Sequence[Curve], path: str, *, title: str, started_wall_ns: int
     for axis, curve in zip(axes[:, 0], shown, strict=False):
         _panel(axis, curve)
     _time_axis(axes[-1, 0], max((t1 for curve in shown for _, t1, _ in curve.stretches), default=0), started_wall_ns)
-    try:
-        figure.savefig(path, format=Path(path).suffix[1:], dpi=110)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: {error.strerror or error}", operation="plot") from error
+    if not Path(path).parent.is_dir():
+        raise EnvironmentFault(f"{path}: there is no such directory", operation="plot")
+    drawn = BytesIO()
+    figure.savefig(drawn, format=Path(path).suffix[1:], dpi=110)
+    write_atomic(Path(path), drawn.getvalue(), mode=0o644)  # a link of that name is replaced, not followed
     return len(curves) - len(shown)
 
 

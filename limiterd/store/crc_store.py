@@ -100,11 +100,12 @@ def _lines(data: bytes) -> Iterator[object]:
 class CrcStore:
     """One such file. Not for several threads at once: its owner holds a lock."""
 
-    def __init__(self, path: Path, magic: str, version: int = 1, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, path: Path, magic: str, version: int = 1, *, max_bytes: int = MAX_BYTES, keep_owner: bool = False) -> None:
         self.path = path
         self._magic = magic
         self._version = version
         self._max_bytes = max_bytes
+        self._keep_owner = keep_owner
         self._newer = False
 
     # ---- reading
@@ -185,4 +186,4 @@ class CrcStore:
                 f"{self.path} would be {len(data)} bytes, more than the {self._max_bytes} that are read back: not written",
                 operation="write",
             )
-        write_atomic(self.path, data)
+        write_atomic(self.path, data, keep_owner=self._keep_owner)

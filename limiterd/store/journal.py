@@ -115,9 +115,13 @@ class JournalStore:
         retry_s: tuple[float, float] = RETRY_S,
         boot_id: str | None = None,
         max_bytes: int = MAX_BYTES,
+        keep_owner: bool = False,
     ) -> None:
-        """Name the state directory; retry_s is the first and the longest pause between attempts."""
-        self._file = CrcStore(Path(directory) / FILE_NAME, "limiterd_journal", max_bytes=max_bytes)
+        """Name the state directory; retry_s is the first and the longest pause between attempts.
+
+        keep_owner: somebody else writes in the daemon's place, and the file stays the daemon's.
+        """
+        self._file = CrcStore(Path(directory) / FILE_NAME, "limiterd_journal", max_bytes=max_bytes, keep_owner=keep_owner)
         self._boot_id = _boot_id() if boot_id is None else boot_id
         self._writer = Background("journal", self._write_newest, retry_s)
         self._disk = threading.Lock()
