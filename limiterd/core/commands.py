@@ -9,7 +9,7 @@ from __future__ import annotations
 from limiterd.core.enforcement import begin_release, impose, override_key, rate_wanted_bps, strikes_of
 from limiterd.core.errors import EXIT_FAILED, EXIT_USAGE, PeerError
 from limiterd.core.htb_tree import LOWEST_BPS
-from limiterd.core.limit_state import HOLDING, LimitState
+from limiterd.core.limit_state import HOLDING, LIFTABLE, LimitState
 from limiterd.core.model import Decision, EventKind, Link, Now, PolicyMode, Reason, ReleaseReason
 from limiterd.core.policy import Effective
 from limiterd.core.state import Output, State, StepContext
@@ -99,7 +99,7 @@ def release(state: State, now: Now, interface: str, *, reason: str, by: str) -> 
     """Lift the limit of one link."""
     context = StepContext(state, now)
     limit_state = state.limit_states.get(interface)
-    if limit_state is None or limit_state.stage not in HOLDING:
+    if limit_state is None or limit_state.stage not in LIFTABLE:
         absent_limits = [key for key in state.absent_limits if key[0] == interface]
         if not absent_limits:
             _watched(state, interface)
@@ -121,7 +121,7 @@ def release_all(state: State, now: Now, *, reason: str, by: str) -> Output:
         _tell_absent(context, interface, reason, by)
     state.journal_dirty |= bool(state.absent_limits)
     state.absent_limits.clear()
-    _lift(context, [c for c in state.limit_states.values() if c.stage in HOLDING], reason, by)
+    _lift(context, [c for c in state.limit_states.values() if c.stage in LIFTABLE], reason, by)
     return context.output()
 
 

@@ -14,11 +14,9 @@ from typing import Final
 from limiterd.core.auto_release import hold
 from limiterd.core.bypass import likely_cause
 from limiterd.core.faults import REMEDY, Blocker
-from limiterd.core.htb_tree import tree_for, unlimited
+from limiterd.core.htb_tree import is_whole, tree_for, unlimited
 from limiterd.core.limit_state import HOLDING, LEAVING, LimitState, Signal, Stage
 from limiterd.core.model import (
-    CLASS_DEFAULT,
-    CLASS_LIMIT,
     SECOND,
     Action,
     ActionKind,
@@ -29,12 +27,10 @@ from limiterd.core.model import (
     ForeignQdisc,
     Link,
     PolicyMode,
-    Reason,
     ReleaseMode,
     ReleaseReason,
     RootQdisc,
     StrikeRecord,
-    TcActual,
     TcTree,
 )
 from limiterd.core.plan import Plan, plan, teardown
@@ -42,6 +38,7 @@ from limiterd.core.policy import Effective
 from limiterd.core.state import StepContext, key_of
 from limiterd.core.units import format_rate
 
+LEFT_REMEDY: Final = "limiterctl release {0} lifts it (--reason '…')"
 COUNTERS_NS: Final = 1 * SECOND
 """The classes of a standing limit are read as often, whatever the period of the tree's check."""
 MEMORIES_MAX: Final = 8192
@@ -101,7 +98,7 @@ def impose(
     now = context.now
     limit_state.decision = decision
     limit_state.put_back = put_back
-    limit_state.found_ours = None
+    limit_state.found_whole = None
     limit_state.fired_t_ns = fired_t_ns
     limit_state.release_reason = None
     limit_state.awaiting = True
@@ -130,6 +127,11 @@ def begin_release(context: StepContext, limit_state: LimitState, reason: Release
         if len(state.strike_records) > MEMORIES_MAX:
             del state.strike_records[next(iter(state.strike_records))]
         state.calendar_due_wall_ns = min(state.calendar_due_wall_ns or forget_wall_ns, forget_wall_ns)
+    leave(context, limit_state, reason)
+
+
+def leave(context: StepContext, limit_state: LimitState, reason: ReleaseReason) -> None:
+    """Begin to remove whatever stands on the link."""
     limit_state.signal(Signal.LIFT)
     limit_state.release_reason = reason
     limit_state.release_announced = False
@@ -137,7 +139,7 @@ def begin_release(context: StepContext, limit_state: LimitState, reason: Release
     limit_state.drain_until_ns = None
     limit_state.awaiting = True
     limit_state.backoff.reset()
-    state.journal_dirty = True
+    context.state.journal_dirty = True
 
 
 def strikes_of(context: StepContext, link: Link) -> int:
@@ -165,48 +167,6 @@ def _move_along(context: StepContext, limit_state: LimitState, effective: Effect
     if decision.policy != effective.policy.name:
         limit_state.decision = replace(decision, policy=effective.policy.name)
         context.state.journal_dirty = True
-
-
-def orphan_tree(context: StepContext, link: Link, actual: TcActual) -> None:
-    """Our root on a link that no decision is known of: adopt a whole limit, clear away a half-made or half-lifted one."""
-    effective = context.state.effective.get(link.name)
-    if effective is None or effective.policy.mode is PolicyMode.OBSERVE or not _whole(effective, actual):
-        begin_release(context, context.state.limit_states.setdefault(link.name, LimitState(link)), ReleaseReason.POLICY)
-        return
-    decision = Decision(
-        interface=link.name,
-        mac=link.mac,
-        policy=effective.policy.name,
-        reason=Reason.ADOPTED,
-        since_wall_ns=context.now.wall_ns,
-        strikes=max(1, strikes_of(context, link)),
-    )
-    reconsider(context, impose(context, link, decision, put_back=True))
-
-
-def restore_pending(context: StepContext, link: Link, actual: TcActual) -> None:
-    """A saved root without a limit: an earlier run ended between our root's end and the restore, or just after it."""
-    state, key = context.state, key_of(link)
-    if key not in state.replaced:
-        return
-    if actual.foreign_root is None:
-        begin_release(context, state.limit_states.setdefault(link.name, LimitState(link)), ReleaseReason.POLICY)
-    else:
-        del state.replaced[key]
-        state.journal_dirty = True
-
-
-def _whole(effective: Effective, actual: TcActual) -> bool:
-    """Whether a tree of ours is a finished limit of some rate; what else of it is not as wanted is put right in place.
-
-    A half-made one lacks the default class, which commits it; a raised one is on its way out, whatever its shape.
-    """
-    found = {c.classid: c for c in actual.tree.classes} if actual.tree is not None else {}
-    limit, default = found.get(CLASS_LIMIT), found.get(CLASS_DEFAULT)
-    if actual.tree is None or limit is None or default is None:
-        return False
-    below = limit.rate_bps == limit.ceil_bps == default.ceil_bps < effective.policy.detect.threshold_bps
-    return below and (actual.tree.default_classid, default.parent) == (CLASS_DEFAULT, CLASS_LIMIT)
 
 
 # ---- obstacles -----------------------------------------------------------------------------------
@@ -292,7 +252,7 @@ def _act(context: StepContext, limit_state: LimitState, actions: Sequence[Action
 
 
 def _advance_due(context: StepContext, limit_state: LimitState) -> None:
-    if limit_state.put_back and limit_state.found_ours is None and not _still_due(context, limit_state):
+    if limit_state.put_back and limit_state.found_whole is None and not _still_due(context, limit_state):
         return
     blocked = _blocked(context, limit_state)
     if limit_state.link.ifindex not in context.state.tc or (blocked and not limit_state.fresh):
@@ -326,12 +286,12 @@ def _ask_again(context: StepContext, limit_state: LimitState) -> None:
 def _still_due(context: StepContext, limit_state: LimitState) -> bool:
     """Take the first look at a link whose decision comes back.
 
-    A limit that still stands is adopted, whatever policy applies now; one that is gone is put back only under the policy
-    that it was made by.
+    A limit that still stands whole is adopted, whatever policy applies now; one that does not is put back only under the
+    policy that it was made by.
     """
     actual, effective = context.state.tc.get(limit_state.link.ifindex), context.state.effective[limit_state.link.name]
-    limit_state.found_ours = actual is not None and actual.ours
-    if not limit_state.found_ours and limit_state.impose()[0].policy != effective.policy.name:
+    limit_state.found_whole = actual is not None and is_whole(actual.tree)
+    if not limit_state.found_whole and limit_state.impose()[0].policy != effective.policy.name:
         begin_release(context, limit_state, ReleaseReason.POLICY)
         return False
     _move_along(context, limit_state, effective)
@@ -349,13 +309,16 @@ def _seen(context: StepContext, limit_state: LimitState) -> None:
     context.warn(name, "lifeline", FaultReason.MISSING_MODULE, no_lifeline)
     limit_state.signal(Signal.SEEN)
     limit_state.tree_standing = tree
+    if not decision.stood:
+        limit_state.decision = replace(decision, stood=True)
+        state.journal_dirty = True
     limit_state.bypass.restart()
     if not (limit_state.bypass.active and limit_state.blocker is not None and limit_state.blocker.reason is FaultReason.BYPASS):
         _clear(context, limit_state)
     detail: dict[str, object] = {"limit_bps": tree.rate_bps}
     if limit_state.put_back:
         limit_state.put_back = False
-        context.tell(EventKind.ADOPTED if limit_state.found_ours else EventKind.RESTORED, name, decision.reason, **detail)
+        context.tell(EventKind.ADOPTED if limit_state.found_whole else EventKind.RESTORED, name, decision.reason, **detail)
     elif before is None:
         state.counters.limits_applied[name] += 1
         if limit_state.fired_t_ns is not None:
@@ -453,10 +416,13 @@ def announce(context: StepContext, limit_state: LimitState) -> None:
     """The link runs free again: this is when a release takes effect."""
     if limit_state.release_announced:
         return
-    limit_state.release_announced = True
+    limit_state.release_announced = context.state.journal_dirty = True
     name, decision, reason = limit_state.link.name, limit_state.decision, limit_state.release_reason or ReleaseReason.POLICY
     if decision is None:
-        context.tell(EventKind.LEFTOVER, name, reason)
+        context.tell(EventKind.LEFTOVER, name, reason, limit_bps=limit_state.found_bps)
+        return
+    if not decision.stood:
+        context.tell(EventKind.WITHDRAWN, name, reason, since_wall_ns=decision.since_wall_ns)
         return
     context.state.counters.limits_released[name, reason] += 1
     context.tell(
@@ -491,6 +457,23 @@ def _advance_removing(context: StepContext, limit_state: LimitState) -> None:
     context.state.detector.resume(limit_state.link.name, EpochReason.RELEASED)
 
 
+def _advance_left(context: StepContext, limit_state: LimitState) -> None:
+    """Name what stands; where nothing stands (any more), the decision is over."""
+    actual, name = context.state.tc.get(limit_state.link.ifindex), limit_state.link.name
+    if actual is not None and actual.ours:
+        what = (
+            "a limit of an earlier run stands" if is_whole(actual.tree) else "an earlier run's half-made limit is in the kernel"
+        )
+        _fault(context, limit_state, Blocker(FaultReason.OTHER, f"{name}: {what}; {LEFT_REMEDY.format(name)}"))
+        return
+    if limit_state.decision is not None:
+        announce(context, limit_state)
+    _clear(context, limit_state)
+    limit_state.signal(Signal.GONE)
+    drop(context, limit_state)
+    context.state.detector.resume(name, EpochReason.RELEASED)
+
+
 def drop(context: StepContext, limit_state: LimitState) -> None:
     """Forget a case that is over."""
     context.warn(limit_state.link.name, "lifeline", FaultReason.MISSING_MODULE, None)
@@ -505,4 +488,5 @@ _DRIVERS: Final[dict[Stage, Callable[[StepContext, LimitState], None]]] = {
     Stage.STANDING: _advance_standing,
     Stage.DRAINING: _advance_draining,
     Stage.REMOVING: _advance_removing,
+    Stage.LEFT: _advance_left,
 }

@@ -14,16 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from limiterd.core.adoption import orphan_tree, restore_pending
 from limiterd.core.detector import Detector
 from limiterd.core.enforcement import (
     advance,
     begin_release,
     fail,
     impose,
-    orphan_tree,
     override_key,
     refresh,
-    restore_pending,
     strikes_of,
 )
 from limiterd.core.errors import errno_name
@@ -66,7 +65,9 @@ def start(rules: Rules, journal: Journal, abilities: KernelAbilities, now: Now) 
     state.absent_limits = {(d.interface, d.mac): d for d in journal.decisions}
     state.strike_records = {(m.interface, m.mac): m for m in journal.strike_records if now.wall_ns < m.forget_wall_ns}
     state.replaced = {(s.interface, s.mac): s.root for s in journal.replaced}
-    state.stood = set(state.absent_limits) if journal.same_boot else set()
+    state.releases = {(r.interface, r.mac): r for r in journal.releases}
+    state.journalled = set(state.absent_limits)
+    state.stood = {key for key, d in state.absent_limits.items() if d.stood and journal.same_boot}
     set_schedule(state, now)
     state.calendar_due_wall_ns = now.wall_ns
     return state

@@ -106,6 +106,19 @@ def unlimited(tree: TcTree) -> TcTree:
     return replace(tree, classes=tuple(_raised_class(c) for c in tree.classes))
 
 
+def is_whole(tree: TcTree | None) -> bool:
+    """Whether a tree is a finished limit of some rate; what else of it is not as wanted can be put right in place.
+
+    A half-made one lacks the default class, which commits it.
+    """
+    found = {} if tree is None else {c.classid: c for c in tree.classes}
+    limit, default = found.get(CLASS_LIMIT), found.get(CLASS_DEFAULT)
+    if tree is None or limit is None or default is None:
+        return False
+    one_rate = limit.rate_bps == limit.ceil_bps == default.ceil_bps
+    return one_rate and (tree.default_classid, default.parent) == (CLASS_DEFAULT, CLASS_LIMIT)
+
+
 def burst_ticks(burst_bytes: int, rate_bps: int) -> int:
     """A burst as HTB stores it: the time that these bytes take at the rate, in ticks, rounded up."""
     return min(_MOST_TICKS, -(-burst_bytes * _BYTE_NS // (rate_bps // 8 * TICK_NS)))

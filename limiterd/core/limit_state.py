@@ -1,12 +1,14 @@
 """The life of one limit: a literal table of stages, and what is known of the link that it is on.
 
     IDLE ──ORDER──► DUE ──SEEN──► STANDING ──LIFT──► DRAINING ──DRAINED──► REMOVING ──GONE──► IDLE
-                     ▲              │
-                     └────LOST──────┘
+     │               ▲              │                    ▲
+     │               ├────LOST──────┘                    │
+     └──FOUND──► LEFT┴ORDER      LEFT ───────LIFT────────┘
 
 DUE: a decision stands, the kernel does not show the limit yet (or no more). STANDING: read back, exact. DRAINING: the
-rate is raised, the queue empties. REMOVING: our tree goes, filters and classes before the root. The stage says what is
-wanted of the kernel; whether the kernel complies is always read, and what hinders it is the case's obstacle.
+rate is raised, the queue empties. REMOVING: our tree goes, filters and classes before the root. LEFT: what an earlier run
+left stands under a policy that only observes; it is named and left alone. The stage says what is wanted of the kernel;
+whether the kernel complies is always read, and what hinders it is the blocker.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Stage(StrEnum):
     STANDING = "standing"
     DRAINING = "draining"
     REMOVING = "removing"
+    LEFT = "left"
 
 
 class Signal(StrEnum):
@@ -40,6 +43,7 @@ class Signal(StrEnum):
     LIFT = "lift"
     DRAINED = "drained"
     GONE = "gone"
+    FOUND = "found"
 
 
 TRANSITIONS: Final = {
@@ -54,9 +58,15 @@ TRANSITIONS: Final = {
     (Stage.DRAINING, Signal.GONE): Stage.IDLE,
     (Stage.REMOVING, Signal.ORDER): Stage.DUE,
     (Stage.REMOVING, Signal.GONE): Stage.IDLE,
+    (Stage.IDLE, Signal.FOUND): Stage.LEFT,
+    (Stage.LEFT, Signal.ORDER): Stage.DUE,
+    (Stage.LEFT, Signal.LIFT): Stage.DRAINING,
+    (Stage.LEFT, Signal.GONE): Stage.IDLE,
 }
 
 HOLDING: Final = frozenset({Stage.DUE, Stage.STANDING})
+LIFTABLE: Final = HOLDING | {Stage.LEFT}
+"""What an operator can release."""
 LEAVING: Final = frozenset({Stage.DRAINING, Stage.REMOVING})
 
 
@@ -66,8 +76,9 @@ class LimitState:
 
     tree_standing is the tree last read back as exact: a difference from it is drift, a difference only from the new
     wish is a change. fired_t_ns is the stamp of the firing sample until the limit was read back. put_back: the decision
-    comes from the journal or from before an absence; found_ours says whether its limit still stood at the first look,
-    stood whether it may have since this boot: what has taken its place then is no prey of a takeover.
+    comes from the journal or from before an absence; found_whole says whether its limit still stood at the first look,
+    stood whether it has since this boot: what has taken its place then is no prey of a takeover. found_bps is the rate of a
+    whole limit that was found without a decision.
     awaiting: the kernel was changed, or did not answer, and was not read since; fresh: it was read in this turn.
     asked_again: the number of failed tries at which the kernel was last asked again for what it lacked.
     """
@@ -80,7 +91,8 @@ class LimitState:
     since_boot_ns: int = 0
     fired_t_ns: int | None = None
     put_back: bool = False
-    found_ours: bool | None = None
+    found_whole: bool | None = None
+    found_bps: int | None = None
     stood: bool = False
     awaiting: bool = True
     fresh: bool = False

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from limiterd.core.adoption import leave_alone, only_observes, resume_release
 from limiterd.core.enforcement import announce, impose, reconsider, refresh
 from limiterd.core.limit_state import HOLDING, LEAVING
 from limiterd.core.model import HOUR, EventKind, Link
 from limiterd.core.policy import effective
 from limiterd.core.schedule import put_under, reevaluate, tell_override
-from limiterd.core.state import State, StepContext, key_of
+from limiterd.core.state import State, StepContext, key_of, pending_release
 
 GONE_FORGET_NS: Final = 1 * HOUR
 GONE_LINKS_MAX: Final = 4096
@@ -115,10 +116,12 @@ def _leave(context: StepContext, link: Link) -> None:
         return
     state.detector.forget(link.name)  # it rested for this limit; the next link of the name is judged from its first sample
     state.journal_dirty = True
-    if limit_state.stage in LEAVING:
+    home = renamed if renamed is not None and moved else link
+    if limit_state.stage in LEAVING and moved:
+        state.releases[key_of(home)] = replace(pending_release(limit_state), interface=home.name, mac=home.mac)
+    elif limit_state.stage in LEAVING:
         announce(context, limit_state)
     if limit_state.decision is not None and limit_state.stage in HOLDING:
-        home = renamed if renamed is not None and moved else link
         state.absent_limits[key_of(home)] = replace(limit_state.decision, interface=home.name, mac=home.mac)
         while len(state.absent_limits) > AWAY_MAX:
             del state.absent_limits[next(iter(state.absent_limits))]
@@ -141,14 +144,25 @@ def _arrive(context: StepContext, link: Link) -> None:
 
 
 def _put_back(context: StepContext, link: Link) -> None:
-    """Take up the decision that waits for a link of this name and MAC, if there is one."""
-    decision = context.state.absent_limits.pop(key_of(link), None)
-    if decision is not None:
-        context.tell(EventKind.LINK_BACK, link.name, decision.reason)
-        limit_state = impose(context, link, decision, put_back=True)
-        limit_state.stood = key_of(link) in context.state.stood
-        context.state.stood.discard(key_of(link))
-        reconsider(context, limit_state)
+    """Take up what waits for a link of this name and MAC: a release that was not finished, or a decision."""
+    state, key = context.state, key_of(link)
+    release = state.releases.pop(key, None)
+    if release is not None:
+        resume_release(context, link, release)
+        return
+    decision = state.absent_limits.pop(key, None)
+    if decision is None:
+        return
+    journalled, stood = key in state.journalled, key in state.stood
+    state.journalled.discard(key)
+    state.stood.discard(key)
+    if journalled and not decision.forced and only_observes(state.effective.get(link.name)):
+        leave_alone(context, link, decision)
+        return
+    context.tell(EventKind.LINK_BACK, link.name, decision.reason)
+    limit_state = impose(context, link, decision, put_back=True)
+    limit_state.stood = stood
+    reconsider(context, limit_state)
 
 
 def _forget_gone(context: StepContext) -> None:

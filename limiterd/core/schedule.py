@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from limiterd.core.adoption import reconsider_left
 from limiterd.core.enforcement import lift_cause, override_key, reconsider
+from limiterd.core.limit_state import Stage
 from limiterd.core.model import DAY, HOUR, EpochReason, EventKind, Link, Now, ReleaseReason, Rules
 from limiterd.core.policy import (
     Effective,
@@ -129,7 +131,9 @@ def reevaluate(context: StepContext, link: Link) -> None:
     put_under(context, link, before, now_applies)
     tell_override(context, link, before, now_applies)
     limit_state = state.limit_states.get(link.name)
-    if limit_state is not None:
+    if limit_state is not None and limit_state.stage is Stage.LEFT:
+        reconsider_left(context, limit_state)
+    elif limit_state is not None:
         reconsider(context, limit_state)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from limiterd.core.detector import Detector
-from limiterd.core.limit_state import HOLDING, LimitState
+from limiterd.core.limit_state import LEAVING, LIFTABLE, LimitState
 from limiterd.core.model import (
     Action,
     ActionResult,
@@ -26,6 +26,7 @@ from limiterd.core.model import (
     KernelAbilities,
     Link,
     Now,
+    PendingRelease,
     Reason,
     ReleaseReason,
     RootQdisc,
@@ -74,9 +75,10 @@ class State:
 
     canonical gives the name of the link that an altname is one of.
 
-    tc holds what was read of links that have a case or a root that is not default; stood names the journalled decisions
-    whose limits may have stood since this boot. recorded: the samples are a recording, whose counters know nothing of the
-    limits that stand now.
+    tc holds what was read of links that have a case or a root that is not default. journalled names the decisions that come
+    from the journal and wait for the first look at their link, stood those of them whose limits stood in this boot;
+    releases are those that wait for their link, at the start or after a rename. recorded: the samples are a recording,
+    whose counters know nothing of the limits that stand now.
     """
 
     detector: Detector
@@ -92,6 +94,8 @@ class State:
     absent_limits: dict[LinkKey, Decision] = field(default_factory=dict)
     strike_records: dict[LinkKey, StrikeRecord] = field(default_factory=dict)
     replaced: dict[LinkKey, RootQdisc] = field(default_factory=dict)
+    releases: dict[LinkKey, PendingRelease] = field(default_factory=dict)
+    journalled: set[LinkKey] = field(default_factory=set)
     stood: set[LinkKey] = field(default_factory=set)
     tc: dict[int, TcActual] = field(default_factory=dict)
     firings: dict[str, Firing] = field(default_factory=dict)
@@ -106,13 +110,21 @@ class State:
 
     def journal(self) -> Journal:
         """What has to survive a restart."""
-        standing = tuple(c.decision for c in self.limit_states.values() if c.decision is not None and c.stage in HOLDING)
+        standing = tuple(c.decision for c in self.limit_states.values() if c.decision is not None and c.stage in LIFTABLE)
+        releasing = tuple(pending_release(c) for c in self.limit_states.values() if c.stage in LEAVING)
         return Journal(
             decisions=standing + tuple(self.absent_limits.values()),
+            releases=releasing + tuple(self.releases.values()),
             strike_records=tuple(self.strike_records.values()),
             replaced=tuple(SavedQdisc(name, mac, root) for (name, mac), root in self.replaced.items()),
             paused=self.paused,
         )
+
+
+def pending_release(limit_state: LimitState) -> PendingRelease:
+    """What has to be known of a limit that is being removed, to go on with it."""
+    reason = limit_state.release_reason or ReleaseReason.POLICY
+    return PendingRelease(*key_of(limit_state.link), reason, limit_state.decision, limit_state.release_announced)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from limiterd.core import engine, status
 from limiterd.core.errors import EnvironmentFault
+from limiterd.core.faults import REMEDY, Backoff
 from limiterd.core.model import Event, FaultReason, Journal, Link, Now, Rules, Snapshot
 from limiterd.core.ports import SamplerPort, TcPort
 from limiterd.core.state import Inputs, Output, State
@@ -21,6 +22,7 @@ from limiterd.daemon.executor import Executor
 from limiterd.daemon.health import Health
 from limiterd.kernel.events import Events
 
+_NAMED: Final = 5
 _DENIED: Final = ("EPERM", "EACCES")
 
 
@@ -128,6 +130,7 @@ class Controller:
         self._recent: deque[Snapshot] = deque()
         self._touched: set[int] = set()
         self._resync = True
+        self._unread_backoff = Backoff()
         self._frame: StatusSnapshot | None = None
         self._frame_is_old = True
 
@@ -151,7 +154,7 @@ class Controller:
             self._resync = inputs.roots is None
         elif self._touched:
             inputs = replace(self.executor.read_now(frozenset(self._touched)), snapshot=snapshot, tick=True)
-            self._touched &= inputs.unanswered
+            self._touched.clear()
         if snapshot is not None:
             self._remember(snapshot)
         self.reconcile(inputs)
@@ -199,8 +202,30 @@ class Controller:
     def reconcile(self, inputs: Inputs) -> None:
         """Step until nothing is left to do now."""
         self.executor.reconcile(self.state, self.rules, inputs)
+        self._mind_unread()
         self.forget_frame()
         self._ports.want_evidence(self.state.limit_states.keys() or self.state.detector.pending().keys())
+
+    def _mind_unread(self) -> None:
+        """What could not be read is a fault; links without a limit are asked for again here, limited ones by the engine."""
+        executor, links = self.executor, self.state.by_index
+        executor.unread &= links.keys()
+        if not (executor.unread or (self._resync and executor.silence)):
+            self._ports.problems.note("tc", None)
+            self._unread_backoff.reset()
+            return
+        names = sorted(links[ifindex].name for ifindex in executor.unread)
+        what = f"{', '.join(names[:_NAMED])}{' …' if len(names) > _NAMED else ''}" if names else "the links"
+        text = (
+            f"what stands on {what} cannot be read ({executor.silence}): until it can, no limit is adopted, repaired or lifted "
+            f"there; {REMEDY[FaultReason.NO_ANSWER]}"
+        )
+        self._ports.problems.note("tc", text, FaultReason.NO_ANSWER)
+        now_ns = self._ports.clock().boot_ns
+        if now_ns >= self._unread_backoff.retry_at_ns:
+            held = {limit_state.link.ifindex for limit_state in self.state.limit_states.values()}
+            self._touched |= executor.unread - held
+            self._unread_backoff.failed(now_ns)
 
     # ---- what people ask for ----
 

@@ -102,8 +102,8 @@ def _noted(event: Event) -> str:
     return f"{_excess(event)}: noted" + (f", exempt by {override}" if override else "")
 
 
-def _released(event: Event) -> str:
-    why = {
+def _why_released(event: Event) -> str:
+    return {
         "override": "lifted by an override",
         "operator": "released by an operator",
         "demand_ended": "demand has ended",
@@ -111,11 +111,21 @@ def _released(event: Event) -> str:
         "policy": "no policy asks for it any more",
         "exit": "the daemon stops",
     }.get(event.reason, event.reason)
+
+
+def _released(event: Event) -> str:
+    why = _why_released(event)
     if event.detail.get("absent"):
         return f"not limited any more when it returns: {f'released{_who(event)}' if event.reason == 'operator' else why}"
     since = event.detail.get("since_wall_ns")
     lasted = f"; limited since {format_wall(since)}" if isinstance(since, int) else ""
     return f"full rate again: {why}{lasted}"
+
+
+def _leftover(event: Event) -> str:
+    if event.detail.get("limit_bps") is None:
+        return "removed what an earlier run had left half done"
+    return f"removed a limit of {_rate(event, 'limit_bps')} of which no decision is known: {_why_released(event)}"
 
 
 def _message(event: Event) -> str:
@@ -188,7 +198,8 @@ _WORDS: Final[Mapping[EventKind, tuple[str, Callable[[Event], str]]]] = {
         "warning",
         lambda e: f"{e.detail.get('backlog_bytes')} bytes were still queued when the limit was removed",
     ),
-    EventKind.LEFTOVER: ("warning", lambda _: "removed what an earlier run had left half done"),
+    EventKind.LEFTOVER: ("warning", _leftover),
+    EventKind.WITHDRAWN: ("warning", lambda e: f"its limit, which never stood, is not due any more: {_why_released(e)}"),
 }
 
 

@@ -43,6 +43,10 @@ class Executor:
     look: LookPort = lambda _: dict
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     enforcement: Buckets = field(default_factory=Buckets)
+    unread: set[int] = field(default_factory=set)
+    """Links that were to be read and of which there was no answer since."""
+    silence: EnvironmentFault | None = None
+    """Why what was asked for last could not be read."""
 
     def reconcile(self, state: State, rules: Rules, inputs: Inputs) -> None:
         """Step until the engine asks for nothing more, MAX_ROUNDS, or a silence of the kernel: one wait in a tick is enough."""
@@ -107,7 +111,10 @@ class Executor:
                 learn, tc = self.look(ifindexes), dict(self.tc.read(ifindexes))
         except EnvironmentFault as fault:
             self._count(fault)
+            self.unread |= ifindexes
             return Inputs(self.clock(), unanswered=ifindexes)
+        self.unread -= ifindexes
+        self.silence = None
         return Inputs(self.clock(), looked=learn(), tc=tc)
 
     def with_roots(self, inputs: Inputs) -> Inputs:
@@ -120,6 +127,7 @@ class Executor:
             return inputs
 
     def _count(self, fault: EnvironmentFault) -> None:
+        self.silence = fault
         self.errors[fault.operation or "dump", fault.errno_name or "none"] += 1
 
 

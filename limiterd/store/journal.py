@@ -21,7 +21,7 @@ from typing import Final
 from limiterd import json_codec as jsonsafe
 from limiterd.background import RETRY_S, Background
 from limiterd.core.errors import EnvironmentFault
-from limiterd.core.model import Decision, Journal, SavedQdisc, StrikeRecord
+from limiterd.core.model import Decision, Journal, PendingRelease, SavedQdisc, StrikeRecord
 from limiterd.core.units import MAX_RATE_BPS
 from limiterd.files import read_bounded
 from limiterd.store.crc_store import MAX_BYTES, CrcStore, Record
@@ -32,8 +32,13 @@ _MAX_TEXT: Final = 1000
 _MAX_NAME_BYTES: Final = 15
 _MAX_PROBLEMS: Final = 10
 
-Kept = Decision | StrikeRecord | SavedQdisc
-_KINDS: Final[Mapping[str, type[Kept]]] = {"decision": Decision, "memory": StrikeRecord, "saved": SavedQdisc}
+Kept = Decision | PendingRelease | StrikeRecord | SavedQdisc
+_KINDS: Final[Mapping[str, type[Kept]]] = {
+    "decision": Decision,
+    "release": PendingRelease,
+    "memory": StrikeRecord,
+    "saved": SavedQdisc,
+}
 
 
 def _boot_id() -> str:
@@ -49,13 +54,19 @@ def _boot_id() -> str:
 
 
 def _shortened(plain: dict[str, object]) -> dict[str, object]:
-    return {key: value[:_MAX_TEXT] if isinstance(value, str) and key in {"note", "by"} else value for key, value in plain.items()}
+    def short(key: str, value: object) -> object:
+        if isinstance(value, dict):
+            return _shortened(value)
+        return value[:_MAX_TEXT] if isinstance(value, str) and key in {"note", "by"} else value
+
+    return {key: short(key, value) for key, value in plain.items()}
 
 
 def to_records(journal: Journal, boot_id: str) -> tuple[Record, ...]:
     """The journal as records of plain JSON."""
     kept: tuple[tuple[str, tuple[Kept, ...]], ...] = (
         ("decision", journal.decisions),
+        ("release", journal.releases),
         ("memory", journal.strike_records),
         ("saved", journal.replaced),
     )
@@ -98,8 +109,9 @@ def from_records(records: tuple[Record, ...], boot_id: str) -> tuple[Journal, tu
     if len(problems) > _MAX_PROBLEMS:
         problems[_MAX_PROBLEMS:] = [f"… and {len(problems) - _MAX_PROBLEMS} more records like these"]
     decisions = tuple(entry for entry in entries if isinstance(entry, Decision))
+    releases = tuple(entry for entry in entries if isinstance(entry, PendingRelease))
     strike_records = tuple(entry for entry in entries if isinstance(entry, StrikeRecord))
-    return Journal(decisions, strike_records, saved, paused, same_boot=not earlier), tuple(problems)
+    return Journal(decisions, strike_records, saved, paused, releases, same_boot=not earlier), tuple(problems)
 
 
 # ---- the store -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 TC: Final = "tests/kernel/test_tc_contract.py"
+ADOPTION: Final = "tests/core/test_adoption.py"
 ENGINE: Final = "tests/core/test_engine.py"
 SYSTEM: Final = "tests/system/test_recovery.py"
 INSTANCES: Final = "tests/system/test_instances.py"
@@ -28,7 +29,16 @@ HERE: Final = "tests/faults"
 CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "Kernel and queueing disciplines": {
         "SIGKILL at random instants": (f"{HERE}/test_kill.py::test_sigkill_at_random_instants",),
-        "SIGKILL between any two steps": (f"{HERE}/test_kill.py::test_sigkill_after_every_single_step",),
+        "SIGKILL between any two steps": (
+            f"{HERE}/test_kill.py::test_sigkill_after_every_single_step",
+            f"{ADOPTION}::test_half_a_tree_is_put_back_not_adopted",
+        ),
+        "restart while tc is silent": (
+            f"{ADOPTION}::test_silence_at_the_start_is_a_fault",
+            f"{ADOPTION}::test_a_tree_that_could_not_be_read_is_read_later",
+            f"{ADOPTION}::test_a_release_while_tc_is_silent_outlives_a_restart",
+        ),
+        "a limit of an earlier run under `observe`": (f"{INSTANCES}::test_observe_touches_no_limit_of_an_earlier_run",),
         "SIGKILL within a takeover": (
             f"{HERE}/test_kill.py::test_sigkill_within_a_takeover",
             f"{HERE}/test_restarts.py::test_a_root_that_was_not_put_back_is_owed",

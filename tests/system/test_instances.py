@@ -198,3 +198,22 @@ def test_a_holder_that_owns_the_files_counts(real_root: None, pair: Pair, tmp_pa
         os.chown(tmp_path, NOBODY, NOBODY)
         with pytest.raises(Exception, match="another limiterd is running"):
             instance_mark.InstanceMark("/run/none", (tmp_path,)).take()
+
+
+def test_observe_touches_no_limit_of_an_earlier_run(pair: Pair, tmp_path: Path) -> None:
+    """Started over a limit that a killed daemon held: left in each look, a fault with a way to lift it, and that way works."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        before = daemon.root()
+        daemon.start()
+        daemon.ctl("limit", "eth0", "--reason", "test")
+        daemon.close()
+        daemon.configure(f"{FAST}, mode: observe")
+        daemon.start()
+        looks = [daemon.root() for _ in range(LOOKS)]
+        assert looks.count("htb 1d1d:") == LOOKS
+        (fault,) = daemon.status()["faults"]
+        assert (daemon.phase(), fault["reason"], fault["warning"]) == ("fault", "other", False)
+        assert "a limit of an earlier run stands; limiterctl release eth0 lifts it" in fault["message"]
+        daemon.ctl("release", "eth0", "--reason", "test")
+        wait_for(lambda: daemon.root() == before, "the limit is gone")
+        wait_for(lambda: not daemon.status()["faults"], "the fault is over")

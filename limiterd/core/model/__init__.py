@@ -21,7 +21,7 @@ from limiterd.core.model.config import (
     StateConfig,
     Tls,
 )
-from limiterd.core.model.decisions import Decision, Journal, SavedQdisc, StrikeRecord
+from limiterd.core.model.decisions import Decision, Journal, PendingRelease, SavedQdisc, StrikeRecord
 from limiterd.core.model.links import Link, Snapshot
 from limiterd.core.model.overrides import Override, OverrideAction
 from limiterd.core.model.policies import (
@@ -121,6 +121,7 @@ __all__ = [
     "OverrideAction",
     "OverrideView",
     "OverridesConfig",
+    "PendingRelease",
     "Phase",
     "Policy",
     "PolicyMode",

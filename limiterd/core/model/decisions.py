@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from limiterd.core.model.tcobjects import RootQdisc
-from limiterd.core.model.verdicts import Reason
+from limiterd.core.model.verdicts import Reason, ReleaseReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Decision:
 
     rate_bps is the rate decided (None: the policy's own, which a reload may change). A manual decision stands until a
     manual release or an override. override names the threshold override under which it was made ("" for none): another
-    one lifts it, the same one does not.
+    one lifts it, the same one does not. stood: its limit was once read back.
     """
 
     interface: str
@@ -29,6 +29,21 @@ class Decision:
     note: str = ""
     by: str = ""
     override: str = ""
+    stood: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRelease:
+    """A release that was decided and is not finished: whatever stands goes, also after a restart.
+
+    decision None: what goes was found without one. announced: that the link runs free was told.
+    """
+
+    interface: str
+    mac: str
+    reason: ReleaseReason
+    decision: Decision | None = None
+    announced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,4 +76,5 @@ class Journal:
     strike_records: tuple[StrikeRecord, ...] = ()
     replaced: tuple[SavedQdisc, ...] = ()
     paused: bool = False
+    releases: tuple[PendingRelease, ...] = ()
     same_boot: bool = field(default=False, compare=False)

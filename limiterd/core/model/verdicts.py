@@ -72,6 +72,7 @@ class EventKind(StrEnum):
     NOTED = "noted"
     LIMITED = "limited"
     RELEASED = "released"
+    WITHDRAWN = "withdrawn"
     POSSIBLE = "possible"
     EPOCH = "epoch"
     RELEASING = "releasing"
