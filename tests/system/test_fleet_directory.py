@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,21 +73,35 @@ print(late)
 
 
 def test_records_of_other_hosts_cost_nearly_nothing(pair: Pair, tmp_path: Path) -> None:
-    """5 000 of them: at most 2 MiB more, no tick later than an interval while they are read, no series, and no effect."""
+    """5 000 of them: at most 2 MiB more, no series, and no effect."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
         daemon.start()
         for _ in range(3):  # what any reload and any scrape costs once
             daemon.ctl("reload")
             daemon.metrics()
-        before, late = rss_bytes(daemon), late_ticks(daemon)
+        before = rss_bytes(daemon)
         fill(daemon.overrides)
-        yardstick = subprocess.Popen([sys.executable, "-c", YARDSTICK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(3):
             daemon.ctl("reload")
-        out, _ = yardstick.communicate()
-        assert late_ticks(daemon) - late <= 2 * float(out)  # twice: a turn of the daemon asks for the interpreter more than once
         assert not [name for name in daemon.metrics() if "override" in name]
         assert daemon.ask("override.list")["overrides"] == []
         assert f"{RECORDS} records are for other hosts" in daemon.log()
         more = rss_bytes(daemon) - before
         assert more <= 2 * MIB, f"{more / MIB:.1f} MiB more"
+
+
+def test_no_tick_is_late_while_they_are_read(pair: Pair, tmp_path: Path) -> None:
+    """No tick comes later than an interval, beside a process that ticks and computes; only a calm machine can show it."""
+    busy, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if busy > cores:
+        pytest.skip(f"the machine is busy (load {busy:.1f} on {cores} cores): what is late here would be its doing")
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        daemon.start()
+        daemon.ctl("reload")
+        late = late_ticks(daemon)
+        fill(daemon.overrides)
+        yardstick = subprocess.Popen([sys.executable, "-c", YARDSTICK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(3):
+            daemon.ctl("reload")
+        out, _ = yardstick.communicate()
+        assert late_ticks(daemon) - late <= float(out)
