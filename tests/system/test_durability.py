@@ -155,10 +155,10 @@ PLACES: Final[Mapping[str, tuple[str, ...]]] = {
     "journal state": ("resume", "release"),
     "audit audit.jsonl": ("request.add",),
     "audit state": ("reload",),
-    "control record": ("override.add", "request.approve"),
-    "control overrides.d": ("override.add", "override.revoke"),
-    "control requests.json": ("request.add",),
-    "control state": ("override.add", "request.deny"),
+    "serve record": ("override.add", "request.approve"),
+    "serve overrides.d": ("override.add", "override.revoke"),
+    "serve requests.json": ("request.add",),
+    "serve state": ("override.add", "request.deny"),
     "MainThread home": ("reload",),
 }
 """Every place that fsyncs before an answer, and verbs that lose something without it."""
@@ -188,7 +188,7 @@ def test_a_power_cut_at_the_answer(pair: Pair, tmp_path: Path) -> None:
 def test_no_fsync_is_dispensable(pair: Pair, tmp_path: Path, place: str, name: str) -> None:
     """Without any one of the fsyncs a power cut at the answer loses the effect or the entry: the test above would see it."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
-        first = place in {"audit state", "MainThread home", "control state"}  # matters for what is made, so from the beginning
+        first = place in {"audit state", "MainThread home", "serve state"}  # matters for what is made, so from the beginning
         if first:
             arm(daemon, missing={place})
         daemon.start()
