@@ -418,16 +418,22 @@ def test_the_silent_give_way_to_a_newcomer(daemon: Daemon, path: str) -> None:
 
 def test_the_client_tries_again_while_it_is_busy(daemon: Daemon, path: str) -> None:
     """A crowd that is about to ask delays limiterctl, it does not turn it away, and is not turned away itself."""
-    server = ControlServer(ControlConfig(path), daemon.handle, read_deadline_s=0.5)
+    server = ControlServer(ControlConfig(path), daemon.handle, read_deadline_s=60)
     server.start()
     crowd = [connect(path) for _ in range(control.MAX_CLIENTS)]
     for client in crowd:
         client.sendall(b"{")
     wait_for(lambda: sum(bool(c.received) for c in tuple(server._clients)) == control.MAX_CLIENTS, "the places are taken")
     assert exchange(path, b"")["busy"] is True
-    assert call(path, "status", timeout_s=20)
+    refused, answers = server.counts["none", "error"], list[object]()
+    asking = threading.Thread(target=lambda: answers.append(call(path, "status", timeout_s=20)))
+    asking.start()
+    wait_for(lambda: server.counts["none", "error"] > refused, "the client is told to come again")
+    assert not answers
     for client in crowd:
         client.close()
+    asking.join()
+    assert answers
     server.close()
 
 
