@@ -19,6 +19,7 @@ from limiterd.core.u32_filters import (
     OUR_PRIOS,
     PRIO_EXEMPT,
     PRIO_LIFELINE,
+    _network,
     filters_for,
     is_link,
 )
@@ -197,3 +198,14 @@ def test_prios_are_ours_and_hold_one_ethertype_each(exempt: list[Match], lifelin
         linked |= {item.prio} if is_link(item) else set()
         assert item.prio in linked or not any(relative for *_, relative in item.keys)
     assert PRIO_EXEMPT < PRIO_LIFELINE
+
+
+def test_each_word_of_an_ipv6_network_is_its_own() -> None:
+    """All 32 bit words that the prefix covers, the first at the first offset: as tc writes `match ip6 dst`."""
+    words = list(_network(ETH_IPV6, "2001:db8:1:2:3:4:0:0/96", source=False))
+    assert [(value, mask) for value, mask, _, _ in words] == [
+        (0x20010DB8, 0xFFFFFFFF),
+        (0x00010002, 0xFFFFFFFF),
+        (0x00030004, 0xFFFFFFFF),
+    ]
+    assert [offset for _, _, offset, _ in words] == [24, 28, 32]
