@@ -33,7 +33,7 @@ from limiterd.core.model import (
     StrikeRecord,
     TcTree,
 )
-from limiterd.core.plan import Plan, plan, teardown
+from limiterd.core.plan import Plan, plan, root_blocker, teardown
 from limiterd.core.policy import Effective
 from limiterd.core.state import StepContext, key_of
 from limiterd.core.units import format_rate
@@ -234,12 +234,29 @@ def _read_due_ns(context: StepContext, limit_state: LimitState) -> int:
 def _plan(context: StepContext, limit_state: LimitState, wanted: TcTree | None) -> Plan:
     state, link = context.state, limit_state.link
     effective = state.effective.get(link.name)
-    takeover = (
-        effective is not None
-        and effective.policy.foreign_qdisc is ForeignQdisc.TAKEOVER
-        and not (limit_state.stood or limit_state.tree_standing)
-    )
-    return plan(link, wanted, state.tc.get(link.ifindex), state.replaced.get(key_of(link)), takeover=takeover)
+    takeover = effective is not None and effective.policy.foreign_qdisc is ForeignQdisc.TAKEOVER
+    replaced, stood = state.replaced.get(key_of(link)), has_stood(limit_state)
+    return plan(link, wanted, state.tc.get(link.ifindex), replaced, takeover=takeover, stood=stood)
+
+
+def has_stood(limit_state: LimitState | None) -> bool:
+    """Whether the limit has stood in this boot."""
+    return limit_state is not None and (limit_state.stood or limit_state.tree_standing is not None)
+
+
+def mind_foreign(context: StepContext, link: Link) -> None:
+    """A foreign root where a limit would fail, and foreign objects inside our tree, are warnings before they hurt."""
+    state, name = context.state, link.name
+    actual, applies, limit_state = state.tc.get(link.ifindex), state.effective.get(name), state.limit_states.get(name)
+    found = dict.fromkeys(("root", "inside"), "")
+    if actual is not None and applies is not None and applies.policy.mode is PolicyMode.ENFORCE:
+        takeover = applies.policy.foreign_qdisc is ForeignQdisc.TAKEOVER
+        replaced, stood = state.replaced.get(key_of(link)), has_stood(limit_state)
+        found["root"] = root_blocker(name, actual.foreign_root, replaced, takeover=takeover, stood=stood)
+    if actual is not None and actual.foreign:
+        found["inside"] = f"foreign objects inside the limit: {', '.join(actual.foreign)}; they go when it goes"
+    for place, text in found.items():
+        context.warn(name, place, FaultReason.FOREIGN_QDISC, f"{name}: {text}" if text else None)
 
 
 def _act(context: StepContext, limit_state: LimitState, actions: Sequence[Action]) -> None:
@@ -339,7 +356,7 @@ def _advance_standing(context: StepContext, limit_state: LimitState) -> None:
         limit_state.signal(Signal.LOST)
         undone = planned.blocker is None and limit_state.tree_standing == limit_state.tree_wanted
         if undone and limit_state.repair_loop.repaired(context.now.boot_ns):
-            words = _repair_loop_text(limit_state, len(limit_state.repair_loop.repairs_ns), planned)
+            words = _repair_loop_text(context, limit_state, planned.drift)
             context.warn(limit_state.link.name, "fight", FaultReason.FIGHT, words)
             fail(context, limit_state, Blocker(FaultReason.FIGHT, words))
         _advance_due(context, limit_state)
@@ -352,9 +369,18 @@ def _advance_standing(context: StepContext, limit_state: LimitState) -> None:
         begin_release(context, limit_state, cause)
 
 
-def _repair_loop_text(limit_state: LimitState, count: int, planned: Plan) -> str:
-    what = "; ".join(planned.drift) or "its root was replaced"
-    return f"{limit_state.link.name}: the limit was undone {count} times within a minute ({what}); {REMEDY[FaultReason.FIGHT]}"
+def _repair_loop_text(context: StepContext, limit_state: LimitState, drift: Sequence[str]) -> str:
+    name, count = limit_state.link.name, len(limit_state.repair_loop.repairs_ns)
+    _, wanted = limit_state.impose()
+    actual = context.state.tc.get(limit_state.link.ifindex)
+    tree = None if actual is None else actual.tree
+    what, who = (drift[0] if len(drift) == 1 else f"{len(drift)} parts of it were changed"), REMEDY[FaultReason.FIGHT]
+    if tree is None:
+        what = "its root qdisc was removed"
+    elif is_whole(tree) and tree.rate_bps != wanted.rate_bps:
+        what = f"set to {format_rate(tree.rate_bps)} instead of {format_rate(wanted.rate_bps)}"
+        who = f"another limiterd? {who}"
+    return f"{name}: the limit was undone {count} times within a minute ({what}); {who}"
 
 
 def _watch_bypass(context: StepContext, limit_state: LimitState) -> None:
@@ -481,6 +507,7 @@ def drop(context: StepContext, limit_state: LimitState) -> None:
     context.state.limit_states.pop(limit_state.link.name, None)
     context.state.replaced.pop(key_of(limit_state.link), None)
     context.state.journal_dirty = True
+    mind_foreign(context, limit_state.link)
 
 
 _DRIVERS: Final[dict[Stage, Callable[[StepContext, LimitState], None]]] = {

@@ -21,6 +21,7 @@ from limiterd.core.enforcement import (
     begin_release,
     fail,
     impose,
+    mind_foreign,
     override_key,
     refresh,
     strikes_of,
@@ -44,7 +45,6 @@ from limiterd.core.model import (
     Leaf,
     Link,
     Now,
-    PolicyMode,
     ReleaseReason,
     RootQdisc,
     Rules,
@@ -191,7 +191,7 @@ def _take_tc(context: StepContext, ifindex: int, actual: TcActual) -> None:
     before = state.tc.get(ifindex)
     state.tc[ifindex] = actual
     limit_state = state.limit_states.get(link.name)
-    _mind_foreign(context, link, actual)
+    mind_foreign(context, link)
     if limit_state is None:
         if actual.ours:
             orphan_tree(context, link, actual)
@@ -214,20 +214,6 @@ def _take_tc(context: StepContext, ifindex: int, actual: TcActual) -> None:
     if limit_state.stage is Stage.STANDING and limit_state.tree_standing is not None and applies is not None:
         quiet_rate_ppm = applies.policy.release.quiet_rate_ppm
         limit_state.quiet.read(actual.stats, context.now.boot_ns, limit_state.tree_standing.rate_bps, quiet_rate_ppm)
-
-
-def _mind_foreign(context: StepContext, link: Link, actual: TcActual) -> None:
-    """A foreign root where a limit may become due, and foreign objects inside our tree, are warnings before they hurt."""
-    applies = context.state.effective.get(link.name)
-    root = actual.foreign_root
-    enforcing = applies is not None and applies.policy.mode is PolicyMode.ENFORCE
-    found = {}
-    if root is not None and enforcing:
-        found["root"] = f"{link.name}: the foreign root qdisc {root.kind} {root.handle >> 16:x}: is in the way of a limit"
-    if actual.foreign:
-        found["inside"] = f"{link.name}: foreign objects inside the limit: {', '.join(actual.foreign)}; they go when it goes"
-    for place in ("root", "inside"):
-        context.warn(link.name, place, FaultReason.FOREIGN_QDISC, found.get(place))
 
 
 # ---- verdicts ------------------------------------------------------------------------------------

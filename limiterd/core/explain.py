@@ -165,10 +165,7 @@ _REMEDIES: Final[Mapping[FaultReason, tuple[str, ...]]] = {
     FaultReason.FOREIGN_QDISC: (
         "see what it is: tc -s qdisc show dev {link}",
         "if nobody needs it: tc qdisc del dev {link} root",
-        (
-            'if it is needed: take the link out of the policy (interfaces: [..., "!{link}"]), or let the policy replace a single '
-            "qdisc, and put it back, for the time of a limit (foreign_qdisc: takeover); then: limiterctl reload"
-        ),
+        'if it is needed: take the link out of the policy (interfaces: [..., "!{link}"]); then: limiterctl reload',
     ),
     FaultReason.PERMISSION: (
         "give the daemon CAP_NET_ADMIN: AmbientCapabilities and CapabilityBoundingSet in its unit",

@@ -33,7 +33,7 @@ _ADDS: Final = frozenset({ActionKind.ADD_ROOT, ActionKind.ADD_LEAF, ActionKind.A
 REMEDY: Final = {
     FaultReason.PERMISSION: "grant the daemon CAP_NET_ADMIN",
     FaultReason.MISSING_MODULE: "load the kernel's sch_htb and cls_u32 modules",
-    FaultReason.FOREIGN_QDISC: "remove the foreign root qdisc, or set foreign_qdisc: takeover",
+    FaultReason.FOREIGN_QDISC: "somebody else has just set a root qdisc: tc -s qdisc show",
     FaultReason.NO_ANSWER: "look for a process that holds the kernel's RTNL lock",
     FaultReason.BYPASS: "find out what sends around the limit",
     FaultReason.FIGHT: "find out who else changes tc on this link",

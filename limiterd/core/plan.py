@@ -62,12 +62,14 @@ class Plan:
     drift: tuple[str, ...] = ()
 
 
-def plan(link: Link, wanted: TcTree | None, actual: TcActual | None, replaced: RootQdisc | None, *, takeover: bool) -> Plan:
+def plan(
+    link: Link, wanted: TcTree | None, actual: TcActual | None, replaced: RootQdisc | None, *, takeover: bool, stood: bool = False
+) -> Plan:
     """The steps from `actual` to `wanted` on one link; wanted None: our tree goes, and `saved` comes back.
 
     actual None means that the link is gone: nothing to do. A foreign root is an obstacle unless `takeover` allows to
-    replace it and it can be restored exactly; where a limit of ours stood before, the caller passes takeover=False or
-    the `saved` of the first takeover: a second foreign root is not taken. No actions and no obstacle for wanted None
+    replace it and it can be restored exactly. Where a limit of ours `stood` before, or `replaced` is another root, the
+    foreign one was put in its place and is not taken. No actions and no obstacle for wanted None
     means done: `saved` has served then, whatever root now stands.
     """
     if actual is None:
@@ -80,7 +82,7 @@ def plan(link: Link, wanted: TcTree | None, actual: TcActual | None, replaced: R
         drift = differences(wanted, actual)
         steps = _repairs(wanted, actual.tree, actual.classes_with_children, _handles(actual.tree)) if drift else ()
         return Plan(_actions(link, steps), drift=drift)
-    blocker = _blocker(actual.foreign_root, replaced, takeover=takeover)
+    blocker = root_blocker(link.name, actual.foreign_root, replaced, takeover=takeover, stood=stood)
     if blocker:
         return Plan(blocker=(FaultReason.FOREIGN_QDISC, f"{link.name}: {blocker}"), drift=differences(wanted, actual))
     steps = (*_taking(actual.foreign_root), *_install(wanted))
@@ -214,18 +216,17 @@ def _taking(foreign: RootQdisc | None) -> Iterator[Step]:
         yield ActionKind.DELETE_ROOT, foreign.handle
 
 
-def _blocker(foreign: RootQdisc | None, replaced: RootQdisc | None, *, takeover: bool) -> str:
-    """Why a foreign root is left alone; "" where there is none, or it may be taken over."""
+def root_blocker(name: str, foreign: RootQdisc | None, replaced: RootQdisc | None, *, takeover: bool, stood: bool) -> str:
+    """Why a foreign root is left alone, and what to do; "" where there is none, or it may be taken over."""
     if foreign is None:
         return ""
-    found = f"{foreign.kind} {name_of(foreign.handle)}" + (f" ({foreign.detail})" if foreign.detail else "")
-    if not takeover:
-        return f"root qdisc {found} is not limiterd's; remove it, or set foreign_qdisc: takeover"
+    found = f"root qdisc {foreign.kind} {name_of(foreign.handle)}" + (f" ({foreign.detail})" if foreign.detail else "")
+    remove = f"remove it: tc qdisc del dev {name} root"
+    if stood or (takeover and replaced is not None and replaced != foreign):
+        return f"{found} was put in the place of limiterd's; {remove}"
     if foreign.has_children or foreign.kind not in RESTORABLE:
-        return f"root qdisc {found} could not be restored exactly and is left alone; remove it by hand"
-    if replaced is not None and replaced != foreign:
-        return f"root qdisc {found} was put in the place of limiterd's; remove it by hand"
-    return ""
+        return f"{found} is not limiterd's and could not be restored exactly; {remove}"
+    return "" if takeover else f"{found} is not limiterd's; {remove}, or set foreign_qdisc: takeover and reload"
 
 
 @lru_cache(maxsize=256)

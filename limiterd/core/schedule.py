@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from limiterd.core.adoption import reconsider_left
-from limiterd.core.enforcement import lift_cause, override_key, reconsider
+from limiterd.core.enforcement import lift_cause, mind_foreign, override_key, reconsider
 from limiterd.core.limit_state import Stage
 from limiterd.core.model import DAY, HOUR, EpochReason, EventKind, Link, Now, ReleaseReason, Rules
 from limiterd.core.policy import (
@@ -130,6 +130,7 @@ def reevaluate(context: StepContext, link: Link) -> None:
         return
     put_under(context, link, before, now_applies)
     tell_override(context, link, before, now_applies)
+    mind_foreign(context, link)
     limit_state = state.limit_states.get(link.name)
     if limit_state is not None and limit_state.stage is Stage.LEFT:
         reconsider_left(context, limit_state)

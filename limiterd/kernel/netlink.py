@@ -80,6 +80,8 @@ _MESSAGES_A_SEND: Final = 64
 """All acks of a sendmsg are queued before the first is read: with about 1 KiB each this stays far inside the smallest
 usual receive buffer, and is several times the longest plan for one link."""
 _DUMP_TRIES: Final = 8
+_DUMPED: Final = {18: "the links", 38: "the qdiscs", 42: "the classes", 46: "the filters", 94: "the counters"}
+"""What a dump is of: RTM_GETLINK, GETQDISC, GETTCLASS, GETTFILTER, GETSTATS."""
 _ELSEWHERE: Final = "EXDEV"
 _WHOLE: Final = int(socket.MSG_TRUNC)
 """A datagram's own length is told, though it did not fit."""
@@ -375,7 +377,9 @@ class NetlinkSocket:
                 raise fault(f"netlink dump of type {kind}", code, text, operation=operation)
             if not interrupted:
                 return found
-        raise fault(f"netlink dump of type {kind}, {_DUMP_TRIES} times interrupted", errno.EINTR, operation=operation)
+        what = _DUMPED.get(kind, f"the objects of type {kind}")
+        text = f"{what} changed during each of {_DUMP_TRIES} readings, so none is whole; they are read again"
+        raise EnvironmentFault(text, operation=operation, errno_name=errno_name(errno.EINTR))
 
     def receive(self, *, operation: str = "events") -> list[Frame]:
         """The messages of one waiting datagram, [] when none waits. Never blocks.

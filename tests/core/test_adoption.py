@@ -308,3 +308,73 @@ def test_over_a_restart_it_still_never_stood() -> None:
     world.run(1)
     assert world.told(EventKind.RELEASED)
     assert world.root() == "pfifo 5:"
+
+
+# ---- foreign roots -------------------------------------------------------------------------------
+
+
+def faults(world: World) -> str:
+    """All fault and warning texts."""
+    return " | ".join(fault.message for fault in build(world.frame()).faults)
+
+
+def test_advice_on_a_root_in_the_place_of_ours_works_and_names_no_setting() -> None:
+    """The limit's root was replaced: takeover would not help and is not advised; the command that is advised does."""
+    world = limited()
+    world.boot()
+    for takeover in ("refuse", "takeover"):
+        world.reload(rules_of(replace(POLICY, foreign_qdisc=type(POLICY.foreign_qdisc)(takeover))))
+        world.kernel.links[2].htb = None
+        world.kernel.links[2].root = PFIFO
+        world.touch()
+        world.run(2)
+        assert "was put in the place of limiterd's; remove it: tc qdisc del dev eth0 root" in faults(world)
+        assert "takeover" not in faults(world)
+        world.kernel.links[2].root = None
+        world.touch()
+        world.run(0.2)
+        assert world.view().phase is Phase.LIMITED
+        assert not faults(world)
+
+
+def test_takeover_that_will_work_is_no_warning() -> None:
+    """A root that can be taken over and restored is nothing to warn of; one that cannot, is."""
+    takeover = replace(POLICY, foreign_qdisc=type(POLICY.foreign_qdisc)("takeover"))
+    world = World(rules_of(takeover))
+    world.kernel.links[2].root = PFIFO
+    world.touch()
+    world.run(0.2)
+    assert not faults(world)
+    world.kernel.links[2].root = RootQdisc("prio", 0x50000, has_children=True)
+    world.touch()
+    world.run(0.2)
+    assert "could not be restored exactly; remove it: tc qdisc del dev eth0 root" in faults(world)
+
+
+def test_the_warning_follows_the_policy_and_back() -> None:
+    """In fault for a foreign root, observed for a while, enforced again: the warning is there at once."""
+    world = World()
+    world.kernel.links[2].root = PFIFO
+    world.fire()
+    world.kernel.offer(2, 0)
+    world.reload(rules_of(observing()))
+    world.run(1)
+    assert not faults(world)
+    world.reload(rules_of())
+    assert "is not limiterd's; remove it: tc qdisc del dev eth0 root, or set foreign_qdisc: takeover and reload" in faults(world)
+
+
+def test_a_fight_with_another_limiterd_is_one_sentence() -> None:
+    """Somebody sets our classes to another rate again and again: both rates, and a guess who it is."""
+    world = limited()
+    world.boot()
+    for _ in range(8):
+        htb = world.kernel.links[2].htb
+        assert htb is not None
+        for classid, item in htb.classes.items():
+            htb.classes[classid] = replace(item, rate_bps=10**12 if classid == 0x1D1D0001 else item.rate_bps, ceil_bps=10**12)
+        world.touch()
+        world.run(0.2)
+    text = faults(world)
+    assert "(set to 1 Tbit/s instead of 20 Mbit/s); another limiterd?" in text or "(set to 1tbit instead of 20mbit)" in text
+    assert "wanted" not in text

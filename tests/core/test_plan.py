@@ -506,7 +506,7 @@ def test_a_root_that_changed_since_it_was_saved_is_not_deleted() -> None:
     [
         (
             RootQdisc("prio", 0x10000, b"", has_children=True, detail="with class 1:1"),
-            "prio 1: (with class 1:1) could not be restored",
+            "prio 1: (with class 1:1) is not limiterd's and could not be restored",
         ),
         (RootQdisc("tbf", 0x10000, b"", has_children=True, detail="with child qdisc pfifo 2:"), "could not be restored"),
         (RootQdisc("cake", 0x10000), "could not be restored"),
