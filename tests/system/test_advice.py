@@ -67,8 +67,11 @@ def test_a_root_before_ours(pair: Pair, tmp_path: Path) -> None:
 def test_a_root_that_cannot_be_restored(pair: Pair, tmp_path: Path) -> None:
     """Classes under it: takeover does not help, so it is not advised; the command does."""
     with rig(pair.near.namespace, tmp_path, f"{FAST}, foreign_qdisc: takeover") as daemon:
-        run(daemon.namespace, "tc qdisc add dev eth0 root handle 5: htb default 1".split())
-        run(daemon.namespace, "tc class add dev eth0 parent 5: classid 5:1 htb rate 1gbit quantum 1514".split())
+        run(daemon.namespace, ["tc", "qdisc", "add", "dev", "eth0", "root", "handle", "5:", "htb", "default", "1"])
+        run(
+            daemon.namespace,
+            ["tc", "class", "add", "dev", "eth0", "parent", "5:", "classid", "5:1", "htb", "rate", "1gbit", "quantum", "1514"],
+        )
         daemon.start()
         wait_for(lambda: daemon.status()["faults"], "the warning")
         assert "takeover" not in advice(daemon)
