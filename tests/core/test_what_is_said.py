@@ -46,7 +46,7 @@ def test_a_links_keys_and_what_they_hold() -> None:
     world.run(1, {"eth0": 50 * MBIT})
     rows: Any = document(build(world.frame()))["links"]
     (row,) = rows
-    assert list(row) == LINK
+    assert set(LINK) <= set(row)  # fields may be added, not renamed
     assert (row["interface"], row["ifindex"], row["policy"], row["mode"], row["phase"]) == (
         "eth0",
         2,

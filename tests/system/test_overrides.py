@@ -181,7 +181,7 @@ def test_a_refused_record_changes_nothing(pair: Pair, tmp_path: Path) -> None:
         past = daemon.ctl(*add, "--exempt", "--until", "2020-01-01", check=False)
         assert (past.returncode, "is past already" in past.stderr) == (EXIT_USAGE, True)
         odd = daemon.ctl(*add[:3], "an id", *add[4:], "--exempt", "--until", "1h", check=False)
-        assert (odd.returncode, odd.stderr.startswith("limiterctl: id: 'an id' is not an id")) == (EXIT_USAGE, True)
+        assert (odd.returncode, "'an id' is not an id" in odd.stderr) == (EXIT_USAGE, True)
         clash = daemon.ctl(*add, "--limit", "100mbit", "--until", "1h", check=False)
         assert (clash.returncode, "not below the threshold" in clash.stderr) == (EXIT_FAILED, True)
         own = daemon.state / "overrides.d"
