@@ -35,11 +35,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     settle()
     try:
         arguments = parser().parse_args(argv)
+        if arguments.keep_decisions and not arguments.cleanup:
+            parser().error("--keep-decisions goes with --cleanup")
     except SystemExit as ended:  # help, or a usage error
         os._exit(int(ended.code or EXIT_DONE) or (EXIT_DONE if _flushed() else EXIT_FAILED))
     faulthandler.enable(2)
     try:
-        status = _run(arguments.config, check=arguments.check, cleanup=arguments.cleanup)
+        status = _run(arguments.config, check=arguments.check, cleanup=arguments.cleanup, keep_decisions=arguments.keep_decisions)
     except ConfigError as error:
         _say(str(error))
         status = EXIT_CONFIG
@@ -78,7 +80,7 @@ def _say(text: str) -> None:
     sys.stderr.write("".join(f"{priority}{line}\n" for line in text.splitlines()))
 
 
-def _run(path: str, *, check: bool, cleanup: bool) -> int:
+def _run(path: str, *, check: bool, cleanup: bool, keep_decisions: bool) -> int:
     from limiterd.config import load as config  # noqa: PLC0415 - a usage error needs no YAML
     from limiterd.daemon.host import CAP_NET_ADMIN, has_capability, hostname  # noqa: PLC0415 - likewise
 
@@ -88,7 +90,7 @@ def _run(path: str, *, check: bool, cleanup: bool) -> int:
     if cleanup:
         from limiterd.daemon.cleanup import clean_up  # noqa: PLC0415 - a command of its own
 
-        return clean_up(path)
+        return clean_up(path, keep_decisions=keep_decisions)
     loaded = config.load_all(path, host=hostname())
     if check:
         for line in (*loaded.notes, *map(str, loaded.damaged)):

@@ -2,11 +2,13 @@
 
 Used when the package is removed. It goes the way of every release (raise the rate, let the queue drain, remove, restore
 what a takeover saved), driven by the same engine with a configuration that watches nothing. Beside a running daemon
-nothing is done: it would put its limits back. Decisions stay on record: a daemon that starts again puts their limits back.
+nothing is done: it would put its limits back. What was done is printed, and is in the audit trail. The decisions are forgotten;
+with --keep-decisions they stay on record, and a daemon that starts again puts their limits back.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,8 +18,18 @@ from pathlib import Path
 from limiterd.config import load as config
 from limiterd.core import engine
 from limiterd.core.errors import EXIT_DONE, EXIT_FAILED, ConfigError, EnvironmentFault
-from limiterd.core.model import Config, Event, EventKind, Journal, Rules, Snapshot, StateConfig
-from limiterd.core.state import Inputs, State
+from limiterd.core.model import (
+    Config,
+    Event,
+    EventKind,
+    Journal,
+    PendingRelease,
+    ReleaseReason,
+    Rules,
+    Snapshot,
+    StateConfig,
+)
+from limiterd.core.state import Inputs, State, pending_release
 from limiterd.daemon.event_log import sentence
 from limiterd.daemon.executor import Executor
 from limiterd.daemon.host import hostname
@@ -27,10 +39,13 @@ from limiterd.kernel.links import LinkTable
 from limiterd.kernel.netlink import boottime_ns
 from limiterd.kernel.tc import TcKernel
 from limiterd.serve.unix_listener import is_owned
+from limiterd.store.audit import AuditTrail
 from limiterd.store.journal import FILE_NAME, JournalStore
 
 _LONGEST_NS = 10_000_000_000
 _PAUSE_S = 0.05
+_TRAIL_S = 2.0
+BY = "limiterd --cleanup"
 
 
 def _settings(path: str) -> Config:
@@ -46,25 +61,67 @@ def _say(text: str) -> None:
     sys.stderr.write(f"limiterd: {text}\n")
 
 
-def _forget_saved(directory: Path, store: JournalStore, kept: Journal, state: State) -> None:
-    """Take what was restored out of the journal, or a later release would restore it once more; its owner stays the daemon."""
-    left = state.journal().replaced
-    if left == kept.replaced:
+def _save(directory: Path, store: JournalStore, kept: Journal, state: State, *, keep_decisions: bool) -> None:
+    """Put on record what is left: decisions that are kept, or else releases that could not be finished."""
+    decisions = kept.decisions if keep_decisions else ()
+    unfinished = () if keep_decisions else tuple(map(pending_release, state.limit_states.values()))
+    left = replace(kept, decisions=decisions, releases=unfinished, replaced=state.journal().replaced)
+    if left == kept:
         return
     try:
-        store.save_now(replace(kept, replaced=left))
+        store.save_now(left)
     except EnvironmentFault as error:
-        _say(f"{directory / FILE_NAME} still names root qdiscs that are restored: {error}")
+        _say(f"{directory / FILE_NAME} still says what was before: {error}")
 
 
-def _tell(events: Sequence[Event]) -> None:
-    for event in events:
-        if event.kind is not EventKind.EPOCH:
-            sys.stdout.write(f"{event.interface}: {sentence(event)[1]}\n")
+def _record(directory: Path, events: Sequence[Event]) -> None:
+    """Print what was done, and put it into the audit trail as the trail's owner, whose new files must stay the daemon's."""
+    shown = [(event, sentence(event)[1]) for event in events if event.kind is not EventKind.EPOCH]
+    for event, text in shown:
+        sys.stdout.write(f"{event.interface}: {text}\n")
+    if not shown or not directory.is_dir():
+        return
+    trail = None
+    try:
+        owner = directory.stat()
+        if os.geteuid() != owner.st_uid:
+            os.setegid(owner.st_gid)
+            os.seteuid(owner.st_uid)
+        trail = AuditTrail(directory, name="audit")
+        for event, text in shown:
+            trail.append(event.kind, event.interface, {"text": text, "reason": str(event.reason), **event.detail})
+        trail.wait(_TRAIL_S)
+    except (OSError, EnvironmentFault) as error:
+        _say(f"the audit trail in {directory} does not have it: {error}")
+    finally:
+        if trail is not None:
+            trail.close(_TRAIL_S)
 
 
-def clean_up(path: str) -> int:
-    """Lift every limit of ours; 0 when none is left, 1 when one could not be removed in time, or where a daemon runs."""
+def _by_hand(event: Event) -> Event:
+    """The event with who did it."""
+    return replace(event, detail={**event.detail, "by": BY})
+
+
+def _releases(kept: Journal) -> tuple[PendingRelease, ...]:
+    """Every decision as a release that was decided; those that an earlier run did not finish among them."""
+    return (*kept.releases, *(PendingRelease(d.interface, d.mac, ReleaseReason.OPERATOR, d) for d in kept.decisions))
+
+
+def _forgotten(state: State) -> list[Event]:
+    """What is told of decisions whose links are not there."""
+    now_ns = boottime_ns()
+    return [
+        Event(EventKind.RELEASED, now_ns, release.interface, ReleaseReason.OPERATOR, detail={"absent": True})
+        for release in state.releases.values()
+    ]
+
+
+def clean_up(path: str, *, keep_decisions: bool) -> int:
+    """Lift every limit of ours, and forget their decisions unless they are to be kept.
+
+    0 when none is left, 1 when one could not be removed in time. Raises EnvironmentFault where a daemon runs.
+    """
     settings = _settings(path)
     mark = InstanceMark(settings.control.socket, (settings.state.directory, StateConfig().directory))
     mark.take()  # held to the end of the process: no daemon starts meanwhile
@@ -78,7 +135,9 @@ def clean_up(path: str) -> int:
     for trouble in troubles:
         _say(trouble)
     table, tc = LinkTable(), TcKernel()
-    state = engine.start(rules, Journal(replaced=kept.replaced), tc.abilities(), clocks())
+    state = engine.start(
+        rules, Journal(replaced=kept.replaced, releases=_releases(kept), same_boot=kept.same_boot), tc.abilities(), clocks()
+    )
     told: list[Event] = []
     executor = Executor(tc, clocks, told.extend, lambda _: None, lambda _: None)
     until_ns = boottime_ns() + _LONGEST_NS
@@ -89,8 +148,9 @@ def clean_up(path: str) -> int:
         executor.reconcile(
             state, rules, executor.read_now(frozenset(limit_state.link.ifindex for limit_state in state.limit_states.values()))
         )
-    _tell(told)
-    _forget_saved(Path(settings.state.directory), store, kept, state)
+    told += [] if keep_decisions else _forgotten(state)
+    _save(Path(settings.state.directory), store, kept, state, keep_decisions=keep_decisions)
+    _record(Path(settings.state.directory), [_by_hand(event) for event in told])
     for limit_state in state.limit_states.values():
         why = limit_state.blocker.message if limit_state.blocker is not None else "its queue does not drain"
         _say(f"{limit_state.link.name}: the limit could not be removed: {why}")

@@ -24,5 +24,10 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="remove all limits that limiterd left in this network namespace, and exit; no daemon may be running",
     )
+    made.add_argument(
+        "--keep-decisions",
+        action="store_true",
+        help="with --cleanup: leave the decisions on record, so that a later start puts their limits back",
+    )
     made.add_argument("--version", action="version", version=f"limiterd {__version__}")
     return made

@@ -105,7 +105,7 @@ def _noted(event: Event) -> str:
 def _why_released(event: Event) -> str:
     return {
         "override": "lifted by an override",
-        "operator": "released by an operator",
+        "operator": f"released{_who(event)}",
         "demand_ended": "demand has ended",
         "max_hold": "the longest hold is over and demand has ended",
         "policy": "no policy asks for it any more",

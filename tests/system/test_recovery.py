@@ -177,9 +177,9 @@ def test_second_instance_refuses(pair: Pair, tmp_path: Path) -> None:
         assert first.phase() == "conforming"
 
 
-def cleaned_up(daemon: Rig, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+def cleaned_up(daemon: Rig, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run limiterd --cleanup beside it."""
-    command = [sys.executable, "-m", "limiterd.daemon", "--cleanup", "--config", str(daemon.config)]
+    command = [sys.executable, "-m", "limiterd.daemon", "--cleanup", *more, "--config", str(daemon.config)]
     return run(daemon.namespace, command, check=check)
 
 
@@ -195,6 +195,23 @@ def test_cleanup_without_a_daemon(pair: Pair, tmp_path: Path) -> None:
         assert cleaned_up(daemon).stdout == "no limit of limiterd is in force in this network namespace\n"
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_cleanup_says_audits_and_forgets(pair: Pair, tmp_path: Path, *, keep: bool) -> None:
+    """A healthy limit is told as released, by whom and since when, in the trail too; a start knows it only if it was kept."""
+    with rig(pair.near.namespace, tmp_path, FAST) as daemon:
+        before = daemon.root()
+        daemon.start()
+        limited(daemon)
+        daemon.stop()
+        said = cleaned_up(daemon, *["--keep-decisions"] * keep).stdout
+        assert said.startswith("eth0: full rate again: released by limiterd --cleanup; limited since ")
+        assert daemon.root() == before
+        assert "released by limiterd --cleanup" in daemon.ctl("history", "eth0", "--json").stdout
+        daemon.start()
+        daemon.wait_phase("limited" if keep else "conforming")
+        assert daemon.ask("history.verify")["intact"] is True
+
+
 def test_cleanup_beside_a_daemon_is_refused(pair: Pair, tmp_path: Path) -> None:
     """A running daemon would put its limits back: --cleanup says so, exits 1 and touches nothing."""
     with rig(pair.near.namespace, tmp_path, FAST) as daemon:
@@ -208,7 +225,7 @@ def test_cleanup_beside_a_daemon_is_refused(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_cleanup_restores_a_saved_root_once(pair: Pair, tmp_path: Path) -> None:
-    """What --cleanup has restored is no longer on record; the journal keeps its owner, and the decision."""
+    """What --cleanup has restored is no longer on record; the journal keeps its owner."""
     with rig(pair.near.namespace, tmp_path, f"{FAST}, foreign_qdisc: takeover") as daemon:
         run(pair.near.namespace, ["tc", "qdisc", "add", "dev", "eth0", "root", "handle", "5:", "pfifo", "limit", "77"])
         daemon.start()
@@ -220,7 +237,7 @@ def test_cleanup_restores_a_saved_root_once(pair: Pair, tmp_path: Path) -> None:
         cleaned_up(daemon)
         assert daemon.root() == "pfifo 5:"
         kept, problems = journal.load()
-        assert (kept.replaced, problems, len(kept.decisions)) == ((), (), 1)
+        assert (kept.replaced, problems, kept.decisions, kept.releases) == ((), (), (), ())
         found = (daemon.state / "journal.json").stat()
         assert (found.st_uid, found.st_gid) == (owner.st_uid, owner.st_gid)
 
