@@ -216,6 +216,10 @@ WRONG = [
     ("sampling: {max_gap: 150ms}\n", "c.yaml:1:21: sampling.max_gap: max_gap 150ms is shorter than two intervals of 100ms"),
     ("sampling: {max_gap: 0s}\n", "'0s' is out of range; write more than 0"),
     (
+        "policies: [{name: a, interfaces: [eth0], counter_refresh: 3s}]\n",
+        "policies[0].counter_refresh: counter_refresh 3s must be shorter than sampling.max_gap 3s",
+    ),
+    (
         "sampling: {counter_refresh: 3s}\n",
         "c.yaml:1:29: sampling.counter_refresh: counter_refresh 3s must be shorter than max_gap",
     ),

@@ -71,6 +71,7 @@ WHILE_LIMITED: Final = {
     "shaped_backlog_bytes": "gauge",
 }
 SOMETIMES: Final = {
+    "interface_counter_refresh_seconds": "gauge",
     "limits_released_total": "counter",
     "kernel_errors_total": "counter",
     "faults": "gauge",

@@ -183,6 +183,17 @@ def _names_are_unique(_: Config, context: Context) -> None:
         first.setdefault(policy.name, place)
 
 
+def _refreshes_fit(config: Config, context: Context) -> None:
+    for number, policy in enumerate(config.policies):
+        path, refresh_ns, gap_ns = f"policies[{number}].counter_refresh", policy.counter_refresh_ns, config.sampling.max_gap_ns
+        if refresh_ns is not None and refresh_ns >= gap_ns and context.is_valid(path) and context.is_valid("sampling.max_gap"):
+            message = (
+                f"counter_refresh {exact_duration(refresh_ns)} must be shorter than sampling.max_gap {exact_duration(gap_ns)}; "
+                "shorten it, or lengthen max_gap"
+            )
+            context.problems.add(context.place_of(path), path, message)
+
+
 def _directories_differ(config: Config, context: Context) -> None:
     path = "overrides.directory"
     if posixpath.normpath(config.overrides.directory) == posixpath.normpath(f"{config.state.directory}/overrides.d"):
@@ -190,5 +201,5 @@ def _directories_differ(config: Config, context: Context) -> None:
         context.problems.add(context.place_of(path), path, message)
 
 
-ACROSS: Final = (_each_slice_holds_an_interval, _names_are_unique, _directories_differ)
+ACROSS: Final = (_each_slice_holds_an_interval, _names_are_unique, _refreshes_fit, _directories_differ)
 """Conditions between sections of a configuration."""

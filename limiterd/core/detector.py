@@ -18,12 +18,13 @@ alive: a link that sends nothing has none. Each sample enters and leaves each de
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd
 from typing import Final
 
+from limiterd.core.lazy_counter import LazyCounter
 from limiterd.core.meter import BIT_NS_PER_BYTE, Meter, rate_bps
 from limiterd.core.model import Detect, EpochReason, Firing, GuardMode, Link, Reason, Sampling, Snapshot
 from limiterd.core.units import NS_PER_SECOND, PPM
@@ -33,13 +34,15 @@ from limiterd.core.units import NS_PER_SECOND, PPM
 class Outcome:
     """What one snapshot led to. dropped counts samples of watched links that said nothing.
 
-    firings discarded the link's history; noted ones (the guard, where it only observes) reset the guard alone.
+    firings discarded the link's history; noted ones (the guard, where it only observes) reset the guard alone. paces are the
+    links of whose counters another refresh is known now.
     """
 
     firings: tuple[tuple[Link, Firing], ...] = ()
     noted: tuple[tuple[Link, Firing], ...] = ()
     epochs: tuple[tuple[Link, EpochReason], ...] = ()
     dropped: int = 0
+    paces: tuple[Link, ...] = ()
 
 
 _QUIET: Final = Outcome()
@@ -54,7 +57,7 @@ class Rule:
     """
 
     __slots__ = (
-        "burst", "detect", "fires", "floor_per_byte", "floor_per_ns", "guarded",
+        "burst", "detect", "fires", "floor_bps", "floor_per_byte", "floor_per_ns", "guarded",
         "per_byte", "per_ns", "slice_ns", "unit", "window_ns",
     )  # fmt: skip
 
@@ -66,6 +69,7 @@ class Rule:
         self.slice_ns = detect.slice_ns
         self.unit, self.per_byte, self.per_ns = _lowest_terms(BIT_NS_PER_BYTE, detect.threshold_bps)
         floor = detect.floor_ppm * detect.threshold_bps
+        self.floor_bps = floor // PPM
         _, self.floor_per_byte, self.floor_per_ns = _lowest_terms(PPM * BIT_NS_PER_BYTE, floor)
         self.guarded = detect.guard.mode is not GuardMode.OFF
         self.fires = detect.guard.mode is GuardMode.ENFORCE
@@ -253,21 +257,25 @@ class Detector:
         self._rules: dict[str, Rule] = {}
         self._shared: dict[Detect, Rule] = {}
         self._histories: dict[str, History] = {}
+        self._counters: dict[str, LazyCounter] = {}
         self._floor_bps: int | None = None
 
     def set_sampling(self, sampling: Sampling) -> None:
-        """Take over new sampling parameters; another max_gap is another rule: every link starts a fresh epoch."""
-        if sampling.max_gap_ns != self._meter.sampling.max_gap_ns:
-            self._histories.clear()
-            for name in self._meter.awake():
-                self._meter.open(name, EpochReason.RELOAD)
-        self._meter.sampling = sampling
+        """Take over new sampling parameters; another max_gap or counter_refresh is another rule: a fresh epoch where it holds."""
+        meter, all_ = self._meter, sampling.max_gap_ns != self._meter.sampling.max_gap_ns
+        before = {name: meter.refresh_ns(name) for name in meter.awake()}
+        meter.sample_by(sampling)
+        for name, refresh_ns in before.items():
+            if all_ or meter.refresh_ns(name) != refresh_ns:
+                self._histories.pop(name, None)
+                meter.open(name, EpochReason.RELOAD)
 
-    def watch(self, name: str, detect: Detect) -> None:
+    def watch(self, name: str, detect: Detect, refresh_ns: int | None = None) -> None:
         """Start watching a link, or change its parameters (a fresh epoch); the same parameters again change nothing.
 
-        Raises ValueError for parameters that are no rule.
+        refresh_ns is a counter_refresh of its own. Raises ValueError for parameters that are no rule.
         """
+        self._refresh(name, refresh_ns)
         known = self._rules.get(name)
         if known is not None and (known.detect is detect or known.detect == detect):
             return
@@ -280,10 +288,18 @@ class Detector:
         else:
             self._meter.open(name, EpochReason.RELOAD)
 
+    def _refresh(self, name: str, refresh_ns: int | None) -> None:
+        before = self._meter.refresh_ns(name)
+        self._meter.refresh_by(name, refresh_ns)
+        if self._meter.refresh_ns(name) != before and name in self._rules:
+            self._histories.pop(name, None)
+            self._meter.open(name, EpochReason.RELOAD)
+
     def forget(self, name: str) -> None:
         """Stop watching the link and forget it; watch() takes it up again as a new one."""
         self._meter.forget(name)
         self._histories.pop(name, None)
+        self._counters.pop(name, None)
         self._rules.pop(name, None)
         self._floor_bps = None
 
@@ -291,6 +307,8 @@ class Detector:
         """Leave the link's samples alone (it is limited, or its limit is due): no evidence, no epochs, until resume."""
         self._meter.rest(name)
         self._histories.pop(name, None)
+        if name in self._counters:
+            self._counters[name].rest()
 
     def resume(self, name: str, reason: EpochReason) -> None:
         """Judge the link again: its next kept sample is a fresh baseline, counted under this reason."""
@@ -305,10 +323,10 @@ class Detector:
         meter, histories = self._meter, self._histories
         reading = meter.read(snapshot, self._floor_bps, histories)
         t_ns = snapshot.t_ns
-        for link, _ in reading.epochs:
-            histories.pop(link.name, None)
+        self._discard(reading.epochs)
         firings: list[tuple[Link, Firing]] = []
         noted: list[tuple[Link, Firing]] = []
+        paces: list[Link] = []
         for link, tx_bytes, delta_ns, delta_bytes in reading.intervals:
             history = histories.get(link.name)
             if history is None:
@@ -316,6 +334,8 @@ class Detector:
                 if not rule.is_hot(delta_ns, delta_bytes):
                     continue
                 history = histories[link.name] = History(rule)
+            if self._is_paced(link.name, history.rule, (t_ns, tx_bytes), delta_ns, delta_bytes):
+                paces.append(link)
             firing = history.add((t_ns, tx_bytes), delta_ns, delta_bytes)
             if firing is None:
                 if not (history.trail or history.level):
@@ -325,9 +345,20 @@ class Detector:
                 del histories[link.name]
             else:
                 noted.append((link, firing))
-        if not (firings or noted or reading.epochs or reading.dropped):
+        if not (firings or noted or paces or reading.epochs or reading.dropped):
             return _QUIET
-        return Outcome(tuple(firings), tuple(noted), tuple(reading.epochs), reading.dropped)
+        return Outcome(tuple(firings), tuple(noted), tuple(reading.epochs), reading.dropped, tuple(paces))
+
+    def _discard(self, epochs: Iterable[tuple[Link, EpochReason]]) -> None:
+        for link, _ in epochs:
+            self._histories.pop(link.name, None)
+
+    def _is_paced(self, name: str, rule: Rule, sample: Sample, delta_ns: int, delta_bytes: int) -> bool:
+        """Whether this interval says something new of how often the link's counter is refreshed."""
+        if not rule.is_hot(delta_ns, delta_bytes):
+            return False
+        counter = self._counters.get(name) or self._counters.setdefault(name, LazyCounter())
+        return counter.hot(*sample, delta_ns, delta_bytes, rule.floor_bps)
 
     def pending(self) -> Mapping[str, int]:
         """Per link with a live candidate: the ns from the earliest one to the last kept sample."""
@@ -342,6 +373,15 @@ class Detector:
         samples = history.samples() if history is not None else ()
         last = self._meter.last(name)
         return samples or (() if last is None else (last,))
+
+    def refreshes(self) -> Mapping[str, int]:
+        """Per link how often its counter is refreshed, in ns, where that is known to be seldom."""
+        return {name: counter.refresh_ns for name, counter in self._counters.items() if counter.refresh_ns is not None}
+
+    def refresh_ns(self, name: str) -> tuple[int | None, int]:
+        """How often the link's counter is refreshed (None: not known to be seldom), and what counter_refresh holds for it."""
+        counter = self._counters.get(name)
+        return (None if counter is None else counter.refresh_ns), self._meter.refresh_ns(name)
 
     def counter(self, name: str) -> tuple[int, int] | None:
         """The link's (t_ns, tx_bytes) in the last snapshot, also while it rests; None where it had no such link."""

@@ -52,7 +52,7 @@ from limiterd.core.model import (
     TcActual,
 )
 from limiterd.core.policy import Effective
-from limiterd.core.schedule import set_schedule, take_rules, take_schedule
+from limiterd.core.schedule import mind_refresh, set_schedule, take_rules, take_schedule
 from limiterd.core.state import Inputs, Output, State, StepContext, key_of
 
 SAMPLES_SHOWN: Final = 128
@@ -226,6 +226,8 @@ def _take_verdicts(context: StepContext, snapshot: Snapshot) -> None:
     for link, reason in outcome.epochs:
         state.counters.epochs[reason] += 1
         context.tell(EventKind.EPOCH, link.name, reason)
+    for link in outcome.paces:
+        mind_refresh(context, link)
     for link, firing in outcome.firings:
         _respond(context, link, firing)
     for link, firing in outcome.noted:

@@ -177,6 +177,10 @@ _REMEDIES: Final[Mapping[FaultReason, tuple[str, ...]]] = {
         'stop the other hand, or take the link out of the policy (interfaces: [..., "!{link}"]); then: limiterctl reload',
     ),
     FaultReason.NO_ANSWER: ("look for a process that holds the kernel's network configuration lock for seconds: dmesg",),
+    FaultReason.LAZY_COUNTER: (
+        "set counter_refresh in the policy of {link} (or sampling.counter_refresh for all links) to the value above",
+        "see that the driver is what refreshes it: ethtool -i {link}; then: limiterctl reload",
+    ),
     FaultReason.BYPASS: (
         "see what stands in the tree: tc -s class show dev {link}; tc -s filter show dev {link} parent 1d1d:",
         "remove what others put there: tc filter del dev {link} parent 1d1d: prio PRIO; tc class del dev {link} classid ID",

@@ -35,6 +35,7 @@ REMEDY: Final = {
     FaultReason.MISSING_MODULE: "load the kernel's sch_htb and cls_u32 modules",
     FaultReason.FOREIGN_QDISC: "somebody else has just set a root qdisc: tc -s qdisc show",
     FaultReason.NO_ANSWER: "look for a process that holds the kernel's RTNL lock",
+    FaultReason.LAZY_COUNTER: "set counter_refresh",
     FaultReason.BYPASS: "find out what sends around the limit",
     FaultReason.FIGHT: "find out who else changes tc on this link",
     FaultReason.OTHER: "see the daemon's log",

@@ -86,6 +86,9 @@ class Meter:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
+        self._refresh_of: dict[str, int] = {}
+        self._refreshes_ns: list[int] = []
+        self._longest_refresh_ns = 0
         self.links: tuple[Link, ...] = ()
         self.times_ns: list[int] = []
         self.counters: Sequence[int] = ()
@@ -100,9 +103,28 @@ class Meter:
         self._packed_counters = PackedCounters(0, ())
         self._t_ns = 0
 
+    def sample_by(self, sampling: Sampling) -> None:
+        """Read by these parameters from the next snapshot on."""
+        self.sampling = sampling
+        self._source = None
+
     def watch(self, name: str) -> None:
         """Take the link into the columns; its first sample opens an epoch."""
         self._watched.add(name)
+        self._source = None
+
+    def refresh_ns(self, name: str) -> int:
+        """How long a counter of this link that does not move is no sample."""
+        return self._refresh_of.get(name, self.sampling.counter_refresh_ns)
+
+    def refresh_by(self, name: str, refresh_ns: int | None) -> None:
+        """Let the link have a counter_refresh of its own; None: that of all."""
+        if refresh_ns == self._refresh_of.get(name):
+            return
+        if refresh_ns is None:
+            self._refresh_of.pop(name, None)
+        else:
+            self._refresh_of[name] = refresh_ns
         self._source = None
 
     def forget(self, name: str) -> None:
@@ -111,6 +133,7 @@ class Meter:
         self._resting.discard(name)
         self._due.pop(name, None)
         self._away.pop(name, None)
+        self._refresh_of.pop(name, None)
         if self.positions.pop(name, None) is not None:
             self._source = None
 
@@ -154,7 +177,7 @@ class Meter:
         t_ns, times_before, before = snapshot.t_ns, self.times_ns, self.counters
         now = snapshot.tx_bytes
         picked = self._picked(now, t_ns - self._t_ns, floor_bps, wanted)
-        times = self._times_kept(t_ns, now) if self.sampling.counter_refresh_ns else [t_ns] * len(now)
+        times = self._times_kept(t_ns, now) if self._longest_refresh_ns else [t_ns] * len(now)
         intervals: list[Interval] = []
         epochs: list[tuple[Link, EpochReason]] = []
         repeated: list[int] = []
@@ -181,7 +204,7 @@ class Meter:
             self._packed_counters.take(now)
         self._t_ns, self.times_ns, self.counters, self._returned = t_ns, times, now, ()
         dropped = len(repeated)
-        if sampling.counter_refresh_ns:
+        if self._longest_refresh_ns:
             dropped += self._unrefreshed()
         return Reading(intervals, epochs, dropped)
 
@@ -191,7 +214,7 @@ class Meter:
         if sampling.max_plausible_bps:
             floor_bps = min(floor_bps, sampling.max_plausible_bps)
         hits = self._packed_counters.take(now, floor_bps * max(0, elapsed_ns) // BIT_NS_PER_BYTE)
-        if hits is None or not 0 < elapsed_ns <= sampling.max_gap_ns - sampling.counter_refresh_ns:
+        if hits is None or not 0 < elapsed_ns <= sampling.max_gap_ns - self._longest_refresh_ns:
             return self._all
         if not (wanted or self._due or self._returned):
             return hits
@@ -202,10 +225,9 @@ class Meter:
 
     def _times_kept(self, t_ns: int, now: Sequence[int]) -> list[int]:
         """The stamps of the last kept samples, as far as no epoch opens, where counters may be late."""
-        refresh_ns = self.sampling.counter_refresh_ns
         return [
             t_ns if counter != kept or t_ns - kept_ns >= refresh_ns else kept_ns
-            for counter, kept, kept_ns in zip(now, self.counters, self.times_ns, strict=True)
+            for counter, kept, kept_ns, refresh_ns in zip(now, self.counters, self.times_ns, self._refreshes_ns, strict=True)
         ]
 
     def _unrefreshed(self) -> int:
@@ -233,6 +255,8 @@ class Meter:
         self.links = self._source = links
         self.times_ns, self.counters, self._returned = times, counters, tuple(returned)
         self.positions, self._all = where, tuple(where.values())
+        self._refreshes_ns = [self.refresh_ns(link.name) for link in links]
+        self._longest_refresh_ns = max((self._refreshes_ns[i] for i in self._all), default=0)
         self._packed_counters = PackedCounters(len(links), self._all)
         self._packed_counters.take(counters)
 

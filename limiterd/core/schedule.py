@@ -10,8 +10,9 @@ from typing import Final
 
 from limiterd.core.adoption import reconsider_left
 from limiterd.core.enforcement import lift_cause, mind_foreign, override_key, reconsider
+from limiterd.core.lazy_counter import advice
 from limiterd.core.limit_state import Stage
-from limiterd.core.model import DAY, HOUR, EpochReason, EventKind, Link, Now, ReleaseReason, Rules
+from limiterd.core.model import DAY, HOUR, EpochReason, EventKind, FaultReason, Link, Now, ReleaseReason, Rules
 from limiterd.core.policy import (
     Effective,
     OverrideState,
@@ -35,8 +36,21 @@ def take_rules(context: StepContext, rules: Rules) -> None:
     if rules.config.sampling != before.config.sampling:
         state.detector.set_sampling(rules.config.sampling)
     _reevaluate(context)
+    for name in state.detector.refreshes():
+        if name in state.by_name:
+            mind_refresh(context, state.by_name[name])
     _skip_notices(context, before)
     set_schedule(state, context.now)
+
+
+def mind_refresh(context: StepContext, link: Link) -> None:
+    """A counter that is refreshed more seldom than the rules allow for is a warning."""
+    state = context.state
+    refresh_ns, allowed_ns = state.detector.refresh_ns(link.name)
+    text = None
+    if refresh_ns is not None and refresh_ns > allowed_ns:
+        text = f"{link.name}: {advice(refresh_ns, state.rules.config.sampling.max_gap_ns)}"
+    context.warn(link.name, "counter", FaultReason.LAZY_COUNTER, text)
 
 
 def _skip_notices(context: StepContext, before: Rules) -> None:
@@ -158,7 +172,7 @@ def put_under(context: StepContext, link: Link, before: Effective | None, after:
         state.detector.forget(name)
         return
     state.effective[name] = after
-    state.detector.watch(name, after.detect)
+    state.detector.watch(name, after.detect, after.policy.counter_refresh_ns)
     if any(one is not None and (one.exempt or override_key(one)) for one in (before, after)):
         state.journal_dirty |= state.strike_records.pop(key_of(link), None) is not None
     if before is not None and name not in state.limit_states and _starts_afresh(before, after):

@@ -100,6 +100,7 @@ class StatusSnapshot:
     around: DaemonInfo
     absent_limits: tuple[Decision, ...] = ()
     altnames: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    refreshes: Mapping[str, int] = field(default_factory=dict)
 
 
 def _view(state: State, limit_state: LimitState, pending: Mapping[str, int]) -> LimitStateView:
@@ -167,6 +168,7 @@ def frame(state: State, now: Now, newest: Snapshot | None, oldest: Snapshot | No
         counters=totals,
         around=around,
         absent_limits=tuple(state.absent_limits.values()),
+        refreshes=state.detector.refreshes(),
         altnames={name: state.by_name[name].altnames for name in set(state.canonical.values())},
     )
 
@@ -228,6 +230,7 @@ def _link_view(shot: StatusSnapshot, link: Link, rate: tuple[int, int]) -> LinkV
         rate_bps=rate[0],
         tx_bytes=rate[1],
         altnames=link.altnames,
+        counter_refresh_ns=shot.refreshes.get(link.name),
         pending_ns=pending_ns,
         limit_bps=held.limit_bps if held is not None else None,
         limit_wanted_bps=held.limit_wanted_bps if held is not None else None,
@@ -357,6 +360,7 @@ def link_document(view: LinkView) -> dict[str, object]:
         "release": str(view.release) or None,
         "exempt_bps": view.exempt_bps,
         "altnames": list(view.altnames),
+        "counter_refresh_s": None if view.counter_refresh_ns is None else view.counter_refresh_ns / NS_PER_SECOND,
         "bypass_bps": view.bypass_bps,
         "shaped": None
         if stats is None

@@ -131,6 +131,12 @@ LINK_FAMILIES: Final = (
         lambda link, _: [(name, 1 if link.phase is phase else 0) for phase, name in _PHASES],
         "phase",
     ),
+    LinkFamily(
+        "interface_counter_refresh_seconds",
+        "gauge",
+        "How often the driver refreshes the link's counter; present once it is known to be seldom.",
+        lambda link, _: (("", link.counter_refresh_ns / NS_PER_SECOND),) if link.counter_refresh_ns is not None else (),
+    ),
     LinkFamily("interface_limit_bytes_per_second", "gauge", "Rate of the limit in the kernel, as read back.", _limit),
     LinkFamily("shaped_bytes_total", "counter", "Bytes that the shaped classes have sent.", _shaped("sent_bytes")),
     LinkFamily("shaped_drops_total", "counter", "Packets that the shaped classes have dropped.", _shaped("drops")),

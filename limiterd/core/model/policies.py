@@ -12,6 +12,7 @@ from typing import Final
 
 from limiterd.core.keys import Section, key
 from limiterd.core.kinds import (
+    NULL,
     Choice,
     Factor,
     Glob,
@@ -253,6 +254,15 @@ class Policy:
     )
     limit: Limit = field(default=Limit(), metadata=key("limit", Section(Limit), label=""))
     release: Release = field(default=Release(), metadata=key("release", Section(Release)))
+    counter_refresh_ns: int | None = field(
+        default=None,
+        metadata=key(
+            "counter_refresh",
+            Maybe(duration(zero=True), absent="that of sampling", words=(NULL,)),
+            "for the links of this policy alone; null: `sampling.counter_refresh`",
+            allowed="less than `sampling.max_gap`",
+        ),
+    )
     foreign_qdisc: ForeignQdisc = field(
         default=ForeignQdisc.REFUSE,
         metadata=key(

@@ -61,6 +61,7 @@ class FaultReason(StrEnum):
     FIGHT = "fight"
     NO_ANSWER = "no_answer"
     BYPASS = "bypass"
+    LAZY_COUNTER = "lazy_counter"
     OTHER = "other"
 
 

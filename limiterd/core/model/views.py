@@ -52,6 +52,7 @@ class LinkView:
     policy_limit_bps: int = 0
     by: str = ""
     altnames: tuple[str, ...] = ()
+    counter_refresh_ns: int | None = None
     exempt_bps: int | None = None
     bypass_bps: int | None = None
 
