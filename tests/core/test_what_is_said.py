@@ -34,6 +34,8 @@ LINK = [
     "by",
     "release",
     "exempt_bps",
+    "altnames",
+    "counter_refresh_s",
     "bypass_bps",
     "shaped",
 ]
