@@ -33,6 +33,7 @@ from limiterd.core.model import (
     StrikeRecord,
 )
 from limiterd.core.policy import Effective, effective, literal_names, matches, override_state
+from limiterd.core.stacking import lower_of, upper_of
 from limiterd.core.state import LinkKey, State, key_of
 from limiterd.core.units import NS_PER_SECOND, format_wall
 
@@ -304,6 +305,10 @@ def build(shot: StatusSnapshot) -> Status:
     rates = _rates(shot.newest, shot.oldest)
     links = [] if shot.newest is None else [link for link in shot.newest.links if link.name in shot.effective]
     views = [_link_view(shot, link, rates[link.name]) for link in links]
+    lower = lower_of(shot.newest.links if shot.newest is not None else ())
+    if lower:
+        upper = upper_of(lower)
+        views = [replace(v, lower=lower.get(v.interface, ()), upper=upper.get(v.interface, ())) for v in views]
     views.extend(_absent(shot, rates))
     faults = [view.fault for view in shot.limit_states.values() if view.fault is not None]
     grave = {(fault.interface, fault.reason) for fault in faults}
@@ -360,6 +365,8 @@ def link_document(view: LinkView) -> dict[str, object]:
         "release": str(view.release) or None,
         "exempt_bps": view.exempt_bps,
         "altnames": list(view.altnames),
+        "lower": list(view.lower),
+        "upper": list(view.upper),
         "counter_refresh_s": None if view.counter_refresh_ns is None else view.counter_refresh_ns / NS_PER_SECOND,
         "bypass_bps": view.bypass_bps,
         "shaped": None

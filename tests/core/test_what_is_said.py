@@ -35,6 +35,8 @@ LINK = [
     "release",
     "exempt_bps",
     "altnames",
+    "lower",
+    "upper",
     "counter_refresh_s",
     "bypass_bps",
     "shaped",

@@ -53,6 +53,8 @@ class LinkView:
     by: str = ""
     altnames: tuple[str, ...] = ()
     counter_refresh_ns: int | None = None
+    lower: tuple[str, ...] = ()
+    upper: tuple[str, ...] = ()
     exempt_bps: int | None = None
     bypass_bps: int | None = None
 
