@@ -45,7 +45,6 @@ STAYS: dict[str, tuple[dict[str, Any], tuple[Override, ...], int]] = {
 """What was changed while no daemon ran: fields of the policy, overrides; and the rate that is due."""
 
 GOES: dict[str, tuple[dict[str, Any], tuple[Override, ...]]] = {
-    "observe": ({"mode": PolicyMode.OBSERVE}, ()),
     "unmatched": ({"interfaces": ("wlan*",)}, ()),
     "exempt override": ({}, (EXEMPT,)),
     "threshold override": ({}, (replace(RAISED, limit_bps=None, threshold_bps=2_000 * MBIT),)),
@@ -102,12 +101,30 @@ def test_a_limit_stays_and_becomes_as_wanted(place: tuple[TcPort, Link], change:
 @pytest.mark.parametrize("journal", [True, False])
 @pytest.mark.parametrize("change", GOES)
 def test_a_limit_goes_where_none_is_due_any_more(place: tuple[TcPort, Link], change: str, *, journal: bool) -> None:
-    """Observed, unmatched or lifted by an override meanwhile: released at the start, and the link's own root is back."""
+    """Unmatched or lifted by an override meanwhile: released at the start, and the link's own root is back."""
     kernel, link = place
     (before,) = kernel.read([link.ifindex]).values()
     left = held(place, journal=journal)
     fields, overrides = GOES[change]
     second = Driver(kernel, link, policy=replace(POLICY, **fields), overrides=overrides, journal=left)
+    second.until_free()
+    (after,) = kernel.read([link.ifindex]).values()
+    assert after.root == before.root
+    assert second.state.journal().decisions == ()
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_observe_leaves_it_until_an_operator_releases_it(place: tuple[TcPort, Link], *, journal: bool) -> None:
+    """Observed meanwhile: the limit stays as it is, in fault; a release takes it, and the link's own root is back."""
+    kernel, link = place
+    (before,) = kernel.read([link.ifindex]).values()
+    left = held(place, journal=journal)
+    (limited,) = kernel.read([link.ifindex]).values()
+    second = Driver(kernel, link, policy=replace(POLICY, mode=PolicyMode.OBSERVE), journal=left)
+    assert phase(second) == (Phase.FAULT, None)
+    (after,) = kernel.read([link.ifindex]).values()
+    assert (after.root, after.tree) == (limited.root, limited.tree)
+    second.release()
     second.until_free()
     (after,) = kernel.read([link.ifindex]).values()
     assert after.root == before.root
