@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from limiterd.core.model import Link
+from limiterd.core.model import Link, Phase, Status
 
 _BOUND: Final = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec"})
 _TUNNELS: Final = frozenset({"gre", "gretap", "erspan", "ip6gre", "ip6gretap", "ip6erspan", "ipip", "sit", "ip6tnl", "vxlan"})
@@ -36,3 +36,17 @@ def upper_of(lower: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ..
         for one in names:
             found.setdefault(one, []).append(name)
     return {name: tuple(names) for name, names in found.items()}
+
+
+def still_limited(status: Status, interface: str) -> list[str]:
+    """What goes on limiting the bytes of a released link: what it sends through, and what sends through it."""
+    links = {view.interface: view for view in status.links}
+    view = links.get(interface)
+    near = () if view is None else (*view.lower, *view.upper)
+    limited = [links[name] for name in near if name in links and links[name].phase is Phase.LIMITED]
+    return [
+        f"{other.interface}, which {interface} sends through, still limits it: limiterctl release {other.interface} --reason …"
+        if view is not None and other.interface in view.lower
+        else f"{other.interface}, which sends through {interface}, is still limited itself"
+        for other in limited
+    ]

@@ -35,6 +35,7 @@ from limiterd.core.policy import (
     why_before,
 )
 from limiterd.core.rule_changes import describe, override_line, terms
+from limiterd.core.stacking import still_limited
 from limiterd.core.units import exact_rate, exact_wall, format_rate, parse_wall
 from limiterd.daemon.actor import Actor, at_host, by
 from limiterd.daemon.durability import Act, Durability
@@ -147,7 +148,8 @@ class Approvals:
                 f"override {record.id}: expires: {ended} is past already, so it would do nothing", exit_code=EXIT_USAGE
             )
         judge(record, rules, wall_ns, self._daemon.reloading.theirs)
-        links = {view.interface: view.altnames for view in self._daemon.status().links}
+        status = self._daemon.status()
+        links = {view.interface: view.altnames for view in status.links}
         in_force_on, met = _reach(record, rules, links, wall_ns)
         self.overrides.add(record)
         after = self._daemon.reloading.with_records((*rules.overrides, record), self.overrides.texts())
@@ -164,6 +166,7 @@ class Approvals:
         warnings = [remark.removeprefix(f"{OWN}: ") for remark in unwatched(record, rules, wall_ns, aliases)] + met
         if not warnings and not in_force_on and override_state(record, rules.host, wall_ns) == OverrideState.ACTIVE:
             warnings = [f"override {record.id}: no watched link matches it now"]
+        warnings += [text for name in in_force_on for text in still_limited(status, name)][:_MOST_WARNINGS]
         return {"changes": list(changes), "warnings": warnings, "in_force_on": in_force_on}
 
     def revoke(self, identifier: str, reason: str, actor: str) -> object:

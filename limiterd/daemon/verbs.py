@@ -16,8 +16,9 @@ from limiterd import json_codec as jsonsafe
 from limiterd.core import commands, explain
 from limiterd.core.commands import where_to_look
 from limiterd.core.errors import EXIT_USAGE, PeerError
-from limiterd.core.model import LinkView, Now, Phase, Rules, Status
+from limiterd.core.model import LinkView, Now, Rules, Status
 from limiterd.core.policy import effective
+from limiterd.core.stacking import still_limited
 from limiterd.core.state import Output, State
 from limiterd.core.status import document, fault_document, link_document, override_document
 from limiterd.core.units import NS_PER_SECOND, PPM, parse_wall
@@ -204,22 +205,8 @@ def _release(daemon: DaemonPort, asked: m.Release, actor: Actor) -> Data:
     return {
         "links": [link_document(view) for view in daemon.status().links if interface in ("", view.interface)],
         "message": [f"{name}: not limited any more when it returns" for name in absent]
-        + _still_limited(daemon.status(), interface),
+        + still_limited(daemon.status(), interface),
     }
-
-
-def _still_limited(status: Status, interface: str) -> list[str]:
-    """What goes on limiting the bytes of a released link: what it sends through, and what sends through it."""
-    links = {view.interface: view for view in status.links}
-    view = links.get(interface)
-    near = () if view is None else (*view.lower, *view.upper)
-    limited = [links[name] for name in near if name in links and links[name].phase is Phase.LIMITED]
-    return [
-        f"{other.interface}, which {interface} sends through, still limits it: limiterctl release {other.interface} --reason …"
-        if view is not None and other.interface in view.lower
-        else f"{other.interface}, which sends through {interface}, is still limited itself"
-        for other in limited
-    ]
 
 
 def _pause(daemon: DaemonPort, asked: m.Pause, actor: Actor) -> Data:

@@ -22,6 +22,9 @@ def test_a_release_names_what_still_limits(pair: Pair, tmp_path: Path) -> None:
         assert (daemon.link("eth1")["lower"], daemon.link("eth0")["upper"]) == (["eth0"], ["eth1"])
         (message,) = daemon.ask("release", interface="eth1", reason="test")["message"]
         assert message.startswith("eth0, which eth1 sends through, still limits it")
+        record = {"id": "R", "interfaces": ["eth1"], "action": "exempt", "expires": "never", "approved_by": "o", "reason": "t"}
+        assert message in daemon.ask("override.add", record=record)["warnings"]
+        daemon.ask("override.revoke", id="R", reason="test")
         daemon.ask("limit", interface="eth1", reason="test")
         (message,) = daemon.ask("release", interface="eth0", reason="test")["message"]
         assert message == "eth1, which sends through eth0, is still limited itself"
