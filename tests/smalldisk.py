@@ -28,7 +28,7 @@ def on_tmpfs(directory: Path, function: Callable[..., T], *arguments: Any, optio
 
     function must be found by import (a test module's own function); arguments and result must pickle.
     """
-    mount = 'mount -t tmpfs -o "$1" limiterd-test "$2" && shift 2 && exec "$@"'
+    mount = 'mount -t tmpfs -o "mode=700,$1" limiterd-test "$2" && shift 2 && exec "$@"'
     command = [*needs.private_mounts(), "sh", "-c", mount, "sh", options, str(directory)]
     told = pickle.dumps(sys.path) + pickle.dumps((function, (directory, *arguments)))
     done = subprocess.run([*command, sys.executable, "-c", _CHILD], input=told, capture_output=True, timeout=60, check=False)
@@ -52,8 +52,8 @@ def fill(directory: Path) -> Path:
 
 
 def remount(directory: Path, options: str) -> None:
-    """Change the mount's options ("ro", "rw")."""
-    subprocess.run(["mount", "-o", f"remount,{options}", str(directory)], check=True, capture_output=True)
+    """Change the mount's options ("ro", "rw"): the mount's own, which root of a user namespace may change as well."""
+    subprocess.run(["mount", "-o", f"remount,bind,{options}", str(directory)], check=True, capture_output=True)
 
 
 def use_up_inodes(directory: Path) -> list[Path]:

@@ -145,7 +145,7 @@ def observer(end: End, home: Path) -> Iterator[Rig]:
         made.config.write_text(
             made.config.read_text().replace("['eth*']", "['obs*'], mode: observe") + f"metrics: {{listen: '{end.v4}:9817'}}\n"
         )
-        mount = 'mount -t tmpfs -o size=128k limiterd-test "$1" && shift && exec "$@"'
+        mount = 'mount -t tmpfs -o mode=700,size=128k limiterd-test "$1" && shift && exec "$@"'
         alone = [*needs.private_mounts(), "sh", "-c", mount, "sh", str(made.state)]
         made.prefix = [*alone, "setpriv", "--bounding-set", "-net_admin"]
         yield made

@@ -175,6 +175,7 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "wall clock ± 1 year": (
             f"{HERE}/test_time.py::test_a_wall_clock_that_steps_a_year",
             f"{HERE}/test_time.py::test_an_override_follows_the_wall_clock_both_ways",
+            f"{HERE}/test_time.py::test_a_step_of_the_wall_clock_is_told_once",
         ),
         "CPU starvation": (
             f"{HERE}/test_time.py::test_a_starved_processor",
@@ -195,6 +196,7 @@ CATALOGUE: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "configuration invalid at a start": (f"{HERE}/test_files.py::test_an_invalid_configuration_at_the_start",),
         "1 000 SIGHUPs": (f"{HERE}/test_files.py::test_a_storm_of_sighup",),
         "SIGHUP during an apply": (f"{HERE}/test_files.py::test_sighup_during_an_apply",),
+        "SIGUSR1 and SIGUSR2": (f"{HERE}/test_time.py::test_a_signal_for_log_rotation_is_ignored",),
         "files gone": (f"{HERE}/test_files.py::test_files_that_are_gone",),
         "disk full (64 KiB), read-only, without inodes": (
             f"{HERE}/test_files.py::test_a_disk_that_takes_nothing",

@@ -84,7 +84,7 @@ def test_files_that_are_gone(pair: Pair, tmp_path: Path) -> None:
         assert daemon.phase() == "limited"
 
 
-MOUNT: Final = 'mount -t tmpfs -o "$1" limiterd-test "$2" && shift 2 && exec "$@"'
+MOUNT: Final = 'mount -t tmpfs -o "mode=700,$1" limiterd-test "$2" && shift 2 && exec "$@"'
 
 
 def small_disk(daemon: Rig, options: str) -> Callable[[], Path]:

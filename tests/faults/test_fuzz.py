@@ -154,6 +154,7 @@ class Played:
 def reader(dumps: Mapping[str, list[bytes]]) -> TcKernel:
     """A TcKernel on played dumps."""
     kernel = object.__new__(TcKernel)
+    kernel._readings_until_dump = 0
     kernel._socket = Played(dumps)  # type: ignore[assignment]  # the two methods that reading uses
     return kernel
 

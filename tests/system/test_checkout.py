@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,10 @@ def checkout(place: Path, uid: int, umask: int) -> Path:
     for path in (place, *place.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         os.chown(path, uid, uid)
-    (place / ".venv").symlink_to(VENV)
+    own = place / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", own], check=True)
+    (packages,) = own.glob("lib/python*/site-packages")
+    (packages / "checkout.pth").write_text(f"{place}\n{sysconfig.get_path('purelib')}\n")  # ours, then what it needs
     return place
 
 
