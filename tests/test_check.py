@@ -127,8 +127,8 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             f"limiterctl check {one.name}": partial(cli.main, ["check", str(one), "--config", str(running.path)]) for one in also
         }
         acts["limiterctl check"] = partial(cli.main, ["check", "--config", str(path)])
-        acts["limiterd --check"] = partial(daemon._run, str(path), check=True, cleanup=False)
-        acts["limiterd"] = partial(daemon._run, str(path), check=False, cleanup=False)
+        acts["limiterd --check"] = partial(daemon._run, str(path), check=True, cleanup=False, keep_decisions=False)
+        acts["limiterd"] = partial(daemon._run, str(path), check=False, cleanup=False, keep_decisions=False)
         verdicts = {name: exit_of(act) for name, act in acts.items()}
         running.reloading._path = str(path)
         running.rules = Rules(config=running.rules.config, host="h")

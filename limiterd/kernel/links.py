@@ -192,11 +192,13 @@ def _link_from(base: Link, found: dict[int, memoryview], *, up: bool) -> Link:
 def _relations(found: dict[int, memoryview], ifindex: int) -> dict[str, Any]:
     """What of a link may be absent altogether: further names, kind, what it is bound to, what it is a port of."""
     properties = attr_list(found.get(_IFLA_PROP_LIST, b""))
-    kind = attrs(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND)
-    bound_to = 0 if _IFLA_LINK_NETNSID in found else _u32(found, _IFLA_LINK, 0)
+    info = attrs(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND)
+    kind = "" if info is None else text_of(info)
+    elsewhere = _IFLA_LINK_NETNSID in found or kind == "veth"  # a veth is bound to nothing: its other end is named there
+    bound_to = 0 if elsewhere else _u32(found, _IFLA_LINK, 0)
     return {
         "altnames": tuple(text_of(payload) for number, payload in properties if number == _IFLA_ALT_IFNAME),
-        "kind": "" if kind is None else text_of(kind),
+        "kind": kind,
         "link_ifindex": bound_to if bound_to != ifindex else 0,
         "master_ifindex": _u32(found, _IFLA_MASTER, 0),
     }

@@ -60,7 +60,7 @@ def test_another_size_under_a_standing_limit(lab: PrivateNet, pair: Pair, tmp_pa
         try:
             run(pair.near.namespace, change.split())
         except (FileNotFoundError, subprocess.CalledProcessError):
-            pytest.skip(f"not to be had here: {change}")
+            pytest.skip(f"this kernel has no such setting for eth0, or this machine no tool for it: {change}")
         flow = lab.tcp(pair.near, pair.far, streams=2)
         time.sleep(2)
         assert measured_bps(daemon.class_bytes, 2) >= 0.9 * 50 * MBIT

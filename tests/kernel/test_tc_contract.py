@@ -592,7 +592,7 @@ def test_restored_codel_times_read_back_as_they_were(limit: int, target: int, in
     [
         (
             ["qdisc add dev eth0 root handle 5: htb", "class add dev eth0 parent 5: classid 5:1 htb rate 1mbit"],
-            "htb 5: could not be restored exactly",
+            "htb 5: is not limiterd's and could not be restored exactly",
         ),
         (
             [

@@ -90,6 +90,7 @@ def test_records_of_other_hosts_cost_nearly_nothing(pair: Pair, tmp_path: Path) 
         assert more <= 2 * MIB, f"{more / MIB:.1f} MiB more"
 
 
+@pytest.mark.long
 def test_no_tick_is_late_while_they_are_read(pair: Pair, tmp_path: Path) -> None:
     """No tick comes later than an interval, beside a process that ticks and computes; only a calm machine can show it."""
     busy, cores = os.getloadavg()[0], os.cpu_count() or 1

@@ -65,6 +65,7 @@ def kinds() -> dict[str, Kind]:
         ("link", "gauge", (interface, "phase"), "interface_phase"),
         ("link", "counter", (interface, reason), "detections_total"),
         ("limited", "gauge", (interface,), "interface_limit_bytes_per_second shaped_backlog_bytes"),
+        ("lazy", "gauge", (interface,), "interface_counter_refresh_seconds"),
         ("limited", "counter", (interface,), "shaped_bytes_total shaped_drops_total shaped_overlimits_total"),
         ("released", "counter", (interface, reason), "limits_released_total"),
         ("refused", "counter", ("operation", "errno"), "kernel_errors_total"),
