@@ -117,8 +117,8 @@ soak: $(VENV)/.tools ## a real daemon under everything at once for MINUTES (3), 
 test-long: export LIMITERD_LONG := 1
 test-long: test ## the test suite with every case of its long lists
 
-coverage: $(VENV)/.tools ## the core's tests alone, every branch of limiterd/core taken
-	@$(PY) -m coverage run -m pytest -q tests/core $(PYTEST_ARGS)
+coverage: $(VENV)/.tools ## the tests of the core and of its rules alone: every branch of limiterd/core taken
+	@$(PY) -m coverage run -m pytest -q tests/core tests/test_config.py tests/test_check.py tests/test_config_docs.py tests/test_overrides.py $(PYTEST_ARGS)
 	$(PY) -m coverage report
 
 lint: $(VENV)/.tools ## ruff: rules and format
