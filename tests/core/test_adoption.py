@@ -143,6 +143,47 @@ def test_what_was_left_and_is_deleted_by_hand_is_over() -> None:
     assert world.told(EventKind.WOULD_LIMIT)
 
 
+def test_half_a_limit_that_was_left_and_is_deleted_by_hand_is_over_too() -> None:
+    """Without a decision nothing is told as released."""
+    world = limited(journal=False)
+    world.kernel.by_hand([Action(ActionKind.DELETE_CLASS, 2, "eth0", 0x1D1D0020)])
+    world.rules = rules_of(observing())
+    world.boot()
+    world.run(1)
+    world.kernel.by_hand([Action(ActionKind.DELETE_ROOT, 2, "eth0", 0x1D1D0000)])
+    world.touch()
+    world.run(0.2)
+    assert world.view().phase is Phase.CONFORMING
+    assert not world.told(EventKind.RELEASED)
+
+
+def test_another_reload_under_observe_leaves_it_still() -> None:
+    """Only a policy that enforces, or none, takes up what was left."""
+    world = limited()
+    world.rules = rules_of(observing())
+    world.boot()
+    world.run(1)
+    sent = len(world.kernel.sent)
+    world.reload(rules_of(replace(observing(), name="watched-only")))
+    world.run(1)
+    assert len(world.kernel.sent) == sent
+    assert world.view().phase is Phase.FAULT
+
+
+def test_half_a_limit_that_is_not_read_at_the_reload_is_taken_up_when_it_is() -> None:
+    """What the kernel shows is never assumed: the tree is looked at again before anything is done."""
+    world = limited(journal=False)
+    world.kernel.by_hand([Action(ActionKind.DELETE_CLASS, 2, "eth0", 0x1D1D0020)])
+    world.rules = rules_of(observing())
+    world.boot()
+    world.run(1)
+    world.state.tc.pop(2)
+    world.reload(rules_of())
+    world.touch()
+    world.run(1)
+    assert world.root() == "noqueue 0:"
+
+
 def test_observe_after_a_reboot_forgets_the_decision() -> None:
     """Nothing stands after a reboot: the decision of the earlier policy is over, and told so."""
     world = limited()
@@ -378,3 +419,32 @@ def test_a_fight_with_another_limiterd_is_one_sentence() -> None:
     text = faults(world)
     assert "(set to 1 Tbit/s instead of 20 Mbit/s); another limiterd?" in text or "(set to 1tbit instead of 20mbit)" in text
     assert "wanted" not in text
+
+
+def test_a_fight_over_the_lifeline_tells_what_was_changed() -> None:
+    """Where the limit's own rate is untouched nobody is suspected by name."""
+    world = limited()
+    world.boot()
+    for _ in range(8):
+        htb = world.kernel.links[2].htb
+        assert htb is not None
+        htb.classes[0x1D1D0010] = replace(htb.classes[0x1D1D0010], rate_bps=8 * MBIT)
+        world.touch()
+        world.run(0.2)
+    assert "was undone" in faults(world)
+    assert "another limiterd" not in faults(world)
+
+
+def test_a_tree_that_is_wanted_anew_and_stands_already_waits_for_a_reading() -> None:
+    """A wanted tree that equals the standing one is nothing to do, and old counters tell nothing of traffic that passes by."""
+    world = World()
+    world.fire()
+    world.run(0.1)
+    limit_state = world.state.limit_states["eth0"]
+    assert limit_state.tree_wanted is not None
+    limit_state.fresh = False
+    limit_state.tree_wanted = replace(limit_state.tree_wanted)
+    sent = len(world.kernel.sent)
+    world.tick()
+    assert len(world.kernel.sent) == sent
+    assert world.view().phase is Phase.LIMITED

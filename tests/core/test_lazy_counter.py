@@ -157,3 +157,18 @@ def test_a_key_for_one_policy_leaves_the_others_alone() -> None:
     assert world.state.counters.epochs["reload"] - before.get("reload", 0) == 1
     assert world.state.detector.refresh_ns("eth0")[1] == SECOND
     assert world.state.detector.refresh_ns("eth1")[1] == 0
+    world.reload(
+        rules_of(replace(POLICY, interfaces=("eth0",)), replace(POLICY, name="other", interfaces=("eth1",))),
+    )
+    world.run(1)
+    assert world.state.detector.refresh_ns("eth0")[1] == 0
+
+
+def test_a_reload_while_the_link_is_away_says_nothing_of_it() -> None:
+    """What is known of its counter is kept for its return."""
+    world = World()
+    lazy(world, 30)
+    world.remove("eth0")
+    world.run(1)
+    world.reload(rules_of(replace(POLICY, interfaces=("*",))))
+    assert build(world.frame()).faults == ()

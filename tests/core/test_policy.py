@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from limiterd.core.model import Config, Detect, Guard, Limit, Override, OverrideAction, Policy, Rules
 from limiterd.core.policy import (
     effective,
+    entries_for,
     host_matches,
     is_glob,
     literal_names,
@@ -280,3 +281,10 @@ def test_what_is_a_glob() -> None:
         True,
         False,
     ]
+
+
+@given(st.text(st.sampled_from("!*?[]ae0"), min_size=1, max_size=5), st.text(st.sampled_from("!*?[]ae0"), min_size=1, max_size=5))
+def test_entries_for_a_name_match_it_alone(name: str, other: str) -> None:
+    """Whatever signs a link's name holds, an approval's entries match that link and no other."""
+    assert matches(entries_for(name), name)
+    assert matches(entries_for(name), other) == (other == name)

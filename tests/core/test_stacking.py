@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from limiterd.core.model import Link
-from limiterd.core.stacking import lower_of, upper_of
+from limiterd.core.model import Link, Phase
+from limiterd.core.stacking import lower_of, still_limited, upper_of
+from tests import statuses
 from tests.world import World
 
 LINKS = (
@@ -34,3 +35,21 @@ def test_status_says_it() -> None:
     world.tick()
     assert world.view("eth0").upper == ("eth0.5",)
     assert world.view("eth0.5").lower == ("eth0",)
+
+
+def test_what_still_limits_the_bytes_of_a_released_link_is_named() -> None:
+    """The link below, with the command that releases it, and the link above; a conforming neighbour is no news."""
+    status = replace(
+        statuses.quiet(),
+        links=(
+            statuses.link("eth0", Phase.LIMITED, upper=("mac0",)),
+            statuses.link("mac0", lower=("eth0",), upper=("mac1", "mac2", "gone")),
+            statuses.link("mac1", Phase.LIMITED),
+            statuses.link("mac2"),
+        ),
+    )
+    assert still_limited(status, "mac0") == [
+        "eth0, which mac0 sends through, still limits it: limiterctl release eth0 --reason …",
+        "mac1, which sends through mac0, is still limited itself",
+    ]
+    assert still_limited(status, "eth9") == []
