@@ -78,6 +78,14 @@ CHANGE: Final = {
     "uninstall-service": ("--root", "TREE"),
 }
 """Verbs that change something."""
+SEEN_BY_SERVICES: Final = """\
+import sys
+from limiterd.cli import main
+from limiterd.ctl import install_service
+install_service.HIDDEN_FROM_SERVICE = ()
+sys.exit(main())
+"""
+"""limiterctl, wherever this checkout is: services see neither /tmp nor /home."""
 NEITHER: Final = {"status --nonsense": (), "check BAD": (), "explain": ("eth0", "--socket", "/none")}
 """What ends with another code than 0."""
 
@@ -123,8 +131,7 @@ def command_line(words: str, arguments: tuple[str, ...], places: dict[str, str])
     helping = {"--help", "--version"} & set(whole)
     return [
         sys.executable,
-        "-m",
-        "limiterd.cli",
+        *(("-c", SEEN_BY_SERVICES) if words == "install-service" else ("-m", "limiterd.cli")),
         *whole,
         *([] if helping or "--socket" in whole else ["--socket", places["SOCKET"]]),
     ]
